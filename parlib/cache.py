@@ -1,0 +1,133 @@
+"""Where results live on disk: content-addressed keys, atomic writes, locks."""
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PINNED = ("torch", "open_clip_torch", "numpy", "pillow")
+# These modules store, draw or schedule; they cannot change a weight or a metric.
+_NOT_SCIENCE = {"cache", "params", "plots", "publish", "records", "report", "run"}
+
+
+def cache_dir() -> Path:
+    """Folder of weights and rendered scenes: PAR_CACHE, else ~/.cache/par."""
+    return Path(os.environ.get("PAR_CACHE", "~/.cache/par")).expanduser().resolve()
+
+
+def digest(*parts) -> str:
+    """sha256 (64 hex digits) of JSON-able values and tensors (by their bytes), in order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            sha.update(json.dumps(part, sort_keys=True).encode() + b"\0")
+    return sha.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (64 hex digits) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on, without local suffixes such as +cpu."""
+    return {name: version(name).split("+")[0] for name in PINNED}
+
+
+def code_fingerprint(*modules: str) -> str:
+    """sha256 of what these parlib modules, and those they import, compute.
+
+    Comments, docstrings and layout don't count: mending a sentence must not cost hours of training.
+    """
+    seen: dict[str, str] = {}
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        if name in seen or name in _NOT_SCIENCE:
+            continue
+        tree = ast.parse((ROOT / "parlib" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("parlib."):
+                todo.append(node.module.split(".")[1])
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                node.value.value = ""
+        seen[name] = ast.dump(tree)
+    return digest(sorted(seen.items()))
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path`, moved onto it on success and removed on failure.
+
+    Raises OSError, naming the path, when the folder is full or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; free some space or name another folder") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of folder `path`, moved to it on success and removed on failure."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; free some space or name another folder") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool, doing: str) -> Iterator[None]:
+    """Hold `path` as a lock file among processes; it is freed when its holder dies.
+
+    wait: whether to wait for the other holder, or else raise RuntimeError, which names what it does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if not wait:
+                raise RuntimeError(f"{holder} is at work on this already; wait for it or stop it") from None
+            print(f"waiting for {holder}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} ({doing})")
+        file.flush()
+        yield
