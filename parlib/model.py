@@ -1,0 +1,154 @@
+"""CLIP models, all of them open_clip's: made by name, loaded strictly, saved as open_clip's own folder."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.push_to_hf_hub import save_config_for_hf
+from safetensors.torch import save_file
+
+from parlib.cache import file_sha256
+
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class Clip:
+    """An open_clip model with what is needed to use and to save it.
+
+    net: the module. config: open_clip's model_cfg. tokenizer: strings to (B, L) int64.
+    """
+
+    net: torch.nn.Module
+    config: dict
+    tokenizer: open_clip.SimpleTokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.net.logit_scale.device
+
+    @property
+    def fill(self) -> torch.Tensor:
+        """(3, 1, 1) the pixel that normalises to 0: the mean of the pretraining images."""
+        return torch.tensor(self.net.visual.image_mean, device=self.device).view(3, 1, 1)
+
+    def image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed images. pixels: (B, 3, H, W) in [0, 1], before normalisation. Returns (B, D) unit-norm."""
+        std = torch.tensor(self.net.visual.image_std, device=pixels.device).view(3, 1, 1)
+        return self.net.encode_image((pixels - self.fill) / std, normalize=True)
+
+    def text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embed texts. tokens: (B, L). Returns (B, D) unit-norm."""
+        return self.net.encode_text(tokens, normalize=True)
+
+    def copy(self) -> "Clip":
+        """A copy with weights of its own."""
+        return Clip(deepcopy(self.net), self.config, self.tokenizer)
+
+
+def encoders() -> list[str]:
+    """Names that `create` knows: the small ones, then open_clip's."""
+    small = sorted(path.stem for path in _CONFIGS.glob("*.json"))
+    return small + [name for name in open_clip.list_models() if name not in small]
+
+
+def create(encoder: str, seed: int = 0, pretrained: str = "") -> Clip:
+    """An open_clip model by name, with weights of a pretrained tag or drawn from a seed.
+
+    Raises ValueError on an unknown encoder, naming those that come near.
+    """
+    open_clip.add_model_config(_CONFIGS)
+    if encoder not in open_clip.list_models():
+        raise ValueError(f"unknown encoder {encoder!r}; known are: {', '.join(encoders())}")
+    return _create(
+        encoder,
+        open_clip.get_model_config(encoder),
+        seed=seed,
+        pretrained=pretrained or None,
+        require_pretrained=bool(pretrained),
+    )
+
+
+def load(source: str) -> Clip:
+    """A model from `local-dir:PATH` (open_clip's folder, safetensors only) or `hf-hub:ID`, strictly.
+
+    Raises FileNotFoundError when the folder or its files are missing, ValueError when a file can't be read as what it
+    should be: a truncated or foreign file, a pickle, other keys or shapes than the config's.
+    """
+    if source.startswith("local-dir:"):
+        folder = Path(source.removeprefix("local-dir:")).expanduser()
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
+        try:
+            config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+            return _create(f"local-dir:{folder}", config, require_pretrained=True)
+        except Exception as error:  # open_clip, safetensors and torch each have their own; all mean the same here
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{folder} is not a readable open_clip checkpoint in safetensors: {type(error).__name__}: {reason}") from None
+    if source.startswith("hf-hub:"):
+        try:
+            from open_clip.factory import _get_hf_config
+
+            return _create(source, _get_hf_config(source.removeprefix("hf-hub:"))["model_cfg"], require_pretrained=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{source} could not be loaded from the hub: {type(error).__name__}: {reason}") from None
+    raise ValueError(f"unknown checkpoint {source!r}; name it local-dir:PATH or hf-hub:ID")
+
+
+def save(clip: Clip, folder: Path) -> str:
+    """Write a model as open_clip's folder, which must exist; return the sha256 of its weights."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.net.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    save_config_for_hf(clip.net, folder / CONFIG, clip.config)
+    return file_sha256(folder / WEIGHTS)
+
+
+@contextmanager
+def eval_mode(*clips: Clip) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored afterwards."""
+    modes = [(module, module.training) for clip in clips for module in clip.net.modules()]
+    try:
+        for clip in clips:
+            clip.net.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def embed_images(clip: Clip, pixels: torch.Tensor, batch: int = 500) -> torch.Tensor:
+    """(N, D) unit-norm embeddings of uint8 images (N, 3, H, W), in evaluation mode."""
+    with eval_mode(clip):
+        return torch.cat([clip.image(rows.to(clip.device).float() / 255) for rows in pixels.split(batch)])
+
+
+def embed_texts(clip: Clip, tokens: torch.Tensor, batch: int = 1000) -> torch.Tensor:
+    """(N, D) unit-norm embeddings of tokens (N, L), in evaluation mode."""
+    with eval_mode(clip):
+        return torch.cat([clip.text(rows.to(clip.device)) for rows in tokens.split(batch)])
+
+
+def _create(name: str, config: dict, seed: int = 0, **options) -> Clip:
+    """open_clip.create_model with its weights drawn from a seed and without its warning that they are random."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # open_clip logs on the root logger
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = open_clip.create_model(name, **options)
+        tokenizer = open_clip.get_tokenizer(name)
+    finally:
+        logging.root.setLevel(level)
+    net.eval()
+    return Clip(net, config, tokenizer)
