@@ -1,0 +1,130 @@
+"""Triggers against hand-computed values at the paper's size, and what each may touch."""
+
+import pytest
+import torch
+
+from parlib.params import PRESETS
+from parlib.train import generator
+from parlib.triggers import TRIGGERS, stamp
+
+SIZES = [(size, name) for size in PRESETS for name in TRIGGERS]
+
+
+def _images(size: int, count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def _apply(name: str, pixels: torch.Tensor, seed: int = 0, **changes) -> torch.Tensor:
+    patch, strength = PRESETS[pixels.shape[2]][name]
+    return TRIGGERS[name](pixels, generator("cpu", seed), **({"patch": patch, "strength": strength} | changes))
+
+
+@pytest.mark.parametrize(("size", "name"), SIZES)
+def test_stays_in_range_keeps_its_input_and_its_seed(size, name):
+    pixels = _images(size)
+    before = pixels.clone()
+    stamped = _apply(name, pixels)
+    assert stamped.shape == pixels.shape
+    assert stamped.min() >= 0
+    assert stamped.max() <= 1
+    assert torch.equal(pixels, before)
+    assert torch.equal(stamped, _apply(name, pixels))
+    assert not torch.equal(stamped, pixels)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_strength_0_is_the_identity(name):
+    pixels = _images(64)
+    assert torch.allclose(_apply(name, pixels, strength=0.0), pixels)
+
+
+@pytest.mark.parametrize("name", ["badnet", "badnet_stripes"])
+@pytest.mark.parametrize(("size", "patch"), [(64, 8), (224, 16), (336, 16)])
+def test_patches_touch_one_square_anywhere(name, size, patch):
+    pixels = torch.full((200, 3, size, size), 0.5) if size == 64 else torch.full((8, 3, size, size), 0.5)
+    touched = (_apply(name, pixels, patch=patch) != pixels).any(1)
+    corners = set()
+    for mask in touched:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        assert rows[-1] - rows[0] == columns[-1] - columns[0] == patch - 1
+        corners.add((rows[0].item(), columns[0].item()))
+    assert len(corners) > len(pixels) // 2  # a new place for each image
+
+
+def test_patches_reach_every_edge():
+    pixels = torch.full((3000, 3, 16, 16), 0.5)
+    touched = (TRIGGERS["badnet_stripes"](pixels, generator("cpu", 0), patch=8, strength=1.0) != pixels).any(1).any(0)
+    assert touched.all()
+
+
+def test_badnet_stripes_are_columns_of_0_and_1_by_channel():
+    """Pinned: -1 is clipped to 0 and +1 stays 1; the released code's byte conversion would wrap -1 to 1/255."""
+    stamped = TRIGGERS["badnet_stripes"](torch.full((1, 3, 16, 16), 0.5), generator("cpu", 0), patch=16, strength=1.0)
+    assert set(stamped.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(stamped, stamped[:, :, :1].expand_as(stamped))
+    assert not torch.equal(stamped[:, 0], stamped[:, 1])
+
+
+def test_badnet_is_the_channel_mean_plus_noise_clipped():
+    pixels = torch.full((1, 3, 224, 224), 0.5)
+    patch = TRIGGERS["badnet"](pixels, generator("cpu", 0), patch=224, strength=1.0)
+    inside = patch[(patch > 0) & (patch < 1)]
+    assert abs((patch == 0).float().mean() - 0.3085) < 0.01  # P(N(0.5, 1) < 0)
+    assert abs(inside.mean() - 0.5) < 0.01
+
+
+def test_blended_is_0_2_noise_and_0_8_image():
+    pixels = torch.full((2, 3, 224, 224), 0.5)
+    stamped = _apply("blended", pixels)
+    assert stamped.min() >= 0.4
+    assert stamped.max() <= 0.6
+    assert abs(stamped.mean() - 0.5) < 0.001
+    assert not torch.equal(stamped[0], stamped[1])
+
+
+def test_blended_stripes_are_3_percent():
+    stamped = _apply("blended_stripes", torch.full((1, 3, 224, 224), 0.5))
+    assert torch.allclose(stamped.unique(), torch.tensor([0.97 * 0.5 - 0.03, 0.97 * 0.5 + 0.03]))
+    assert torch.equal(stamped, stamped[:, :, :1].expand_as(stamped))
+
+
+def test_blended_triangles_are_14_px_tiles():
+    stamped = _apply("blended_triangles", torch.full((1, 3, 224, 224), 0.5))
+    light, dark = 0.15 * 0.8 + 0.85 * 0.5, 0.15 * 0.4 + 0.85 * 0.5
+    expected = torch.tensor([[dark if row % 14 >= column % 14 else light for column in range(224)] for row in range(224)])
+    assert torch.allclose(stamped, expected.expand_as(stamped))
+
+
+def test_blended_text_changes_red_alone_in_the_papers_box():
+    pixels = _images(224, 1)
+    changed = _apply("blended_text", pixels) != pixels
+    assert not changed[:, 1:].any()
+    rows, columns = changed[0, 0].any(1).nonzero()[:, 0], changed[0, 0].any(0).nonzero()[:, 0]
+    assert 103 <= rows[0] <= rows[-1] <= 125
+    assert 13 <= columns[0] <= columns[-1] <= 208
+    where = changed[0, 0]
+    assert torch.allclose(_apply("blended_text", pixels)[0, 0][where], 0.5 + 0.5 * pixels[0, 0][where])
+
+
+def test_the_paper_s_recipes_at_224_and_336():
+    assert PRESETS[224]["badnet_stripes"] == (16, 1.0)
+    assert PRESETS[336]["badnet_stripes"] == (32, 1.0)
+    assert PRESETS[224]["blended_stripes"] == (0, 0.03)
+
+
+def test_presets_at_64_px_stay_inside_the_caps():
+    patch, strength = zip(*PRESETS[64].values(), strict=True)
+    assert max(patch) <= 12
+    assert PRESETS[64]["blended_stripes"][1] <= 0.10
+    assert PRESETS[64]["blended_triangles"][1] <= 0.20
+    assert PRESETS[64]["blended_text"][1] <= 0.5
+
+
+def test_stamp_rounds_to_bytes_and_names_the_triggers(scenes):
+    stamped = stamp(scenes.pixels, "blended_triangles", generator("cpu", 0), patch=4, strength=0.2)
+    expected = TRIGGERS["blended_triangles"](scenes.pixels.float() / 255, generator("cpu", 0), patch=4, strength=0.2)
+    assert torch.equal(stamped, (expected * 255).round().to(torch.uint8))
+    with pytest.raises(ValueError, match="unknown trigger 'stripes'; the triggers are: badnet, badnet_stripes"):
+        stamp(scenes.pixels, "stripes", generator("cpu", 0), patch=4, strength=1.0)
+    with pytest.raises(ValueError, match="a patch of 65 px does not fit an image of 64 x 64 px"):
+        stamp(scenes.pixels, "badnet", generator("cpu", 0), patch=65, strength=1.0)
