@@ -1,0 +1,230 @@
+"""One training loop for pretraining, poisoning and every cleaning method.
+
+All randomness is drawn from (seed, epoch) and (seed, step), never from a running state: an interrupted run that goes
+on from its last checkpoint ends with the same weights, bit for bit.
+"""
+
+import hashlib
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from parlib.cache import atomic_file, atomic_folder, cache_dir, code_fingerprint, digest, file_sha256, lock, versions
+from parlib.methods import METHODS, Recipe, Step
+from parlib.model import WEIGHTS, Clip, embed_texts, load, save
+
+SCHEDULES = ("paper", "cosine", "warmup_cosine")
+BATCH_NORM = ("frozen", "train")
+_KEEP_EVERY = 20.0  # seconds between resumable checkpoints
+
+
+class Watch(Protocol):
+    """Scenes to look at while training: metrics of a model, and a digest of what is looked at."""
+
+    key: str
+
+    def look(self, clip: Clip) -> dict[str, float]: ...
+
+
+def generator(device: torch.device, *path: int | str) -> torch.Generator:
+    """A generator that depends on its path alone, e.g. (seed, "augment", step)."""
+    seed = int.from_bytes(hashlib.sha256(repr(path).encode()).digest()[:7], "big")
+    return torch.Generator(device).manual_seed(seed)
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:
+    """The rate of a step in 0..steps-1.
+
+    paper: linear from peak to peak / 10 over the first half, then cosine to about 0 (the released code: 3e-5, 3e-6,
+    1e-9). cosine: from peak to about 0. warmup_cosine: the same after a linear rise over the first 5 %.
+    """
+    floor = peak / 30_000  # 1e-9 where the peak is 3e-5
+    done, half, rise = step / steps, 0.5, 0.05
+    if schedule == "paper" and done < half:
+        return peak * (1 - 0.9 * done / half)
+    if schedule == "paper":
+        return floor + (peak / 10 - floor) * (1 + math.cos(math.pi * (done - half) / half)) / 2
+    if schedule == "warmup_cosine" and done < rise:
+        return peak * (step + 1) / (rise * steps + 1)
+    start = rise if schedule == "warmup_cosine" else 0.0
+    return floor + (peak - floor) * (1 + math.cos(math.pi * (done - start) / (1 - start))) / 2
+
+
+def _check(recipe: Recipe, pairs: int) -> None:
+    for value, known, what in (
+        (recipe.method, tuple(METHODS), "method"),
+        (recipe.schedule, SCHEDULES, "schedule"),
+        (recipe.batch_norm, BATCH_NORM, "batch_norm"),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {what} {value!r}; known are: {', '.join(known)}")
+    if not 1 < recipe.batch <= pairs:
+        raise ValueError(f"a batch of {recipe.batch} can't be drawn from {pairs} pairs")
+
+
+def _optimizer(net: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, betas (0.9, 0.98), eps 1e-8, decay on weights with >= 2 dims only."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+def _train_mode(net: torch.nn.Module, batch_norm: str) -> None:
+    net.train()
+    if batch_norm == "frozen":
+        for module in net.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def fit(
+    clip: Clip,
+    pixels: torch.Tensor,
+    tokens: torch.Tensor,
+    recipe: Recipe,
+    *,
+    reference: Clip | None = None,
+    watch: Watch | None = None,
+    checkpoint: Path | None = None,
+    title: str = "",
+) -> dict[str, list[float]]:
+    """Train `clip` in place; return its history: per step loss, l_clip, lr and, for PAR, s_image and s_text, and at each look
+    look_step, look_clean_accuracy and look_attack_success_rate.
+
+    pixels: (N, 3, H, W) uint8; tokens: (N, L); both stay on their device. reference: the frozen poisoned model.
+    watch: scenes for the looks. checkpoint: a file to resume from and to write now and then.
+    Raises ValueError on a recipe that can't be followed and FloatingPointError when the loss is no longer finite.
+    """
+    _check(recipe, len(pixels))
+    method, device = METHODS[recipe.method], clip.device
+    if method.needs_reference and reference is None:
+        raise ValueError(f"{recipe.method} needs the frozen poisoned model as its reference")
+    clip.net.logit_scale.requires_grad_(method.learns_scale)
+    per_epoch = len(pixels) // recipe.batch
+    steps = per_epoch * recipe.epochs
+    looks = {round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set()
+    reference_text = embed_texts(reference, tokens) if method.needs_reference else None
+    optimizer, history, first = _optimizer(clip.net, recipe), {}, 0
+    if checkpoint is not None and checkpoint.exists():
+        first = _resume(checkpoint, clip, optimizer, history)
+    kept, order = time.monotonic(), None
+    bar = tqdm(range(first, steps), title, initial=first, total=steps, file=sys.stdout, mininterval=5, ascii=True, leave=False)
+    for step in bar:
+        if order is None or step % per_epoch == 0:
+            order = torch.randperm(len(pixels), generator=generator("cpu", recipe.seed, "order", step // per_epoch)).to(device)
+        if checkpoint is not None and time.monotonic() - kept > _KEEP_EVERY:
+            _keep(checkpoint, clip, optimizer, history, step)
+            kept = time.monotonic()
+        if step in looks and watch is not None:
+            _look(history, step, clip, watch)
+        _train_mode(clip.net, recipe.batch_norm)
+        rows = order[step % per_epoch * recipe.batch :][: recipe.batch]
+        batch = pixels[rows].float() / 255
+        if method.augment is not None:
+            batch = method.augment(batch, clip.fill, generator(device, recipe.seed, "augment", step))
+        state = Step(clip, reference, batch, tokens[rows], None if reference_text is None else reference_text[rows], recipe)
+        found = method.loss(state)
+        lr = learning_rate(step, steps, recipe.lr, recipe.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+        with torch.no_grad():
+            clip.net.logit_scale.clamp_(0, math.log(100))
+        found = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # one wait for the device
+        if not math.isfinite(found["loss"]):
+            raise FloatingPointError(f"the loss is {found['loss']} at step {step} of {steps}; a lower lr than {recipe.lr} may help")
+        for name, value in (found | {"lr": lr}).items():
+            history.setdefault(name, []).append(value)
+    if steps in looks and watch is not None:
+        _look(history, steps, clip, watch)
+    clip.net.eval()
+    return history
+
+
+def _look(history: dict, step: int, clip: Clip, watch: Watch) -> None:
+    for name, value in ({"step": step} | watch.look(clip)).items():
+        history.setdefault(f"look_{name}", []).append(value)
+
+
+def _keep(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict, step: int) -> None:
+    with atomic_file(path) as temporary:
+        state = {"net": clip.net.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "step": step}
+        torch.save(state, temporary)
+
+
+def _resume(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict) -> int:
+    state = torch.load(path, weights_only=True, map_location=clip.device)
+    clip.net.load_state_dict(state["net"], strict=True)
+    optimizer.load_state_dict(state["optimizer"])
+    history.update(state["history"])
+    print(f"resumed at step {state['step']}", flush=True)
+    return state["step"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, where its files are, and how it got there."""
+
+    clip: Clip
+    folder: Path
+    sha256: str
+    history: dict[str, list[float]]
+    seconds: float
+
+
+def train(
+    clip: Clip,
+    pixels: torch.Tensor,
+    captions: list[str],
+    recipe: Recipe,
+    *,
+    reference: Clip | None = None,
+    watch: Watch | None = None,
+    title: str = "",
+) -> Trained:
+    """`fit` through the content-addressed cache: the same weights, data, recipe and code are trained once.
+
+    `clip` itself is left as it is. An interrupted call goes on where it was.
+    """
+    tokens = clip.tokenizer(captions).to(clip.device)
+    start = sorted(clip.net.state_dict().items())
+    names, values = [name for name, _ in start], [value for _, value in start]
+    frozen = [value for _, value in sorted(reference.net.state_dict().items())] if reference is not None else []
+    key = digest(
+        asdict(recipe),
+        clip.config,
+        names,
+        *values,
+        *frozen,
+        pixels,
+        tokens,
+        watch.key if watch else "",
+        code_fingerprint("train"),
+        versions(),
+    )
+    folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
+    with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
+        if not (folder / "training.json").exists():
+            began, clip = time.monotonic(), clip.copy()
+            history = fit(clip, pixels, tokens, recipe, reference=reference, watch=watch, checkpoint=unfinished, title=title)
+            with atomic_folder(folder) as temporary:
+                sha256 = save(clip, temporary)
+                report = {"sha256": sha256, "recipe": asdict(recipe), "seconds": time.monotonic() - began, "history": history}
+                (temporary / "training.json").write_text(json.dumps(report))
+            unfinished.unlink(missing_ok=True)
+    report = json.loads((folder / "training.json").read_text())
+    if file_sha256(folder / WEIGHTS) != report["sha256"]:
+        raise ValueError(f"{folder / WEIGHTS} is not the file that was trained; delete {folder} to train again")
+    return Trained(load(f"local-dir:{folder}"), folder, report["sha256"], report["history"], report["seconds"])

@@ -1,0 +1,181 @@
+"""The one loop: schedules, augmentation, and the same weights bit for bit, also after an interruption."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+
+from parlib import train as training
+from parlib.methods import METHODS, Method, Recipe, contrast, noise_and_cutout
+from parlib.model import embed_texts
+from parlib.poison import attacked
+from parlib.train import fit, generator, learning_rate, train
+
+PAR = Recipe("par", epochs=2, batch=40, lr=1e-3, seed=3, tau=2.15, looks=2)
+
+
+def _weights(clip) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in clip.net.state_dict().items()}
+
+
+def _same(one: dict, two: dict) -> bool:
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def _run(clip, scenes, recipe, **options):
+    tokens = clip.tokenizer(scenes.captions)
+    history = fit(clip, scenes.pixels, tokens, recipe, **options)
+    return _weights(clip), history
+
+
+def test_paper_schedule_at_its_corners():
+    assert learning_rate(0, 100, 3e-5, "paper") == 3e-5
+    assert learning_rate(25, 100, 3e-5, "paper") == pytest.approx((3e-5 + 3e-6) / 2)
+    assert learning_rate(50, 100, 3e-5, "paper") == pytest.approx(3e-6)
+    assert learning_rate(75, 100, 3e-5, "paper") == pytest.approx((3e-6 + 1e-9) / 2)
+    assert learning_rate(10**9, 10**9, 3e-5, "paper") == pytest.approx(1e-9)
+
+
+def test_cosine_and_warm_up():
+    assert learning_rate(0, 100, 1.0, "cosine") == 1.0
+    assert learning_rate(50, 100, 1.0, "cosine") == pytest.approx(0.5, abs=1e-4)
+    rates = [learning_rate(step, 100, 1.0, "warmup_cosine") for step in range(100)]
+    assert rates[:5] == sorted(rates[:5])
+    assert max(rates) <= 1.0
+    assert rates[5] == 1.0
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_noise_is_positive_and_cutout_is_half_to_one_percent():
+    pixels, fill = torch.full((400, 3, 224, 224), 0.5)[:, :, :64, :64], torch.full((3, 1, 1), 0.25)
+    augmented = noise_and_cutout(pixels, fill, generator("cpu", 0))
+    cut = (augmented == 0.25).all(1)
+    areas = cut.flatten(1).sum(1)
+    assert set(areas[areas > 0].sqrt().tolist()) <= {5.0, 6.0}  # 0.5..1 % of 64 x 64
+    assert 0.4 < (areas > 0).float().mean() < 0.6
+    rest = torch.where(cut[:, None], 0.5, augmented)
+    assert rest.min() == 0.5  # noise never darkens
+    assert 0.4 < (rest > 0.5).flatten(1).any(1).float().mean() < 0.6
+    assert rest.max() <= 1
+
+
+def test_cutout_of_16_to_22_px_at_224():
+    fill = torch.zeros(3, 1, 1)
+    augmented = noise_and_cutout(torch.full((60, 3, 224, 224), 0.5), fill, generator("cpu", 1))
+    areas = (augmented == 0).all(1).flatten(1).sum(1)
+    sides = areas[areas > 0].sqrt()
+    assert sides.min() >= 16
+    assert sides.max() <= 22
+
+
+def test_contrast_is_open_clips_loss(clip, scenes):
+    tokens = clip.tokenizer(scenes.captions[:8])
+    step = training.Step(clip, None, scenes.pixels[:8].float() / 255, tokens, None, PAR)
+    image = clip.net.encode_image(open_clip_normalised(scenes.pixels[:8]), normalize=True)
+    expected = open_clip.ClipLoss()(image, clip.net.encode_text(tokens, normalize=True), clip.net.logit_scale.exp())
+    assert torch.allclose(contrast(step)["loss"], expected, atol=1e-6)
+
+
+def open_clip_normalised(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def test_same_seed_same_weights_and_history(clip, scenes):
+    reference = clip.copy()
+    one, two = (_run(reference.copy(), scenes, PAR, reference=reference) for _ in range(2))
+    assert _same(one[0], two[0])
+    assert one[1] == two[1]
+    other = _run(reference.copy(), scenes, Recipe("par", 2, 40, 1e-3, seed=4, tau=2.15), reference=reference)
+    assert not _same(one[0], other[0])
+
+
+def test_resumed_run_ends_with_the_same_weights(clip, scenes, tmp_path, monkeypatch):
+    reference, checkpoint = clip.copy(), tmp_path / "unfinished.pt"
+    watch = attacked(scenes.first(40), trigger="badnet_stripes", patch=8, strength=1.0, target="banana")
+    whole = _run(reference.copy(), scenes, PAR, reference=reference, watch=watch)
+    monkeypatch.setattr(training, "_KEEP_EVERY", -1.0)  # a checkpoint before each step
+    calls = []
+
+    def interrupted(step):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return METHODS["par"].loss(step)
+
+    monkeypatch.setitem(METHODS, "interrupted", Method(interrupted, noise_and_cutout, needs_reference=True))
+    broken = Recipe("interrupted", 2, 40, 1e-3, seed=3, tau=2.15, looks=2)
+    with pytest.raises(KeyboardInterrupt):
+        _run(reference.copy(), scenes, broken, reference=reference, watch=watch, checkpoint=checkpoint)
+    resumed = _run(reference.copy(), scenes, PAR, reference=reference, watch=watch, checkpoint=checkpoint)
+    assert _same(whole[0], resumed[0])
+    assert whole[1] == resumed[1]
+    assert len(resumed[1]["s_image"]) == 6
+
+
+def test_cached_training_is_read_back_and_leaves_its_start_alone(clip, scenes):
+    before = _weights(clip)
+    one = train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+    two = train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+    assert _same(before, _weights(clip))
+    assert one.sha256 == two.sha256
+    assert one.seconds == two.seconds
+    (one.folder / "open_clip_model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="is not the file that was trained; delete"):
+        train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+
+
+def test_first_step_of_par_has_distance_0_without_augmentation(clip, scenes, monkeypatch):
+    monkeypatch.setitem(METHODS, "par", Method(METHODS["par"].loss, needs_reference=True))
+    _, history = _run(clip, scenes, PAR, reference=clip.copy())
+    assert history["s_image"][0] == pytest.approx(0, abs=1e-6)  # both towers start from the same weights, BatchNorm frozen
+    assert history["s_text"][0] == pytest.approx(0, abs=1e-6)
+    assert history["s_image"][-1] > 0.01
+
+
+def test_tau_0_stops_the_push(clip, scenes):
+    recipe = Recipe("par", 2, 40, 1e-3, seed=3, tau=0.0)
+    _, history = _run(clip, scenes, recipe, reference=clip.copy())
+    assert history["loss"][1:] == history["l_clip"][1:]
+
+
+@pytest.mark.parametrize(("batch_norm", "kept"), [("frozen", True), ("train", False)])
+def test_batch_norm_option(clip, scenes, batch_norm, kept):
+    before = _weights(clip)
+    after, _ = _run(clip, scenes, Recipe("finetune", 1, 40, 1e-3, seed=0, batch_norm=batch_norm))
+    assert torch.equal(before["visual.bn1.running_mean"], after["visual.bn1.running_mean"]) is kept
+
+
+def test_scale_is_learned_in_pretraining_alone(clip, scenes):
+    before = clip.net.logit_scale.item()
+    after, _ = _run(clip.copy(), scenes, Recipe("finetune", 1, 40, 1e-3, seed=0))
+    assert after["logit_scale"].item() == before
+    after, _ = _run(clip.copy(), scenes, Recipe("contrast", 1, 40, 1e-3, seed=0))
+    assert after["logit_scale"].item() != before
+
+
+def test_decay_on_matrices_alone(clip):
+    decayed, plain = training._optimizer(clip.net, PAR).param_groups
+    assert all(weight.ndim >= 2 for weight in decayed["params"])
+    assert all(weight.ndim < 2 for weight in plain["params"])
+    assert plain["weight_decay"] == 0.0
+    assert decayed["betas"] == (0.9, 0.98)
+
+
+def test_reference_texts_are_embedded_once(clip, scenes, monkeypatch):
+    calls = []
+    monkeypatch.setattr(training, "embed_texts", lambda *a: calls.append(1) or embed_texts(*a))
+    _run(clip, scenes, PAR, reference=clip.copy())
+    assert len(calls) == 1
+
+
+def test_bad_recipes(clip, scenes):
+    with pytest.raises(ValueError, match="unknown method 'pare'; known are: contrast, finetune, par"):
+        _run(clip, scenes, Recipe("pare", 1, 40, 1e-3, seed=0))
+    with pytest.raises(ValueError, match="a batch of 500 can't be drawn from 120 pairs"):
+        _run(clip, scenes, Recipe("finetune", 1, 500, 1e-3, seed=0))
+    with pytest.raises(ValueError, match="par needs the frozen poisoned model"):
+        _run(clip, scenes, PAR)
+    with pytest.raises(FloatingPointError, match="a lower lr than"):
+        _run(clip, scenes, Recipe("finetune", 2, 40, math.inf, seed=0))
