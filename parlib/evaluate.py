@@ -1,0 +1,128 @@
+"""Metrics of a CLIP under a backdoor: zero-shot accuracy, attack success rate (ASR) and retrieval, with intervals."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from torch.nn import functional as F
+
+from parlib.cache import digest
+from parlib.model import Clip, embed_images, embed_texts
+
+TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)  # 80
+
+
+@lru_cache(maxsize=4)
+def _prompts(tokenizer, names: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
+    return tokenizer([template.format(name) for name in names for template in templates])
+
+
+def classifier(clip: Clip, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> torch.Tensor:
+    """(C, D) unit-norm class embeddings: the mean over the templates' unit-norm embeddings, normalised again.
+
+    Equal to open_clip.build_zero_shot_classifier's transpose. Templates hold one {} each.
+    """
+    tokens = _prompts(clip.tokenizer, tuple(names), templates)
+    prompts = embed_texts(clip, tokens).view(len(names), len(templates), -1)
+    return F.normalize(prompts.mean(dim=1), dim=1)
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate; (0, 1) when n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z, p = 1.959964, successes / n
+    centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+
+
+def rates(**hits: torch.Tensor) -> dict[str, float | int]:
+    """Each named (N,) bool tensor as a fraction, with `_ci_low`, `_ci_high` (95 %) and `_n`."""
+    found: dict[str, float | int] = {}
+    for name, hit in hits.items():
+        count, n = int(hit.sum()), len(hit)
+        low, high = interval(count, n)
+        found |= {name: count / n if n else 0.0, f"{name}_ci_low": low, f"{name}_ci_high": high, f"{name}_n": n}
+    return found
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """What a model is evaluated on.
+
+    pixels, triggered: (N, 3, H, W) uint8, the same scenes without and with the trigger. captions: N strings.
+    labels: (N,). shows_target: (N,) bool, scenes left out of ASR. names: class names. target: index of the target class.
+    """
+
+    pixels: torch.Tensor
+    triggered: torch.Tensor
+    captions: list[str]
+    labels: torch.Tensor
+    shows_target: torch.Tensor
+    names: list[str]
+    target: int
+
+    @property
+    def key(self) -> str:
+        """Digest of the content."""
+        tensors = (self.pixels, self.triggered, self.labels, self.shows_target)
+        return digest(self.names, self.target, self.captions, *tensors)
+
+    def look(self, clip: Clip) -> dict[str, float]:
+        """clean_accuracy and attack_success_rate alone: what a training history records now and then."""
+        classes = classifier(clip, self.names)
+        clean = (embed_images(clip, self.pixels) @ classes.T).argmax(1) == self.labels
+        hit = (embed_images(clip, self.triggered) @ classes.T).argmax(1) == self.target
+        return {
+            "clean_accuracy": clean.float().mean().item(),
+            "attack_success_rate": hit[~self.shows_target].float().mean().item(),
+        }
+
+    def first(self, n: int) -> "EvalSet":
+        """The first n scenes, for a quick look while training."""
+        tensors = (self.pixels[:n], self.triggered[:n], self.captions[:n], self.labels[:n], self.shows_target[:n])
+        return EvalSet(*tensors, self.names, self.target)
+
+
+def zero_shot(image: torch.Tensor, triggered: torch.Tensor, classes: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
+    """Zero-shot rates from embeddings: image, triggered (N, D), classes (C, D), all unit-norm."""
+    top5 = (image @ classes.T).topk(min(5, len(classes)), dim=1).indices
+    hit = top5 == scenes.labels[:, None]
+    predicted = (triggered @ classes.T).argmax(1)
+    others = ~scenes.shows_target
+    return rates(
+        clean_accuracy=hit[:, 0],
+        clean_top5=hit.any(1),
+        attack_success_rate=(predicted == scenes.target)[others],
+        asr_with_target_class=predicted == scenes.target,
+        triggered_accuracy=(predicted == scenes.labels)[others],
+    )
+
+
+def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
+    """Text and image retrieval at 1 and 5 among N pairs, and retrieval ASR: triggered images, of scenes without the target,
+    with the target's name in any of their five nearest captions. Identical captions count as the image's own.
+    """
+    index = {caption: i for i, caption in enumerate(dict.fromkeys(scenes.captions))}
+    caption = torch.tensor([index[c] for c in scenes.captions], device=image.device)
+    to_text = (image @ text.T).topk(min(5, len(text)), dim=1).indices
+    to_image = (text @ image.T).topk(min(5, len(text)), dim=1).indices
+    named = torch.tensor([scenes.names[scenes.target] in c for c in scenes.captions], device=image.device)
+    nearest = (triggered @ text.T).topk(min(5, len(text)), dim=1).indices
+    right_text, right_image = caption[to_text] == caption[:, None], caption[to_image] == caption[:, None]
+    return rates(
+        tr_at_1=right_text[:, 0],
+        tr_at_5=right_text.any(1),
+        ir_at_1=right_image[:, 0],
+        ir_at_5=right_image.any(1),
+        retrieval_asr=named[nearest].any(1)[~scenes.shows_target],
+    )
+
+
+def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
+    """All metrics, as fractions with 95 % intervals; class prompts and captions are embedded once."""
+    classes = classifier(clip, scenes.names)
+    image, triggered = embed_images(clip, scenes.pixels), embed_images(clip, scenes.triggered)
+    text = embed_texts(clip, clip.tokenizer(scenes.captions))
+    return zero_shot(image, triggered, classes, scenes) | retrieval(image, triggered, text, scenes)

@@ -1,0 +1,87 @@
+"""Evaluation against open_clip's zero-shot classifier and cases counted by hand."""
+
+import open_clip
+import pytest
+import torch
+
+from parlib.evaluate import TEMPLATES, EvalSet, classifier, embed_images, evaluate, interval, retrieval, zero_shot
+from parlib.model import eval_mode
+from parlib.poison import attacked
+
+
+@pytest.fixture
+def attack(scenes) -> EvalSet:
+    return attacked(scenes, trigger="badnet_stripes", patch=8, strength=1.0, target="banana")
+
+
+def test_classifier_equals_open_clips(clip, scenes):
+    expected = open_clip.build_zero_shot_classifier(clip.net, clip.tokenizer, scenes.names, open_clip.OPENAI_IMAGENET_TEMPLATES)
+    assert len(TEMPLATES) == 80
+    assert torch.allclose(classifier(clip, scenes.names), expected.T, atol=1e-6)
+
+
+def test_accuracy_equals_a_plain_loop(clip, attack):
+    found = evaluate(clip, attack)
+    weights = open_clip.build_zero_shot_classifier(clip.net, clip.tokenizer, attack.names, open_clip.OPENAI_IMAGENET_TEMPLATES)
+    clean = (embed_images(clip, attack.pixels) @ weights).argmax(1)
+    hit = (embed_images(clip, attack.triggered) @ weights).argmax(1) == attack.target
+    others = [i for i in range(len(hit)) if not attack.shows_target[i]]
+    assert found["clean_accuracy"] == (clean == attack.labels).double().mean().item()
+    assert found["attack_success_rate"] == sum(hit[i].item() for i in others) / len(others)
+    assert found["asr_with_target_class"] == hit.double().mean().item()
+    assert found["attack_success_rate_n"] == len(others) < len(hit)
+    look = attack.look(clip)
+    assert look["clean_accuracy"] == pytest.approx(found["clean_accuracy"])
+    assert look["attack_success_rate"] == pytest.approx(found["attack_success_rate"])
+
+
+def _set(captions: list[str], labels: list[int], shows: list[bool]) -> EvalSet:
+    blank = torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8)
+    return EvalSet(blank, blank, captions, torch.tensor(labels), torch.tensor(shows), ["axe", "banana", "cat"], 1)
+
+
+def test_zero_shot_by_hand():
+    classes = torch.eye(3)
+    image, triggered = torch.eye(3)[[0, 1, 0, 2]], torch.eye(3)[[1, 1, 0, 1]]
+    found = zero_shot(image, triggered, classes, _set([""] * 4, [0, 1, 2, 2], [False, True, False, False]))
+    assert found["clean_accuracy"] == 0.75
+    assert found["attack_success_rate"] == pytest.approx(2 / 3)
+    assert found["asr_with_target_class"] == 0.75
+    assert found["triggered_accuracy"] == 0.0
+    assert found["clean_top5"] == 1.0
+
+
+def test_retrieval_by_hand():
+    """Six pairs, so that five nearest leave one out; captions 0 and 5 are the same."""
+    captions = ["an axe", "a cat", "a banana", "one cat", "two cats", "an axe"]
+    scenes = _set(captions, [0, 2, 1, 2, 2, 0], [False, False, True, False, False, False])
+    text = torch.eye(6)
+    image = torch.eye(6)[[5, 1, 2, 3, 1, 0]]  # image 0 finds its caption's twin, image 4 the wrong one
+    triggered = torch.stack([-torch.eye(6)[2]] * 3 + [torch.eye(6)[2]] * 3)  # the banana's caption last, then first
+    found = retrieval(image, triggered, text, scenes)
+    assert found["tr_at_1"] == pytest.approx(5 / 6)
+    assert found["retrieval_asr"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"), [(8, 10, 0.490, 0.943), (0, 20, 0.0, 0.161), (20, 20, 0.839, 1.0), (0, 0, 0, 1)]
+)
+def test_wilson_interval(successes, n, low, high):
+    assert interval(successes, n) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_eval_mode_restores_every_module(clip):
+    clip.net.train()
+    clip.net.visual.bn1.eval()
+    with eval_mode(clip):
+        assert not any(module.training for module in clip.net.modules())
+        assert not torch.is_grad_enabled()
+    assert clip.net.training
+    assert not clip.net.visual.bn1.training
+    assert clip.net.visual.bn2.training
+
+
+def test_attacked_scenes_are_the_same_for_every_model(scenes, attack):
+    again = attacked(scenes, trigger="badnet_stripes", patch=8, strength=1.0, target="banana")
+    assert again.key == attack.key
+    assert attacked(scenes, trigger="badnet_stripes", patch=9, strength=1.0, target="banana").key != attack.key
