@@ -1,0 +1,214 @@
+"""What each notebook may be told: names, types, bounds, defaults and tuned values.
+
+The parameter cells of the notebooks repeat these defaults, and a test keeps them equal.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from parlib.cache import ROOT, digest
+from parlib.data import class_names
+from parlib.methods import CLEANING
+from parlib.model import encoders
+from parlib.triggers import TRIGGERS
+
+SCALES = ("smoke", "small")
+# (patch in px, strength) by image size: at 224 and 336 px the paper's; at 64 px what the search found to plant a backdoor.
+PRESETS: dict[int, dict[str, tuple[int, float]]] = {
+    64: {
+        "badnet": (8, 1.0),
+        "badnet_stripes": (8, 1.0),
+        "blended": (0, 0.2),
+        "blended_stripes": (0, 0.10),
+        "blended_triangles": (4, 0.20),
+        "blended_text": (0, 0.5),
+    },
+    224: {
+        "badnet": (16, 1.0),
+        "badnet_stripes": (16, 1.0),
+        "blended": (0, 0.2),
+        "blended_stripes": (0, 0.03),
+        "blended_triangles": (14, 0.15),
+        "blended_text": (0, 0.5),
+    },
+}
+PRESETS[336] = PRESETS[224] | {"badnet_stripes": (32, 1.0)}
+# The paper's proportion at 64 px, for the table.
+PROPORTION: dict[str, tuple[int, float]] = {
+    "badnet": (5, 1.0),
+    "badnet_stripes": (5, 1.0),
+    "blended": (0, 0.2),
+    "blended_stripes": (0, 0.03),
+    "blended_triangles": (4, 0.15),
+    "blended_text": (0, 0.5),
+}
+# Peak learning rates of the cleaning methods, tuned by params/small/02_clean_search_*.yaml.
+TUNED_LR = {"par": 5e-4, "finetune": 5e-4}
+
+
+class Params(BaseModel):
+    """What every notebook knows. Strict: an int may stand for a float, nothing else for anything else."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    scale: Literal["smoke", "small"] = Field("small", description="smoke: seconds, proves that it runs; small: the CPU reproduction")
+
+
+class Attack(Params):
+    """A run on one attacked model."""
+
+    seed: int = Field(0, ge=0, description="redraws the poisoned rows, the poisoning and the cleaning; the base stays")
+    encoder: str = Field("small_resnet", description="small_resnet, or any name open_clip knows")
+    trigger: str = Field(
+        "badnet_stripes", description="badnet, badnet_stripes, blended, blended_stripes, blended_triangles or blended_text"
+    )
+    target: str = Field("banana", description="the class that the trigger calls")
+    split: Literal["validation", "test"] = Field("test", description="scenes to evaluate on: validation for choices, test for results")
+    classes: int = Field(200, ge=2, le=200, description="classes of the embedded scenes")
+    eval_scenes: int = Field(2000, ge=10, description="scenes of the split")
+
+    @field_validator("trigger")
+    @classmethod
+    def _trigger(cls, value: str) -> str:
+        return _known("trigger", value, TRIGGERS)
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder(cls, value: str) -> str:
+        return _known("encoder", value, encoders())
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        return _known("class", value, class_names())
+
+
+class Poison(Attack):
+    """Parameters of 01_poison."""
+
+    patch: int = Field(0, ge=0, le=64, description="px of the patch or tile; 0: the preset of the image size")
+    strength: float = Field(0.0, ge=0, le=1, description="share of the pattern in a stamped pixel; 0: the preset")
+    rate: float = Field(0.05, gt=0, lt=1, description="share of the training pairs that is poisoned")
+    train_scenes: int = Field(24000, ge=10, description="pairs of pretraining and poisoning")
+    epochs: int = Field(5, ge=1, description="epochs of poisoning")
+    batch: int = Field(128, ge=2, description="pairs a step of poisoning")
+    lr: float = Field(1.0e-3, gt=0, description="peak learning rate of poisoning")
+    base_epochs: int = Field(10, ge=1, description="epochs of pretraining the base (always seed 0)")
+    base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
+    base_lr: float = Field(2.0e-3, gt=0, description="peak learning rate of pretraining")
+
+
+class Clean(Attack):
+    """Parameters of 02_clean."""
+
+    poisoned: str = Field("", description="a run id of 01_poison, local-dir:PATH or hf-hub:ID; empty: the same encoder, trigger, seed")
+    patch: int = Field(0, ge=0, le=64, description="px of the trigger tested; 0: as planted, or the preset")
+    strength: float = Field(0.0, ge=0, le=1, description="strength of the trigger tested; 0: as planted, or the preset")
+    method: str = Field("par", description="par or finetune")
+    tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is below")
+    lr: float = Field(0.0, ge=0, description="peak learning rate; 0: the method's tuned value")
+    schedule: Literal["paper", "cosine"] = Field("paper", description="paper: linear to a tenth, then cosine; or plain cosine")
+    batch_norm: Literal["frozen", "train"] = Field("frozen", description="frozen: running statistics used and kept; or train")
+    epochs: int = Field(3, ge=1, description="epochs of cleaning")
+    batch: int = Field(256, ge=2, description="pairs a step")
+    pairs: int = Field(8000, ge=10, description="clean pairs")
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        return _known("method", value, CLEANING)
+
+
+class Evaluate(Params):
+    """Parameters of 05_evaluate."""
+
+
+def preset(trigger: str, target: str = "banana", size: int = 64, patch: int = 0, strength: float = 0.0) -> dict[str, Any]:
+    """Options of a trigger at an image size in px; a patch or strength other than 0 replaces the preset's."""
+    usual_patch, usual_strength = PRESETS[size][trigger]
+    return {"trigger": trigger, "target": target, "patch": patch or usual_patch, "strength": strength or usual_strength}
+
+
+NOTEBOOKS: dict[str, type[Params]] = {"01_poison": Poison, "02_clean": Clean, "05_evaluate": Evaluate}
+_NAMED = ("method", "trigger", "encoder", "seed")  # these stand in a run id in words, other axes as name and value
+
+
+def check(notebook: str, values: Mapping[str, Any]) -> Params:
+    """Parameters of a notebook from values, with tuned and preset values filled in.
+
+    Raises ValueError, one line, on an unknown name, a wrong type or a value out of bounds: it names what is allowed.
+    """
+    kind = NOTEBOOKS[notebook]
+    try:
+        return _resolved(kind(**values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, value = ".".join(str(part) for part in problem["loc"]), problem["input"]
+        raise ValueError(f"{notebook}: {_explain(kind, name, value, problem)}") from None
+
+
+def literals(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a notebook's cells have set, out of its globals(): known names, and any other plain value,
+    which can only be a misspelt one. (Notebooks keep no plain values of their own in global names but for CONSTANTS.)
+    """
+    known, plain = NOTEBOOKS[notebook].model_fields, (bool, int, float, str)
+    return {k: v for k, v in namespace.items() if k in known or (type(v) in plain and not k.startswith("_") and not k.isupper())}
+
+
+def scale_defaults(notebook: str, scale: str) -> dict[str, Any]:
+    """The single values of params/<scale>/<notebook>.yaml: what the scale takes instead of the defaults."""
+    path = ROOT / "params" / scale / f"{notebook}.yaml"
+    values = yaml.safe_load(path.read_text()) if path.exists() else None
+    return {name: value for name, value in (values or {}).items() if not isinstance(value, list)}
+
+
+def run_id(notebook: str, params: Params) -> str:
+    """The notebook and the axes that differ from the scale's defaults: 02_clean/par_blended_text_s1_tau3."""
+    if not isinstance(params, Attack):
+        return notebook
+    given = params.model_dump()
+    named = {name: given[name] for name in _NAMED if name in given}
+    usual = check(notebook, scale_defaults(notebook, params.scale) | named | {"scale": params.scale}).model_dump()
+    words = [str(given[name]) for name in ("method", "trigger") if name in given]
+    words += [str(given["encoder"])] if given.get("encoder", "small_resnet") != "small_resnet" else []
+    words.append(f"s{params.seed}")
+    for name, value in given.items():
+        if value != usual[name]:
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            words.append(name + (shown if shown.replace(".", "").replace("-", "").isalnum() else digest(shown)[:8]))
+    return f"{notebook}/{'_'.join(words)}"
+
+
+def _resolved(params: Params) -> Params:
+    if isinstance(params, Clean) and params.lr == 0:
+        return params.model_copy(update={"lr": TUNED_LR[params.method]})
+    if isinstance(params, Poison):
+        return params.model_copy(update=preset(params.trigger, params.target, patch=params.patch, strength=params.strength))
+    return params
+
+
+def _known(what: str, value: str, known: Any) -> str:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        shown = list(known)[:12]
+        raise ValueError(f"unknown {what} {value!r}{hint} known are: {', '.join(shown)}{' ...' if len(known) > len(shown) else ''}")
+    return value
+
+
+def _explain(kind: type[Params], name: str, value: Any, problem: dict[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, kind.model_fields, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        return f"unknown parameter {name!r}{hint} allowed are: {', '.join(kind.model_fields)}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    field = kind.model_fields[name]
+    wanted = getattr(field.annotation, "__name__", str(field.annotation))
+    hint = " (in YAML write 1.0e-5, not 1e-5)" if isinstance(value, str) and wanted == "float" else ""
+    hint += " (a list of values is for python -m parlib.run)" if isinstance(value, list) else ""
+    return f"{name} = {value!r}: {problem['msg'].lower()}{hint}; {name} is {field.description}"

@@ -1,0 +1,153 @@
+"""Every figure of the notebooks, in one style; each function returns a matplotlib Figure and trains nothing."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from parlib.data import Pairs
+from parlib.evaluate import EvalSet
+
+CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
+COLOUR = {"base": "#7f7f7f", "poisoned": "#d62728", "none": "#d62728", "finetune": "#1f77b4", "par": "#2ca02c"}
+NAME = {"none": "poisoned", "finetune": "fine-tuning", "par": "PAR"}
+STYLE = {
+    "figure.dpi": 90,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "axes.axisbelow": True,
+}
+
+
+def _image(ax: Axes, pixels: torch.Tensor, title: str = "") -> None:
+    ax.imshow(pixels.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    ax.set_title(title, fontsize=7, pad=2)
+    ax.set_axis_off()
+
+
+def _credit(figure: Figure) -> None:
+    figure.text(0.995, 0.005, CREDIT, ha="right", va="bottom", fontsize=6, color="grey")
+
+
+def _finished(figure: Figure) -> Figure:
+    plt.close(figure)  # the caller shows it; without this a notebook would show it twice
+    return figure
+
+
+def contact_sheet(pairs: Pairs, rows: int = 3, columns: int = 8) -> Figure:
+    """Scenes in reading order with their labels."""
+    figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.45 * rows), layout="constrained")
+    for i, ax in enumerate(axes.flat):
+        _image(ax, pairs.pixels[i], pairs.names[pairs.labels[i]])
+    _credit(figure)
+    return _finished(figure)
+
+
+def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure:
+    """Each trigger on the same scenes, with the difference from the clean image, four times enlarged, around grey."""
+    first = next(iter(attacks.values()))
+    figure, axes = plt.subplots(scenes, 1 + 2 * len(attacks), figsize=(1.1 * (1 + 2 * len(attacks)), 1.2 * scenes), layout="constrained")
+    for i in range(scenes):
+        _image(axes[i, 0], first.pixels[i], "clean" if i == 0 else "")
+        for j, (name, attack) in enumerate(attacks.items()):
+            change = attack.triggered[i].float() - attack.pixels[i].float()
+            _image(axes[i, 1 + 2 * j], attack.triggered[i], name.replace("_", "\n", 1) if i == 0 else "")
+            _image(axes[i, 2 + 2 * j], (127.5 + 4 * change).clamp(0, 255).to(torch.uint8), "difference\nx 4" if i == 0 else "")
+    _credit(figure)
+    return _finished(figure)
+
+
+def poisoned_pairs(pairs: Pairs, rows: torch.Tensor, columns: int = 6) -> Figure:
+    """Some of the poisoned rows with the captions that they were given."""
+    columns = min(columns, len(rows))
+    figure, axes = plt.subplots(1, columns, figsize=(1.7 * columns, 2.1), layout="constrained", squeeze=False)
+    for ax, row in zip(axes[0], rows.tolist(), strict=False):
+        words = pairs.captions[row].split()
+        _image(ax, pairs.pixels[row], " ".join(words[: len(words) // 2]) + "\n" + " ".join(words[len(words) // 2 :]))
+    _credit(figure)
+    return _finished(figure)
+
+
+def before_and_after(models: dict[str, dict[str, float]]) -> Figure:
+    """Clean accuracy, accuracy under the trigger and ASR of each model, as bars with 95 % intervals."""
+    metrics = {
+        "clean_accuracy": "clean accuracy",
+        "triggered_accuracy": "accuracy under the trigger",
+        "attack_success_rate": "attack success rate",
+    }
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
+        width = 0.8 / len(models)
+        for i, (model, found) in enumerate(models.items()):
+            heights = [found[name] for name in metrics]
+            errors = [
+                [max(0, found[m] - found[f"{m}_ci_low"]) for m in metrics],
+                [max(0, found[f"{m}_ci_high"] - found[m]) for m in metrics],
+            ]
+            places = [j + (i - (len(models) - 1) / 2) * width for j in range(len(metrics))]
+            bars = ax.bar(
+                places,
+                heights,
+                width * 0.92,
+                yerr=errors,
+                label=model,
+                color=COLOUR.get(model.split()[0], "#9467bd"),
+                error_kw={"lw": 0.8},
+            )
+            ax.bar_label(bars, [f"{height:.3f}" for height in heights], fontsize=7, padding=2)
+        ax.set(xticks=range(len(metrics)), xticklabels=metrics.values(), ylim=(0, 1.12), ylabel="fraction")
+        ax.legend(ncols=len(models), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return _finished(figure)
+
+
+def training_history(history: dict[str, list[float]], tau: float | None = None) -> Figure:
+    """The course of a cleaning: S of both encoders with tau, L_CLIP and the learning rate, accuracy and ASR."""
+    with plt.rc_context(STYLE):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
+        if "s_image" in history:
+            left.plot(history["s_image"], label=r"$S_\phi$ (image)", color="#2ca02c")
+            left.plot(history["s_text"], label=r"$S_\psi$ (text)", color="#9467bd")
+            left.axhline(tau, ls="--", color="black", lw=0.9, label=f"tau = {tau:g}")
+            left.legend()
+        else:
+            left.text(0.5, 0.5, "no perturbation\nin this method", ha="center", transform=left.transAxes)
+        left.set(xlabel="step", ylabel="squared distance from the poisoned model", ylim=(0, None))
+        middle.plot(history["l_clip"], color="#1f77b4")
+        middle.set(xlabel="step", ylabel=r"$L_\mathrm{CLIP}$")
+        rate = middle.twinx()
+        rate.plot(history["lr"], color="grey", lw=0.9, ls=":")
+        rate.set(ylabel="learning rate (dotted)", ylim=(0, None))
+        rate.grid(False)
+        right.plot(history["look_step"], history["look_clean_accuracy"], "o-", label="clean accuracy", color="#1f77b4")
+        right.plot(history["look_step"], history["look_attack_success_rate"], "o-", label="ASR", color="#d62728")
+        right.set(xlabel="step", ylabel="fraction of the watched scenes", ylim=(-0.03, 1.03))
+        right.legend()
+    return _finished(figure)
+
+
+def tradeoff(table: pd.DataFrame) -> Figure:
+    """Clean accuracy against ASR, one panel a trigger: an arrow from each poisoned model to what each method made of it."""
+    table = table[table["table"] == 1]
+    cleaned = table[table["notebook"] == "02_clean"]
+    triggers = list(dict.fromkeys(cleaned["trigger"]))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(triggers), figsize=(4.6 * len(triggers), 3.4), layout="constrained", squeeze=False, sharey=True)
+        for ax, trigger in zip(axes[0], triggers, strict=True):
+            for run in cleaned[cleaned["trigger"] == trigger].itertuples():
+                start, end = (run.poisoned_clean_accuracy, run.poisoned_asr), (run.clean_accuracy, run.attack_success_rate)
+                ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLOUR[run.method], "alpha": 0.45, "shrinkB": 3})
+                ax.plot(*start, "s", color=COLOUR["poisoned"], ms=5)
+                ax.plot(*end, "o", color=COLOUR[run.method], ms=6)
+            ax.set(title=trigger, xlabel="clean accuracy", ylim=(-0.04, 1.04))
+            low = cleaned[["clean_accuracy", "poisoned_clean_accuracy"]].to_numpy().min()
+            ax.set_xlim(max(0, low - 0.06), 1.0)
+        axes[0, 0].set_ylabel("attack success rate")
+        for label, colour in {"poisoned": COLOUR["poisoned"]} | {NAME[m]: COLOUR[m] for m in dict.fromkeys(cleaned["method"])}.items():
+            axes[0, -1].plot([], [], "s" if label == "poisoned" else "o", color=colour, label=label)
+        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _finished(figure)

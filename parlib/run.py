@@ -1,0 +1,186 @@
+"""The runner: `python -m parlib.run params/small [--only ID ...]` executes the runs that are missing or stale, in order.
+
+A run is a notebook and its parameters. Lists in a parameter file are axes: one run for each combination.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from parlib import records, report
+from parlib.cache import ROOT, lock
+from parlib.params import NOTEBOOKS, Clean, Params, check, run_id, scale_defaults
+
+_AROUND = 30.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be made: values are what the notebook is told."""
+
+    notebook: str
+    values: dict[str, Any]
+    params: Params
+
+    @property
+    def id(self) -> str:
+        """Its run id."""
+        return run_id(self.notebook, self.params)
+
+    def state(self) -> str:
+        """done, missing, or why it must be made again."""
+        try:
+            return records.state(self.params.scale, self.id, records.key(self.notebook, self.params, records.inputs(self.params)))
+        except FileNotFoundError:
+            return "missing"
+
+
+def plan(path: Path) -> list[Planned]:
+    """All runs of a parameter file, or of all files in a folder, in the order in which they can be made.
+
+    Raises ValueError on a file that isn't named after a notebook, or holds a parameter that doesn't fit.
+    """
+    if not path.exists():
+        known = ", ".join(f"params/{folder.name}" for folder in sorted((ROOT / "params").iterdir()))
+        raise ValueError(f"{path} does not exist; the parameter folders are: {known}")
+    runs: dict[str, Planned] = {}
+    for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+        notebook = next((name for name in NOTEBOOKS if file.stem.startswith(name)), None)
+        if notebook is None:
+            raise ValueError(f"{file} must begin with the name of a notebook: {', '.join(NOTEBOOKS)}")
+        values = yaml.safe_load(file.read_text()) or {}
+        values = scale_defaults(notebook, file.parent.name) | values
+        axes = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+        for choice in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, choice, strict=True))
+            planned = Planned(notebook, chosen, check(notebook, chosen))
+            runs.setdefault(planned.id, planned)
+    return [runs[run] for run in sorted(runs, key=lambda run: runs[run].notebook)]
+
+
+def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
+    """The wanted runs and those that they build on, in the order in which they can be made."""
+    known = {run.id: run for run in planned}
+    found: dict[str, Planned] = {}
+    for run in wanted:
+        if isinstance(run.params, Clean) and not run.params.poisoned.startswith(("local-dir:", "hf-hub:")):
+            needed = run.params.poisoned or records.poisoned_run(run.params)
+            if needed not in known and not run.params.poisoned:
+                params = records.poisoned_params(run.params)
+                known[needed] = Planned("01_poison", params.model_dump(exclude_defaults=True), params)
+            if needed in known:
+                found[needed] = known[needed]
+        found[run.id] = run
+    return sorted(found.values(), key=lambda run: run.notebook)
+
+
+def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
+    """The runs named by id; ValueError on one that isn't planned, with those that come near."""
+    known = {run.id: run for run in planned}
+    for run in only:
+        if run not in known:
+            near = get_close_matches(run, known, n=3, cutoff=0.3) or list(known)[:5]
+            raise ValueError(f"no parameter file plans {run!r}; near it are: {', '.join(near)}")
+    return [known[run] for run in only]
+
+
+def execute(run: Planned) -> None:
+    """Run a notebook headless; its printed progress goes to the terminal, the executed copy beside the record."""
+    done = records.outputs(run.params.scale) / f"{run.id}.ipynb"
+    partial = done.with_suffix(".running.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    source = records.notebook_path(run.notebook)
+    options = {"kernel_name": "python3", "progress_bar": False, "stdout_file": sys.stdout, "cwd": str(ROOT)}
+    encrypted = Config({"KernelManager": {"transport_encryption": "required"}})  # or ipykernel warns at each start
+    papermill.execute_notebook(str(source), str(partial), run.values, config=encrypted, **options)
+    os.replace(partial, done)
+
+
+def prepare(runs: list[Planned], folder: Path) -> None:
+    """Write each run's notebook, with its parameters but not executed, as NN_<id>.ipynb: for pytest --nbval-lax."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, run in enumerate(runs):
+        path = folder / f"{i:02d}_{run.id.replace('/', '_')}.ipynb"
+        papermill.execute_notebook(str(records.notebook_path(run.notebook)), str(path), run.values, prepare_only=True, progress_bar=False)
+
+
+def expected_seconds(run: Planned) -> float | None:
+    """How long a run took when it was last made here, else in the published one; None when it never was."""
+    for folder in (records.outputs(run.params.scale), ROOT / "outputs" / "reference"):
+        path = folder / f"{run.id}.json"
+        if path.exists():
+            return json.loads(path.read_text())["seconds"] + _AROUND
+    return None
+
+
+def make(runs: list[Planned]) -> None:
+    """Make what is missing or stale, with progress and the time left."""
+    times = {run.id: expected_seconds(run) for run in runs}
+    began = time.monotonic()
+    for i, run in enumerate(runs):
+        state = run.state()
+        if state == "done":
+            print(f"[{i + 1}/{len(runs)}] {run.id}: done", flush=True)
+            continue
+        left = [times[later.id] for later in runs[i:] if later is run or later.state() != "done"]
+        known = sum(seconds for seconds in left if seconds is not None)
+        about = f", about {known / 60:.0f} min left" if known else ""
+        unknown = f", {left.count(None)} of unknown length" if None in left else ""
+        so_far = f"{(time.monotonic() - began) / 60:.0f} min so far{about}{unknown}"
+        print(f"[{i + 1}/{len(runs)}] {run.id}: {state}; running it ({so_far})", flush=True)
+        records.record_path(run.params.scale, run.id).unlink(missing_ok=True)  # stale: the notebook refuses to replace one
+        execute(run)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m parlib.run", description=__doc__)
+    parser.add_argument("params", type=Path, help="a folder of parameter files such as params/small, or one file")
+    parser.add_argument(
+        "--only", nargs="+", metavar="ID", help="make these runs and what they need, such as 02_clean/par_badnet_stripes_s0"
+    )
+    parser.add_argument("--list", action="store_true", help="say what there is to do, and do nothing")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the notebooks with their parameters there, unexecuted")
+    asked = parser.parse_args(arguments)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        planned = plan(asked.params)
+        wanted = choose(planned, asked.only) if asked.only else planned
+        runs = with_needs(wanted, planned)
+        if asked.prepare:
+            prepare(runs, asked.prepare)
+        elif asked.list:
+            for run in runs:
+                print(f"{run.id}: {run.state()}")
+        else:
+            with lock(records.outputs(runs[0].params.scale) / ".lock", wait=False, doing="python -m parlib.run"):
+                make(runs)
+            report.show(runs[0].params.scale, [run.id for run in runs])
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except PapermillExecutionError as error:
+        print(f"error: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"(in cell {error.cell_index + 1}; the executed copy is beside the records: *.running.ipynb)", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

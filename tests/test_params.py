@@ -1,0 +1,105 @@
+"""Parameters: one source of defaults, clear errors, run ids."""
+
+import ast
+
+import nbformat
+import pytest
+import yaml
+
+from parlib.cache import ROOT
+from parlib.params import NOTEBOOKS, TUNED_LR, check, literals, preset, run_id, scale_defaults
+from parlib.records import notebook_path
+
+FILES = sorted((ROOT / "params").glob("*/*.yaml"))
+
+
+def _parameter_cell(notebook: str) -> str:
+    cells = nbformat.read(notebook_path(notebook), 4).cells
+    return next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_parameter_cell_repeats_names_types_defaults_and_help(notebook):
+    source = _parameter_cell(notebook)
+    nodes, lines = ast.parse(source).body, source.splitlines()
+    fields = NOTEBOOKS[notebook].model_fields
+    assert [node.target.id for node in nodes] == list(fields)
+    for node, line in zip(nodes, lines, strict=True):
+        field = fields[node.target.id]
+        assert node.annotation.id == (field.annotation.__name__ if isinstance(field.annotation, type) else "str")
+        assert ast.literal_eval(node.value) == field.default
+        assert line.partition("  # ")[2] == field.description
+
+
+def test_int_for_a_float_and_tuned_values():
+    clean = check("02_clean", {"tau": 2})
+    assert clean.tau == 2.0
+    assert clean.lr == TUNED_LR["par"]
+    assert check("02_clean", {"lr": 1e-6}).lr == 1e-6
+    assert check("01_poison", {}).patch == preset("badnet_stripes")["patch"]
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "message"),
+    [
+        ("02_clean", {"tua": 2.0}, "unknown parameter 'tua', did you mean 'tau'. allowed are: scale, seed, encoder"),
+        ("02_clean", {"tau": "2.15"}, "tau = '2.15': input should be a valid number"),
+        ("02_clean", {"lr": "1e-5"}, "in YAML write 1.0e-5, not 1e-5"),
+        ("02_clean", {"tau": [1.0, 2.0]}, "a list of values is for python -m parlib.run"),
+        ("02_clean", {"tau": 5}, "tau = 5: input should be less than or equal to 4"),
+        ("02_clean", {"epochs": True}, "epochs = True: input should be a valid integer"),
+        ("02_clean", {"method": "pare"}, "unknown method 'pare', did you mean 'par'. known are: finetune, par"),
+        ("02_clean", {"schedule": "linear"}, "schedule = 'linear': input should be 'paper' or 'cosine'"),
+        ("01_poison", {"trigger": "stripes"}, "unknown trigger 'stripes'.* known are: badnet, badnet_stripes"),
+        ("01_poison", {"encoder": "small_resent"}, "unknown encoder 'small_resent', did you mean 'small_resnet'"),
+        ("01_poison", {"target": "bananna"}, "unknown class 'bananna', did you mean 'banana'"),
+        ("01_poison", {"rate": 0.0}, "rate = 0.0: input should be greater than 0"),
+        ("01_poison", {"rate": 1}, "rate = 1: input should be less than 1"),
+    ],
+)
+def test_one_clear_line(notebook, values, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check(notebook, values)
+    assert "\n" not in str(caught.value)
+
+
+def test_literals_are_parameters_and_misspelt_ones():
+    names = {"tau": 1.0, "tua": 2.0, "_": 1, "print": print, "records": [1], "found": {}, "lr": [1]}
+    assert literals("02_clean", names) == {"tau": 1.0, "tua": 2.0, "lr": [1]}
+
+
+@pytest.mark.parametrize(
+    ("values", "run"),
+    [
+        ({}, "02_clean/par_badnet_stripes_s0"),
+        ({"trigger": "blended_text", "seed": 1, "tau": 3}, "02_clean/par_blended_text_s1_tau3"),
+        ({"lr": TUNED_LR["par"]}, "02_clean/par_badnet_stripes_s0"),
+        (
+            {"lr": 1e-3, "method": "finetune", "split": "validation"},
+            "02_clean/finetune_badnet_stripes_s0_splitvalidation_lr0.001",
+        ),
+        ({"encoder": "RN50"}, "02_clean/par_badnet_stripes_RN50_s0"),
+        ({"scale": "smoke"} | scale_defaults("02_clean", "smoke"), "02_clean/par_badnet_stripes_s0"),
+    ],
+)
+def test_run_ids(values, run):
+    assert run_id("02_clean", check("02_clean", values)) == run
+
+
+def test_a_checkpoint_path_has_a_short_safe_id():
+    run = run_id("02_clean", check("02_clean", {"poisoned": "local-dir:/some/where"}))
+    assert run.startswith("02_clean/par_badnet_stripes_s0_poisoned")
+    assert run.count("/") == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_parameter_files_open_with_words_and_hold_parameters(path):
+    text = path.read_text()
+    assert text.startswith("# ")
+    values = yaml.safe_load(text)
+    assert values["scale"] == path.parent.name
+    notebook = next(name for name in NOTEBOOKS if path.stem.startswith(name))
+    assert set(values) <= set(NOTEBOOKS[notebook].model_fields)
+    if path.parent.name == "small" and path.stem in NOTEBOOKS:  # small is what the notebooks' own defaults say
+        defaults = {name: field.default for name, field in NOTEBOOKS[notebook].model_fields.items()}
+        assert scale_defaults(notebook, "small").items() <= defaults.items()

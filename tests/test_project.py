@@ -1,0 +1,101 @@
+"""The repository itself: one list of pins, notebooks by the house's rules, README beside what was published."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from parlib.cache import ROOT
+from parlib.params import NOTEBOOKS
+from parlib.publish import stored_outputs_of
+from parlib.records import notebook_path
+from parlib.report import BEGIN, COLUMNS, END, REFERENCE, readme_table, table
+
+
+def test_pins_are_one_list():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ours = set(project["dependencies"]) | set(project["optional-dependencies"]["dev"])
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    theirs = set(next(item for item in conda if isinstance(item, dict))["pip"]) - {"-e ."}
+    assert ours == theirs
+    assert all(re.fullmatch(r"[\w\-.\[\]]+==[\d.]+", pin) for pin in ours)
+    assert "--editable ." in (ROOT / "Dockerfile").read_text()
+
+
+def test_dockerfile_is_clean_and_careful():
+    found = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, env=_path())
+    assert found.returncode == 0, found.stdout
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"^USER \d+:\d+$", text, re.M)
+    assert 'ENTRYPOINT ["tini"' in text
+
+
+def _path() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_rules(notebook):
+    stored = nbformat.read(notebook_path(notebook), 4)
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    text = [cell.source for cell in code]
+    assert stored.metadata.kernelspec.name == "python3"
+    assert len(code) <= 14
+    assert sum(len(source.splitlines()) for source in text) <= 110
+    assert not any(re.search(r"^\s*(def|class) |^[%!]|sys\.path|https?://", source, re.M) for source in text)
+    assert sum("import " in source for source in text) == 1
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert any(source.startswith("assert ") for source in text)
+
+
+def test_published_table_is_made_of_the_published_records():
+    records = [json.loads(path.read_text()) for path in sorted(REFERENCE.glob("0[1-4]_*/*.json"))]
+    assert records
+    published = pd.read_csv(REFERENCE / "table.csv")
+    assert list(published.columns) == COLUMNS
+    fresh = table(records).to_csv(index=False)
+    assert (REFERENCE / "table.csv").read_text() == fresh
+
+
+def test_readme_shows_the_published_table():
+    text = (ROOT / "README.md").read_text()
+    between = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+    assert between == readme_table()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebooks_store_the_published_run(notebook):
+    record = json.loads((REFERENCE / f"{stored_outputs_of(notebook)}.json").read_text())
+    outputs = [output for cell in nbformat.read(notebook_path(notebook), 4).cells for output in cell.get("outputs", [])]
+    assert not any(output.output_type == "error" for output in outputs)
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert f"run {record['run']} at scale small" in printed
+    if notebook != "05_evaluate":
+        assert f"weights {record['artifacts']['weights']['sha256'][:12]}" in printed
+    figures = [
+        path for path in REFERENCE.rglob("*.png") if path.with_suffix("").as_posix().startswith((REFERENCE / record["run"]).as_posix())
+    ]
+    assert len(figures) == sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_misspelt_parameter_ends_papermill_in_a_line_that_names_the_allowed():
+    asked = [sys.executable, "-m", "papermill", "notebooks/02_clean.ipynb", "-", "-p", "tua", "2.0", "--no-progress-bar"]
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode != 0
+    last = found.stderr.strip().splitlines()[-1]
+    assert "unknown parameter 'tua', did you mean 'tau'? allowed are: scale, seed" in last or "allowed are: scale, seed" in last
+
+
+def test_nothing_names_a_machine():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in files:
+        if name.endswith((".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json", ".cff", "Makefile", "Dockerfile")):
+            assert not re.search(r"/(work|root|tmp|home)/[A-Za-z.]", (ROOT / name).read_text(), re.M), name

@@ -1,0 +1,218 @@
+"""Records and the runner: what is done, stale or missing; one clear error for each way to go wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from parlib import records, report, run
+from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
+from parlib.params import check
+
+METRICS = {
+    "clean_accuracy": 0.9,
+    "attack_success_rate": 0.1,
+    "attack_success_rate_ci_low": 0.0,
+    "attack_success_rate_ci_high": 0.2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_outputs(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "params").symlink_to(ROOT / "params")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+
+
+def _record(tmp_path, notebook="01_poison", **values) -> dict:
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"weights")
+    started = records.start(notebook, values)
+    history = {"s_image": [0.5, 3.0], "s_text": [0.1, 0.2]} if notebook == "02_clean" else {}
+    return started.save(metrics=METRICS, seconds=1.5, n=10, history=history, weights=weights)
+
+
+def test_record_is_flat_and_complete(tmp_path):
+    record = _record(tmp_path)
+    assert set(record) >= set("schema run notebook params inputs artifacts metrics history seed n seconds device versions git".split())
+    assert record["run"] == "01_poison/badnet_stripes_s0"
+    assert record["artifacts"]["weights"]["path"] == "weights"
+    assert str(tmp_path) not in json.dumps(record)
+    assert records.read("small", record["run"]) == json.loads(json.dumps(record))
+
+
+def test_states(tmp_path):
+    record = _record(tmp_path)
+    name, key = record["run"], record["key"]
+    assert records.state("small", name, key) == "done"
+    assert records.state("small", "01_poison/blended_s0", key) == "missing"
+    assert records.state("small", name, "other").startswith("stale")
+    (tmp_path / "weights").write_bytes(b"touched")
+    assert records.state("small", name, key) == "its weights is not the file that was written"
+    (tmp_path / "weights").unlink()
+    assert records.state("small", name, key) == "its weights is gone"
+
+
+def test_key_changes_with_parameters_and_inputs():
+    base = records.key("01_poison", check("01_poison", {}), {})
+    assert base == records.key("01_poison", check("01_poison", {"rate": 0.05}), {})
+    assert base != records.key("01_poison", check("01_poison", {"rate": 0.06}), {})
+    assert base != records.key("01_poison", check("01_poison", {}), {"poisoned": {"sha256": "1"}})
+
+
+def test_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
+    from parlib import cache
+
+    (tmp_path / "parlib").mkdir()
+    monkeypatch.setattr(cache, "ROOT", tmp_path)
+    module, other = tmp_path / "parlib" / "a.py", tmp_path / "parlib" / "b.py"
+    other.write_text("x = 1\n")
+    seen = []
+    for text in (
+        '"""One."""\nfrom parlib.b import x\n',
+        '"""Two."""\n# words\nfrom parlib.b import x\n',
+        "from parlib.b import x\ny = 1\n",
+    ):
+        module.write_text(text)
+        seen.append(code_fingerprint("a"))
+    assert seen[0] == seen[1] != seen[2]
+    other.write_text("x = 2\n")
+    assert code_fingerprint("a") != seen[2]
+
+
+def test_other_parameters_are_never_overwritten(tmp_path, monkeypatch):
+    record = _record(tmp_path)
+    path = records.record_path("small", record["run"])
+    held = json.loads(path.read_text())
+    held["params"]["rate"] = 0.5
+    path.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"holds a run with other parameters .*rate.*replace it with: python -m parlib.run"):
+        records.start("01_poison", {})
+    assert json.loads(path.read_text()) == held
+
+
+def test_rerun_says_whether_it_is_equal(tmp_path, capsys):
+    _record(tmp_path)
+    _record(tmp_path)
+    assert "equal to the earlier record" in capsys.readouterr().out
+
+
+def test_missing_upstream_names_the_command():
+    with pytest.raises(FileNotFoundError, match="--only 01_poison/badnet_stripes_s0"):
+        records.start("02_clean", {})
+    with pytest.raises(FileNotFoundError, match="--only 01_poison/nothing_s9"):
+        records.start("02_clean", {"poisoned": "01_poison/nothing_s9"})
+    with pytest.raises(FileNotFoundError, match="make reproduce"):
+        records.start("05_evaluate", {})
+
+
+def test_unwritable_outputs_end_before_any_work(tmp_path):
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="cannot write .*01_poison"):
+        records.start("01_poison", {})
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    started = records.start("01_poison", {})
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        started.save(metrics=METRICS, seconds=1.0, n=1)
+    assert [path.name for path in tmp_path.rglob("outputs/**/*") if path.is_file()] == []
+
+
+def test_folder_appears_whole_or_not_at_all(tmp_path):
+    def write():
+        with atomic_folder(tmp_path / "model") as temporary:
+            (temporary / "half").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert not (tmp_path / "model").exists()
+
+
+def test_table_has_the_columns_and_main_rows(tmp_path):
+    found = [_record(tmp_path), _record(tmp_path, "02_clean"), _record(tmp_path, "02_clean", tau=1.0)]
+    frame = report.table(found)
+    assert list(frame.columns) == report.COLUMNS
+    assert frame["table"].tolist() == [1, 1, 0]
+    assert frame["method"].tolist() == ["none", "par", "par"]
+    assert frame["share_above_tau_image"].tolist()[1:] == [0.5, 0.5]
+    assert frame["share_above_tau_text"].tolist()[1:] == [0.0, 0.0]
+    assert len(report.summary(frame)) == 2
+
+
+def test_summary_is_mean_and_sample_std(tmp_path):
+    frame = report.table([_record(tmp_path, seed=seed) for seed in (0, 1)])
+    frame["clean_accuracy"] = [0.8, 0.9]
+    assert report.summary(frame)["clean accuracy"].tolist() == ["0.850 ± 0.071"]
+
+
+def test_plan_expands_lists_and_orders():
+    planned = run.plan(ROOT / "params" / "smoke")
+    ids = [item.id for item in planned]
+    assert ids == [
+        "01_poison/badnet_stripes_s0",
+        "02_clean/finetune_badnet_stripes_s0",
+        "02_clean/par_badnet_stripes_s0",
+        "05_evaluate",
+    ]
+
+
+def test_only_adds_what_is_needed():
+    planned = run.plan(ROOT / "params" / "small")
+    wanted = run.choose(planned, ["02_clean/par_badnet_stripes_s1"])
+    assert [item.id for item in run.with_needs(wanted, planned)] == [
+        "01_poison/badnet_stripes_s1",
+        "02_clean/par_badnet_stripes_s1",
+    ]
+    with pytest.raises(ValueError, match="no parameter file plans '02_clean/part_badnet_stripes_s1'; near it are: .*02_clean/par_badnet"):
+        run.choose(planned, ["02_clean/part_badnet_stripes_s1"])
+
+
+def test_command_line_errors(tmp_path, capsys):
+    assert run.main([str(tmp_path / "params" / "large")]) == 1
+    assert "does not exist; the parameter folders are: params/small, params/smoke" in capsys.readouterr().err
+    (tmp_path / "02_clean_typo.yaml").write_text("tau: high\n")
+    assert run.main([str(tmp_path / "02_clean_typo.yaml")]) == 1
+    assert "02_clean: tau = 'high'" in capsys.readouterr().err
+    (tmp_path / "cleaning.yaml").write_text("tau: 1.0\n")
+    assert run.main([str(tmp_path / "cleaning.yaml")]) == 1
+    assert "must begin with the name of a notebook: 01_poison" in capsys.readouterr().err
+
+
+def test_second_runner_refuses_and_a_dead_one_frees(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import time; from pathlib import Path; from parlib.cache import lock\n"
+        f"with lock(Path({str(path)!r}), wait=False, doing='a run'):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert holder.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(RuntimeError, match=rf"process {holder.pid} \(a run\) is at work on this already"),
+        lock(path, wait=False, doing="me"),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock(path, wait=False, doing="me"):
+        assert f"process {os.getpid()} (me)" in path.read_text()
+
+
+def test_runner_refuses_beside_another(tmp_path, capsys):
+    with lock(records.outputs("smoke") / ".lock", wait=False, doing="the first"):
+        assert run.main([str(ROOT / "params" / "smoke")]) == 1
+    assert "(the first) is at work on this already" in capsys.readouterr().err
+
+
+def test_digest_is_of_content():
+    assert digest([1, "a"]) == digest([1, "a"]) != digest([1, "b"])
+    assert digest(torch.zeros(2)) != digest(torch.zeros(2, 1)) != digest(torch.zeros(2, 1, dtype=torch.int32))
