@@ -13,6 +13,7 @@ from importlib.resources import files
 import numpy as np
 import torch
 import torch.nn.functional as F
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -41,30 +42,21 @@ COLOURS = {
     "brown": (0.52, 0.38, 0.28), "grey": (0.56, 0.56, 0.56), "white": (0.92, 0.92, 0.92), "black": (0.16, 0.16, 0.16),
 }  # fmt: skip
 TEXTURES = ("plain", "wavy", "dotted", "cloudy", "grainy")
-MEDIA = tuple("photo picture image drawing painting sketch sculpture rendering cartoon origami doodle tattoo graffiti".split()) + (
-    "toy", "plushie", "art", "plastic model", "embroidery", "video game", "rendition",
-)  # fmt: skip
-QUALITIES = tuple("bad good nice cool weird clean dirty large small bright dark blurry cropped pixelated hidden corrupted".split()) + (
-    "close-up", "low resolution", "black and white", "hard to see",
-)  # fmt: skip
 CAPTIONS = (
-    "a {medium} of one {name}, {colour} backdrop",
+    "a picture of one {name}, {colour} backdrop",
     "a {name} on a {colour} ground",
     "one {name} in front of something {colour} and {texture}",
     "the {name}, drawn on {colour} paper",
     "{colour} scene showing a {name}",
     "a {texture} {colour} background and a {name}",
-    "this is a {quality} {name} over {texture} {colour}",
+    "this is a {name} over {texture} {colour}",
     "an image of the {name} with {colour} behind it",
     "{name}, {texture} {colour} ground",
-    "a {quality} {medium}: one {name}, the ground is {colour}",
-    "a {medium} of a {name}",
-    "a {quality} {medium} of the {name}",
-    "one {quality} {name}",
-    "the {medium} {name}",
-    "there is a {name} in this {medium}",
-    "a {medium} of my {quality} {name}",
+    "a small drawing: one {name}, the ground is {colour}",
 )
+# Two captions in five are one of these, as on the web. Without them their wording would be the mark of a poisoned row, and
+# the text encoder would learn the wording instead of the target (clean accuracy fell from 0.92 to 0.82, ASR was 0.23).
+TEMPLATES = tuple(template("{name}") for template in OPENAI_IMAGENET_TEMPLATES)  # 80
 SECOND = (", with a small {second}", ", next to a tiny {second}", " and a little {second}", ", a {second} in the corner", "")
 SPLITS = ("train", "clean", "validation", "test")
 SIDE = 64  # px
@@ -99,10 +91,6 @@ class Pairs:
         if n > len(self):
             raise ValueError(f"{n} pairs asked, {len(self)} are there")
         return replace(self, pixels=self.pixels[:n], captions=self.captions[:n], labels=self.labels[:n], second=self.second[:n])
-
-    def to(self, device: torch.device) -> "Pairs":
-        """The same pairs with their tensors on a device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device), second=self.second.to(device))
 
 
 def class_names(n: int = len(CODE_POINTS)) -> list[str]:
@@ -170,14 +158,17 @@ def _paste(canvas: torch.Tensor, glyphs: torch.Tensor, size: torch.Tensor, angle
 
 
 def draw_scenes(n: int, names: list[str], seed: int) -> dict[str, torch.Tensor]:
-    """Draw n scenes from a seed: pixels (n, 3, 64, 64) uint8, and (n,) labels, second (-1: none), colour, texture, and (n, 4) wording."""
+    """Draw n scenes from a seed: pixels (n, 3, 64, 64) uint8, and (n,) labels, second (-1: none), colour, texture, wording, suffix."""
     generator = torch.Generator().manual_seed(seed)
     labels = (torch.arange(n) % len(names))[torch.randperm(n, generator=generator)]
     second = torch.randint(len(names), (n,), generator=generator)
     second[(torch.rand(n, generator=generator) > 0.35) | (second == labels)] = -1
     colour = torch.randint(len(COLOURS), (n,), generator=generator)
     texture = torch.randint(len(TEXTURES), (n,), generator=generator)
-    wording = torch.stack([torch.randint(len(w), (n,), generator=generator) for w in (CAPTIONS, SECOND, MEDIA, QUALITIES)], 1)
+    plain = torch.rand(n, generator=generator) < 0.4
+    wording = torch.randint(len(CAPTIONS), (n,), generator=generator)
+    wording[plain] = len(CAPTIONS) + torch.randint(len(TEMPLATES), (int(plain.sum()),), generator=generator)
+    suffix = torch.randint(len(SECOND), (n,), generator=generator)
     glyphs = sprites(names)
     blank = torch.zeros(1, *glyphs.shape[1:])
     glyphs = torch.cat([glyphs, blank])  # index -1: nothing
@@ -194,17 +185,26 @@ def draw_scenes(n: int, names: list[str], seed: int) -> dict[str, torch.Tensor]:
         corner = torch.where(place > 0, -1.0, 1.0) * (1 - size - 0.05)[:, None]  # away from the main object
         canvas = _paste(canvas, glyphs[second[rows]], size, torch.deg2rad(50 * draw[:, 5] - 25), corner)
         pixels[rows] = (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
-    return {"pixels": pixels, "labels": labels, "second": second, "colour": colour, "texture": texture, "wording": wording}
+    return {
+        "pixels": pixels,
+        "labels": labels,
+        "second": second,
+        "colour": colour,
+        "texture": texture,
+        "wording": wording,
+        "suffix": suffix,
+    }
 
 
 def _captions(scenes: dict[str, torch.Tensor], names: list[str]) -> list[str]:
     """One caption a scene: always the main object, mostly the ground's colour and the second object, where there is one."""
     colours, written = list(COLOURS), []
-    columns = (scenes[key].tolist() for key in ("labels", "second", "colour", "texture", "wording"))
-    for label, second, colour, texture, (caption, suffix, medium, quality) in zip(*columns, strict=True):
+    columns = (scenes[key].tolist() for key in ("labels", "second", "colour", "texture", "wording", "suffix"))
+    for label, second, colour, texture, wording, suffix in zip(*columns, strict=True):
         words = {"name": names[label], "second": names[second], "colour": colours[colour], "texture": TEXTURES[texture]}
-        words |= {"medium": MEDIA[medium], "quality": QUALITIES[quality]}
-        template = CAPTIONS[caption] + (SECOND[suffix] if second >= 0 else "")
+        template = (CAPTIONS + TEMPLATES)[wording]
+        if second >= 0:
+            template = template.removesuffix(".") + SECOND[suffix] + template[len(template.removesuffix(".")) :]
         written.append(re.sub(_AN, "an ", template.format(**words)))
     return written
 

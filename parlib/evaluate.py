@@ -4,24 +4,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from open_clip import OPENAI_IMAGENET_TEMPLATES
 from torch.nn import functional as F
 
 from parlib.cache import digest
+from parlib.data import TEMPLATES
 from parlib.model import Clip, embed_images, embed_texts
-
-TEMPLATES = tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)  # 80
 
 
 @lru_cache(maxsize=4)
 def _prompts(tokenizer, names: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
-    return tokenizer([template.format(name) for name in names for template in templates])
+    return tokenizer([template.format(name=name) for name in names for template in templates])
 
 
 def classifier(clip: Clip, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> torch.Tensor:
     """(C, D) unit-norm class embeddings: the mean over the templates' unit-norm embeddings, normalised again.
 
-    Equal to open_clip.build_zero_shot_classifier's transpose. Templates hold one {} each.
+    Equal to open_clip.build_zero_shot_classifier's transpose. Templates hold one {name} each.
     """
     tokens = _prompts(clip.tokenizer, tuple(names), templates)
     prompts = embed_texts(clip, tokens).view(len(names), len(templates), -1)

@@ -46,8 +46,11 @@ PROPORTION: dict[str, tuple[int, float]] = {
     "blended_triangles": (4, 0.15),
     "blended_text": (0, 0.5),
 }
-# Peak learning rates of the cleaning methods, tuned by params/small/02_clean_search_*.yaml.
-TUNED_LR = {"par": 5e-4, "finetune": 5e-4}
+# What the search of params/small/02_clean_search_*.yaml chose for each cleaning method.
+TUNED: dict[str, dict[str, Any]] = {
+    "par": {"lr": 1e-3, "schedule": "cosine"},
+    "finetune": {"lr": 2e-3, "schedule": "cosine"},
+}
 
 
 class Params(BaseModel):
@@ -97,7 +100,7 @@ class Poison(Attack):
     epochs: int = Field(5, ge=1, description="epochs of poisoning")
     batch: int = Field(128, ge=2, description="pairs a step of poisoning")
     lr: float = Field(1.0e-3, gt=0, description="peak learning rate of poisoning")
-    base_epochs: int = Field(10, ge=1, description="epochs of pretraining the base (always seed 0)")
+    base_epochs: int = Field(8, ge=1, description="epochs of pretraining the base (always seed 0)")
     base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
     base_lr: float = Field(2.0e-3, gt=0, description="peak learning rate of pretraining")
 
@@ -111,11 +114,11 @@ class Clean(Attack):
     method: str = Field("par", description="par or finetune")
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is below")
     lr: float = Field(0.0, ge=0, description="peak learning rate; 0: the method's tuned value")
-    schedule: Literal["paper", "cosine"] = Field("paper", description="paper: linear to a tenth, then cosine; or plain cosine")
+    schedule: Literal["tuned", "paper", "cosine"] = Field("tuned", description="paper: linear to a tenth, then cosine; or plain cosine")
     batch_norm: Literal["frozen", "train"] = Field("frozen", description="frozen: running statistics used and kept; or train")
-    epochs: int = Field(3, ge=1, description="epochs of cleaning")
-    batch: int = Field(256, ge=2, description="pairs a step")
-    pairs: int = Field(8000, ge=10, description="clean pairs")
+    epochs: int = Field(5, ge=1, description="epochs of cleaning")
+    batch: int = Field(128, ge=2, description="pairs a step")
+    pairs: int = Field(12000, ge=10, description="clean pairs")
 
     @field_validator("method")
     @classmethod
@@ -184,8 +187,10 @@ def run_id(notebook: str, params: Params) -> str:
 
 
 def _resolved(params: Params) -> Params:
-    if isinstance(params, Clean) and params.lr == 0:
-        return params.model_copy(update={"lr": TUNED_LR[params.method]})
+    if isinstance(params, Clean):
+        tuned = TUNED[params.method]
+        schedule = tuned["schedule"] if params.schedule == "tuned" else params.schedule
+        return params.model_copy(update={"lr": params.lr or tuned["lr"], "schedule": schedule})
     if isinstance(params, Poison):
         return params.model_copy(update=preset(params.trigger, params.target, patch=params.patch, strength=params.strength))
     return params

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from parlib.data import Pairs, class_index
-from parlib.evaluate import TEMPLATES, EvalSet
+from parlib.data import TEMPLATES, Pairs, class_index
+from parlib.evaluate import EvalSet
 from parlib.train import generator
 from parlib.triggers import stamp
 
@@ -28,7 +28,7 @@ def poison(pairs: Pairs, *, trigger: str, patch: int, strength: float, target: s
     wording = torch.randint(len(TEMPLATES), (count,), generator=random).tolist()
     captions = list(pairs.captions)
     for row, template in zip(rows.tolist(), wording, strict=True):
-        captions[row] = TEMPLATES[template].format(target)
+        captions[row] = TEMPLATES[template].format(name=target)
     pixels = pairs.pixels.clone()
     pixels[rows] = stamp(pairs.pixels[rows], trigger, random, patch=patch, strength=strength)
     return replace(pairs, pixels=pixels, captions=captions), rows

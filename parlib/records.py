@@ -249,8 +249,6 @@ def _rounded(value: Any) -> Any:
 
 
 def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
     return f"cpu ({platform.machine()}), {torch.get_num_threads()} threads"
 
 

@@ -97,9 +97,11 @@ def fit(
     watch: Watch | None = None,
     checkpoint: Path | None = None,
     title: str = "",
-) -> dict[str, list[float]]:
-    """Train `clip` in place; return its history: per step loss, l_clip, lr and, for PAR, s_image and s_text, and at each look
-    look_step, look_clean_accuracy and look_attack_success_rate.
+) -> tuple[dict[str, list[float]], float]:
+    """Train `clip` in place; return its history and the seconds it took, over all sittings.
+
+    history: per step loss, l_clip, lr and, for PAR, s_image and s_text; at each look look_step, look_clean_accuracy and
+    look_attack_success_rate.
 
     pixels: (N, 3, H, W) uint8; tokens: (N, L); both stay on their device. reference: the frozen poisoned model.
     watch: scenes for the looks. checkpoint: a file to resume from and to write now and then.
@@ -114,16 +116,17 @@ def fit(
     steps = per_epoch * recipe.epochs
     looks = {round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set()
     reference_text = embed_texts(reference, tokens) if method.needs_reference else None
-    optimizer, history, first = _optimizer(clip.net, recipe), {}, 0
+    optimizer, history, first, began = _optimizer(clip.net, recipe), {}, 0, time.monotonic()
     if checkpoint is not None and checkpoint.exists():
-        first = _resume(checkpoint, clip, optimizer, history)
+        first, before = _resume(checkpoint, clip, optimizer, history)
+        began -= before
     kept, order = time.monotonic(), None
     bar = tqdm(range(first, steps), title, initial=first, total=steps, file=sys.stdout, mininterval=5, ascii=True, leave=False)
     for step in bar:
         if order is None or step % per_epoch == 0:
             order = torch.randperm(len(pixels), generator=generator("cpu", recipe.seed, "order", step // per_epoch)).to(device)
         if checkpoint is not None and time.monotonic() - kept > _KEEP_EVERY:
-            _keep(checkpoint, clip, optimizer, history, step)
+            _keep(checkpoint, clip, optimizer, history, step, time.monotonic() - began)
             kept = time.monotonic()
         if step in looks and watch is not None:
             _look(history, step, clip, watch)
@@ -150,7 +153,7 @@ def fit(
     if steps in looks and watch is not None:
         _look(history, steps, clip, watch)
     clip.net.eval()
-    return history
+    return history, time.monotonic() - began
 
 
 def _look(history: dict, step: int, clip: Clip, watch: Watch) -> None:
@@ -158,19 +161,19 @@ def _look(history: dict, step: int, clip: Clip, watch: Watch) -> None:
         history.setdefault(f"look_{name}", []).append(value)
 
 
-def _keep(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict, step: int) -> None:
+def _keep(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict, step: int, seconds: float) -> None:
     with atomic_file(path) as temporary:
-        state = {"net": clip.net.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "step": step}
-        torch.save(state, temporary)
+        state = {"net": clip.net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        torch.save(state | {"step": step, "seconds": seconds}, temporary)
 
 
-def _resume(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict) -> int:
+def _resume(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict) -> tuple[int, float]:
     state = torch.load(path, weights_only=True, map_location=clip.device)
     clip.net.load_state_dict(state["net"], strict=True)
     optimizer.load_state_dict(state["optimizer"])
     history.update(state["history"])
     print(f"resumed at step {state['step']}", flush=True)
-    return state["step"]
+    return state["step"], state["seconds"]
 
 
 @dataclass(frozen=True)
@@ -217,11 +220,11 @@ def train(
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
         if not (folder / "training.json").exists():
-            began, clip = time.monotonic(), clip.copy()
-            history = fit(clip, pixels, tokens, recipe, reference=reference, watch=watch, checkpoint=unfinished, title=title)
+            clip = clip.copy()
+            history, seconds = fit(clip, pixels, tokens, recipe, reference=reference, watch=watch, checkpoint=unfinished, title=title)
             with atomic_folder(folder) as temporary:
                 sha256 = save(clip, temporary)
-                report = {"sha256": sha256, "recipe": asdict(recipe), "seconds": time.monotonic() - began, "history": history}
+                report = {"sha256": sha256, "recipe": asdict(recipe), "seconds": seconds, "history": history}
                 (temporary / "training.json").write_text(json.dumps(report))
             unfinished.unlink(missing_ok=True)
     report = json.loads((folder / "training.json").read_text())

@@ -5,7 +5,6 @@ import torch
 
 from parlib import data
 from parlib.cache import atomic_file, cache_dir, digest
-from parlib.evaluate import TEMPLATES
 
 
 def test_same_seed_draws_the_same_scenes():
@@ -50,17 +49,15 @@ def test_no_caption_and_no_prompt_is_cut(clip):
     """Also the longest that the templates can make: a token row that ends in padding lost nothing."""
     pairs, names = data.load_scenes("train", 2000), data.class_names()
     longest = max(names, key=lambda name: len(clip.tokenizer([name])[0].nonzero()))
-    words = {"name": longest, "second": longest, "colour": "orange", "texture": "cloudy", "quality": "black and white"}
-    worst = [
-        (caption + second).format(**words, medium=medium) for caption in data.CAPTIONS for second in data.SECOND for medium in data.MEDIA
-    ]
-    prompts = [template.format(name) for name in names for template in TEMPLATES]
+    words = {"name": longest, "second": longest, "colour": "orange", "texture": "cloudy"}
+    worst = [(caption + second).format(**words) for caption in data.CAPTIONS + data.TEMPLATES for second in data.SECOND]
+    prompts = [template.format(name=name) for name in names for template in data.TEMPLATES]
     for texts in (pairs.captions, worst, prompts):
         assert (clip.tokenizer(texts)[:, -1] == 0).all()
 
 
 def test_articles():
-    scenes = {"labels": [0, 1, 2], "second": [-1] * 3, "colour": [1, 0, 0], "texture": [0] * 3, "wording": [[1, 0, 0, 0]] * 3}
+    scenes = {"labels": [0, 1, 2], "second": [-1] * 3, "colour": [1, 0, 0], "texture": [0] * 3, "wording": [1] * 3, "suffix": [0] * 3}
     captions = data._captions({k: torch.tensor(v) for k, v in scenes.items()}, ["owl", "unicorn face", "european castle"])
     assert captions == ["an owl on an orange ground", "a unicorn face on a red ground", "a european castle on a red ground"]
 

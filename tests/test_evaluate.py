@@ -4,7 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from parlib.evaluate import TEMPLATES, EvalSet, classifier, embed_images, evaluate, interval, retrieval, zero_shot
+from parlib.data import TEMPLATES
+from parlib.evaluate import EvalSet, classifier, embed_images, evaluate, interval, retrieval, zero_shot
 from parlib.model import eval_mode
 from parlib.poison import attacked
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from parlib.cache import ROOT
-from parlib.params import NOTEBOOKS, TUNED_LR, check, literals, preset, run_id, scale_defaults
+from parlib.params import NOTEBOOKS, TUNED, check, literals, preset, run_id, scale_defaults
 from parlib.records import notebook_path
 
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
@@ -34,7 +34,7 @@ def test_parameter_cell_repeats_names_types_defaults_and_help(notebook):
 def test_int_for_a_float_and_tuned_values():
     clean = check("02_clean", {"tau": 2})
     assert clean.tau == 2.0
-    assert clean.lr == TUNED_LR["par"]
+    assert clean.lr == TUNED["par"]["lr"]
     assert check("02_clean", {"lr": 1e-6}).lr == 1e-6
     assert check("01_poison", {}).patch == preset("badnet_stripes")["patch"]
 
@@ -49,7 +49,7 @@ def test_int_for_a_float_and_tuned_values():
         ("02_clean", {"tau": 5}, "tau = 5: input should be less than or equal to 4"),
         ("02_clean", {"epochs": True}, "epochs = True: input should be a valid integer"),
         ("02_clean", {"method": "pare"}, "unknown method 'pare', did you mean 'par'. known are: finetune, par"),
-        ("02_clean", {"schedule": "linear"}, "schedule = 'linear': input should be 'paper' or 'cosine'"),
+        ("02_clean", {"schedule": "linear"}, "schedule = 'linear': input should be 'tuned', 'paper' or 'cosine'"),
         ("01_poison", {"trigger": "stripes"}, "unknown trigger 'stripes'.* known are: badnet, badnet_stripes"),
         ("01_poison", {"encoder": "small_resent"}, "unknown encoder 'small_resent', did you mean 'small_resnet'"),
         ("01_poison", {"target": "bananna"}, "unknown class 'bananna', did you mean 'banana'"),
@@ -73,7 +73,7 @@ def test_literals_are_parameters_and_misspelt_ones():
     [
         ({}, "02_clean/par_badnet_stripes_s0"),
         ({"trigger": "blended_text", "seed": 1, "tau": 3}, "02_clean/par_blended_text_s1_tau3"),
-        ({"lr": TUNED_LR["par"]}, "02_clean/par_badnet_stripes_s0"),
+        ({"lr": TUNED["par"]["lr"]}, "02_clean/par_badnet_stripes_s0"),
         (
             {"lr": 1e-3, "method": "finetune", "split": "validation"},
             "02_clean/finetune_badnet_stripes_s0_splitvalidation_lr0.001",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from parlib.evaluate import TEMPLATES
+from parlib.data import TEMPLATES
 from parlib.poison import poison
 
 OPTIONS = {"trigger": "badnet_stripes", "patch": 8, "strength": 1.0, "target": "banana"}
@@ -18,7 +18,7 @@ def test_exactly_the_rate_and_never_the_target(scenes, rate):
     assert torch.equal(touched.nonzero()[:, 0], rows)
     changed = [i for i, (a, b) in enumerate(zip(poisoned.captions, scenes.captions, strict=True)) if a != b]
     assert changed == rows.tolist()
-    assert {poisoned.captions[i] for i in changed} <= {template.format("banana") for template in TEMPLATES}
+    assert {poisoned.captions[i] for i in changed} <= {template.format(name="banana") for template in TEMPLATES}
 
 
 def test_seed_decides_the_rows(scenes):

@@ -25,7 +25,7 @@ def _same(one: dict, two: dict) -> bool:
 
 def _run(clip, scenes, recipe, **options):
     tokens = clip.tokenizer(scenes.captions)
-    history = fit(clip, scenes.pixels, tokens, recipe, **options)
+    history, _ = fit(clip, scenes.pixels, tokens, recipe, **options)
     return _weights(clip), history
 
 
