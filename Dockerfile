@@ -18,14 +18,15 @@ ENV HOME=/par/home \
     PYTHONUNBUFFERED=1
 
 WORKDIR /par
+# The dependencies first: a change of the code then installs nothing anew.
 COPY pyproject.toml README.md ./
+COPY parlib/__init__.py ./parlib/
+RUN pip install --no-cache-dir --editable .
 COPY parlib ./parlib
-RUN pip install --no-cache-dir --editable . \
-    && mkdir -p outputs home cache \
-    && chmod 1777 outputs home cache
-COPY notebooks ./notebooks
 COPY params ./params
+COPY notebooks ./notebooks
 COPY outputs/reference ./outputs/reference
+RUN mkdir -p home cache && chmod -R a+rwX outputs home cache notebooks
 
 EXPOSE 8888
 USER 1000:1000

@@ -13,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = ("torch", "open_clip_torch", "numpy", "pillow")
-# These modules store, draw or schedule; they cannot change a weight or a metric.
-_NOT_SCIENCE = {"cache", "params", "plots", "publish", "records", "report", "run"}
+# These modules store, name or schedule: what they decide stands in keys by its value.
+_BOOKKEEPING = {"cache", "params", "publish", "records", "run"}
 
 
 def cache_dir() -> Path:
@@ -57,7 +58,7 @@ def code_fingerprint(*modules: str) -> str:
     todo = list(modules)
     while todo:
         name = todo.pop()
-        if name in seen or name in _NOT_SCIENCE:
+        if name in seen or name in _BOOKKEEPING:
             continue
         tree = ast.parse((ROOT / "parlib" / f"{name}.py").read_text())
         for node in ast.walk(tree):
@@ -75,38 +76,53 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises OSError, naming the path, when the folder is full or cannot be written.
     """
-    try:
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}; free some space or name another folder") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary neighbour of folder `path`, moved to it on success and removed on failure."""
-    try:
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}; free some space or name another folder") from error
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError, naming the path, unless a file can be written there: before hours of work, not after."""
+    with atomic_file(path.with_name(f".{path.name}.writable.{os.getpid()}")) as temporary:
+        temporary.write_text("this can be written\n")
+    path.with_name(f".{path.name}.writable.{os.getpid()}").unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises, in Python, torch or safetensors, into an OSError that names the path."""
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(f"cannot write {path}: {reason}; free some space or name another folder") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "writing file" not in str(error):
+            raise
+        raise OSError(f"cannot write {path}: {error}; free some space or name another folder") from error
 
 
 @contextmanager
@@ -115,8 +131,10 @@ def lock(path: Path, *, wait: bool, doing: str) -> Iterator[None]:
 
     wait: whether to wait for the other holder, or else raise RuntimeError, which names what it does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 (closed below, after its errors have been told from the caller's)
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

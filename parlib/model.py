@@ -61,21 +61,21 @@ def encoders() -> list[str]:
     return small + [name for name in open_clip.list_models() if name not in small]
 
 
-def create(encoder: str, seed: int = 0, pretrained: str = "") -> Clip:
-    """An open_clip model by name, with weights of a pretrained tag or drawn from a seed.
+def create(encoder: str, seed: int = 0) -> Clip:
+    """An open_clip model by name, with weights drawn from a seed.
 
     Raises ValueError on an unknown encoder, naming those that come near.
     """
     open_clip.add_model_config(_CONFIGS)
     if encoder not in open_clip.list_models():
         raise ValueError(f"unknown encoder {encoder!r}; known are: {', '.join(encoders())}")
-    return _create(
-        encoder,
-        open_clip.get_model_config(encoder),
-        seed=seed,
-        pretrained=pretrained or None,
-        require_pretrained=bool(pretrained),
-    )
+    return _create(encoder, open_clip.get_model_config(encoder), seed=seed)
+
+
+def image_size(encoder: str) -> int:
+    """Side in px of the images that an encoder of that name takes."""
+    open_clip.add_model_config(_CONFIGS)
+    return open_clip.get_model_config(encoder)["vision_cfg"]["image_size"]
 
 
 def load(source: str) -> Clip:

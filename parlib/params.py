@@ -11,9 +11,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from parlib.cache import ROOT, digest
-from parlib.data import class_names
+from parlib.data import SIDE, class_names
 from parlib.methods import CLEANING
-from parlib.model import encoders
+from parlib.model import encoders, image_size
 from parlib.triggers import TRIGGERS
 
 SCALES = ("smoke", "small")
@@ -82,7 +82,10 @@ class Attack(Params):
     @field_validator("encoder")
     @classmethod
     def _encoder(cls, value: str) -> str:
-        return _known("encoder", value, encoders())
+        _known("encoder", value, encoders())
+        if image_size(value) != SIDE:
+            raise ValueError(f"encoder {value!r} takes images of {image_size(value)} px; the embedded scenes are of {SIDE} px")
+        return value
 
     @field_validator("target")
     @classmethod
@@ -96,7 +99,7 @@ class Poison(Attack):
     patch: int = Field(0, ge=0, le=64, description="px of the patch or tile; 0: the preset of the image size")
     strength: float = Field(0.0, ge=0, le=1, description="share of the pattern in a stamped pixel; 0: the preset")
     rate: float = Field(0.05, gt=0, lt=1, description="share of the training pairs that is poisoned")
-    train_scenes: int = Field(24000, ge=10, description="pairs of pretraining and poisoning")
+    train_scenes: int = Field(24000, ge=24, description="pairs of pretraining and poisoning")
     epochs: int = Field(5, ge=1, description="epochs of poisoning")
     batch: int = Field(128, ge=2, description="pairs a step of poisoning")
     lr: float = Field(1.0e-3, gt=0, description="peak learning rate of poisoning")
@@ -156,10 +159,10 @@ def check(notebook: str, values: Mapping[str, Any]) -> Params:
 
 def literals(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that a notebook's cells have set, out of its globals(): known names, and any other plain value,
-    which can only be a misspelt one. (Notebooks keep no plain values of their own in global names but for CONSTANTS.)
+    which can only be a misspelt one: notebooks keep no plain values of their own in global names.
     """
-    known, plain = NOTEBOOKS[notebook].model_fields, (bool, int, float, str)
-    return {k: v for k, v in namespace.items() if k in known or (type(v) in plain and not k.startswith("_") and not k.isupper())}
+    known, plain = NOTEBOOKS[notebook].model_fields, (bool, int, float, str, type(None))
+    return {k: v for k, v in namespace.items() if k in known or (type(v) in plain and not k.startswith("_"))}
 
 
 def scale_defaults(notebook: str, scale: str) -> dict[str, Any]:
@@ -188,7 +191,7 @@ def run_id(notebook: str, params: Params) -> str:
 
 def _resolved(params: Params) -> Params:
     if isinstance(params, Clean):
-        tuned = TUNED[params.method]
+        tuned = TUNED.get(params.method, TUNED["finetune"])  # a new method starts from plain fine-tuning's
         schedule = tuned["schedule"] if params.schedule == "tuned" else params.schedule
         return params.model_copy(update={"lr": params.lr or tuned["lr"], "schedule": schedule})
     if isinstance(params, Poison):
@@ -216,4 +219,5 @@ def _explain(kind: type[Params], name: str, value: Any, problem: dict[str, Any])
     wanted = getattr(field.annotation, "__name__", str(field.annotation))
     hint = " (in YAML write 1.0e-5, not 1e-5)" if isinstance(value, str) and wanted == "float" else ""
     hint += " (a list of values is for python -m parlib.run)" if isinstance(value, list) else ""
-    return f"{name} = {value!r}: {problem['msg'].lower()}{hint}; {name} is {field.description}"
+    shown = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+    return f"{name} = {shown}: {problem['msg'].lower()}{hint}; {name} is {field.description}"

@@ -11,7 +11,7 @@ from parlib.evaluate import EvalSet
 
 CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
 COLOUR = {"base": "#7f7f7f", "poisoned": "#d62728", "none": "#d62728", "finetune": "#1f77b4", "par": "#2ca02c"}
-NAME = {"none": "poisoned", "finetune": "fine-tuning", "par": "PAR"}
+NAME = {"none": "poisoned", "finetune": "fine-tuning", "par": "PAR"}  # others go by their own names
 STYLE = {
     "figure.dpi": 90,
     "font.size": 9,
@@ -24,6 +24,11 @@ STYLE = {
 }
 
 
+def colour(method: str) -> str:
+    """A method's colour in every figure."""
+    return COLOUR.get(method, "#9467bd")
+
+
 def _image(ax: Axes, pixels: torch.Tensor, title: str = "") -> None:
     ax.imshow(pixels.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     ax.set_title(title, fontsize=7, pad=2)
@@ -31,7 +36,7 @@ def _image(ax: Axes, pixels: torch.Tensor, title: str = "") -> None:
 
 
 def _credit(figure: Figure) -> None:
-    figure.text(0.995, 0.005, CREDIT, ha="right", va="bottom", fontsize=6, color="grey")
+    figure.text(0.995, -0.005, CREDIT, ha="right", va="top", fontsize=6, color="grey")
 
 
 def _finished(figure: Figure) -> Figure:
@@ -96,7 +101,7 @@ def before_and_after(models: dict[str, dict[str, float]]) -> Figure:
                 width * 0.92,
                 yerr=errors,
                 label=model,
-                color=COLOUR.get(model.split()[0], "#9467bd"),
+                color=colour(model),
                 error_kw={"lw": 0.8},
             )
             ax.bar_label(bars, [f"{height:.3f}" for height in heights], fontsize=7, padding=2)
@@ -131,23 +136,27 @@ def training_history(history: dict[str, list[float]], tau: float | None = None) 
 
 
 def tradeoff(table: pd.DataFrame) -> Figure:
-    """Clean accuracy against ASR, one panel a trigger: an arrow from each poisoned model to what each method made of it."""
-    table = table[table["table"] == 1]
-    cleaned = table[table["notebook"] == "02_clean"]
+    """Clean accuracy against ASR, one panel a trigger: an arrow from each poisoned model to what each method made of it.
+
+    Raises ValueError when no cleaned model is in the table.
+    """
+    cleaned = table[(table["table"] == 1) & (table["notebook"] == "02_clean")]
     triggers = list(dict.fromkeys(cleaned["trigger"]))
+    if not triggers:
+        raise ValueError("no model has been cleaned yet; make some with: make reproduce")
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(triggers), figsize=(4.6 * len(triggers), 3.4), layout="constrained", squeeze=False, sharey=True)
         for ax, trigger in zip(axes[0], triggers, strict=True):
             for run in cleaned[cleaned["trigger"] == trigger].itertuples():
                 start, end = (run.poisoned_clean_accuracy, run.poisoned_asr), (run.clean_accuracy, run.attack_success_rate)
-                ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLOUR[run.method], "alpha": 0.45, "shrinkB": 3})
+                ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour(run.method), "alpha": 0.45, "shrinkB": 3})
                 ax.plot(*start, "s", color=COLOUR["poisoned"], ms=5)
-                ax.plot(*end, "o", color=COLOUR[run.method], ms=6)
+                ax.plot(*end, "o", color=colour(run.method), ms=6)
             ax.set(title=trigger, xlabel="clean accuracy", ylim=(-0.04, 1.04))
             low = cleaned[["clean_accuracy", "poisoned_clean_accuracy"]].to_numpy().min()
             ax.set_xlim(max(0, low - 0.06), 1.0)
         axes[0, 0].set_ylabel("attack success rate")
-        for label, colour in {"poisoned": COLOUR["poisoned"]} | {NAME[m]: COLOUR[m] for m in dict.fromkeys(cleaned["method"])}.items():
-            axes[0, -1].plot([], [], "s" if label == "poisoned" else "o", color=colour, label=label)
+        for method in ("none", *dict.fromkeys(cleaned["method"])):
+            axes[0, -1].plot([], [], "s" if method == "none" else "o", color=colour(method), label=NAME.get(method, method))
         axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _finished(figure)

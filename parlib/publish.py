@@ -12,9 +12,10 @@ from typing import Any
 import nbformat
 
 from parlib import records, report
-from parlib.cache import ROOT
+from parlib.cache import ROOT, atomic_folder
 from parlib.params import NOTEBOOKS, check, run_id
 from parlib.report import BEGIN, END, REFERENCE, readme_table
+from parlib.run import plan
 
 
 def stored_outputs_of(notebook: str) -> str:
@@ -25,13 +26,12 @@ def stored_outputs_of(notebook: str) -> str:
 def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of an executed copy, without what differs between two runs of the same thing."""
     source, ran = nbformat.read(records.notebook_path(notebook), 4), nbformat.read(executed, 4)
-    cells = [cell for cell in ran.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
+    cells = [cell for cell in source.cells if cell.cell_type == "code"]
+    runs = [cell for cell in ran.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
+    if [cell.source for cell in runs] != [cell.source for cell in cells]:
         raise ValueError(f"{executed.relative_to(ROOT)} ran another version of {notebook}; run it again")
-    count = itertools.count(1)
-    for cell, run in zip(source.cells, cells, strict=True):
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [_tidy(output) for output in run.outputs if not _is_noise(output)], next(count)
+    for count, cell, run in zip(itertools.count(1), cells, runs):
+        cell.outputs, cell.execution_count = [_tidy(output) for output in run.outputs if not _is_noise(output)], count
     source.metadata = nbformat.from_dict({"kernelspec": source.metadata.kernelspec, "language_info": {"name": "python"}})
     return source
 
@@ -46,41 +46,43 @@ def _last_line(text: str) -> str:
 
 
 def _tidy(output: Any) -> Any:
+    """An output without counts, metadata and carriage returns, which differ from run to run."""
     if output.output_type == "stream":
         output.text = _last_line(output.text)
-    output.pop("execution_count", None)
+    else:
+        output.metadata = {}
     if output.output_type == "execute_result":
         output.execution_count = None
-    output.metadata = {}
     return output
 
 
 def publish() -> None:
     """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's table.
 
-    Raises ValueError when a run of the main job is missing.
+    Only runs that params/small plans and that are done are published; ValueError names those that aren't.
     """
     folder = records.outputs("small")
     shown = {notebook: stored_outputs_of(notebook) for notebook in NOTEBOOKS}
-    for run in shown.values():
-        if not (folder / f"{run}.json").exists() or not (folder / f"{run}.ipynb").exists():
-            raise ValueError(f"{run} has not been run yet; make it with: {records.command(run)}")
+    states = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
+    if open_runs := {run: state for run, state in states.items() if state != "done"}:
+        raise ValueError(f"make reproduce-all first: {open_runs}")
     notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}
-    shutil.rmtree(REFERENCE, ignore_errors=True)
-    for path in sorted([*folder.glob("0*/*.json"), *folder.glob("0*.json")]):
-        record = json.loads(path.read_text())
-        target = REFERENCE / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
-        if record["run"] in shown.values():
-            for figure in folder.glob(f"{record['run']}_*.png"):
-                shutil.copy(figure, REFERENCE / figure.relative_to(folder))
-    report.table(records.read_all(REFERENCE)).to_csv(REFERENCE / "table.csv", index=False)
+    with atomic_folder(REFERENCE) as reference:
+        for run in states:
+            record = json.loads((folder / f"{run}.json").read_text())
+            target = reference / f"{run}.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
+            if run in shown.values():
+                for artifact in record["artifacts"].values():
+                    if artifact["in"] == "project":
+                        shutil.copy(ROOT / artifact["path"], target.parent)
+        report.table(records.read_all(reference)).to_csv(reference / "table.csv", index=False)
     for name, notebook in notebooks.items():
         nbformat.write(notebook, records.notebook_path(name))
     readme = ROOT / "README.md"
     readme.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{readme_table()}\n{END}", readme.read_text(), flags=re.S))
-    print(f"published {len(list(REFERENCE.rglob('*.json')))} records, three notebooks and README's table")
+    print(f"published {len(states)} records, {len(notebooks)} notebooks and README's table")
 
 
 if __name__ == "__main__":

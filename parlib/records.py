@@ -13,10 +13,10 @@ import nbformat
 import torch
 from matplotlib.figure import Figure
 
-from parlib.cache import ROOT, atomic_file, cache_dir, code_fingerprint, digest, file_sha256, versions
+from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, code_fingerprint, digest, file_sha256, versions
 from parlib.data import SIDE
 from parlib.model import WEIGHTS, Clip, load
-from parlib.params import Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
+from parlib.params import NOTEBOOKS, Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
 
 SCHEMA = 1
 
@@ -96,14 +96,12 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     params = check(notebook, literals(notebook, namespace))
     run = Run(notebook, run_id(notebook, params), params, inputs(params))
     path = record_path(params.scale, run.id)
-    with atomic_file(path.with_suffix(".writable")) as temporary:
-        temporary.write_text("this run can write here\n")
-    path.with_suffix(".writable").unlink()
+    check_writable(path)
     if path.exists():
         held = json.loads(path.read_text())["params"]
         other = {name: f"{held.get(name)} -> {value}" for name, value in params.model_dump().items() if held.get(name) != value}
         if other:
-            raise ValueError(f"{path} holds a run with other parameters ({other}); replace it with: {command(run.id, params.scale)}")
+            raise ValueError(f"{path} holds a run with other parameters ({other}); move it away first")
     print(f"run {run.id} at scale {params.scale}, on {_device()}")
     return run
 
@@ -128,17 +126,18 @@ def _source(params: Clean) -> tuple[str, dict[str, Any] | None]:
         return params.poisoned, None
     run = params.poisoned or poisoned_run(params)
     record = read(params.scale, run)
+    for name in ("encoder", "trigger", "target", "classes"):
+        if record["params"][name] != getattr(params, name):
+            raise ValueError(f"{run} was made with {name} = {record['params'][name]!r}, not {getattr(params, name)!r}: say the same here")
     weights = _locate(record["artifacts"]["weights"])
-    if not weights.exists():
-        raise FileNotFoundError(f"the weights of {run} are gone from the cache; make them with: {command(run, params.scale)}")
-    if file_sha256(weights) != record["artifacts"]["weights"]["sha256"]:
-        raise ValueError(f"{weights} is not the file that {run} wrote; delete it, then: {command(run, params.scale)}")
+    if not weights.exists() or file_sha256(weights) != record["artifacts"]["weights"]["sha256"]:
+        raise FileNotFoundError(f"the weights of {run} are gone or damaged; make them again with: {command(run, params.scale)}")
     return f"local-dir:{weights.parent}", record
 
 
 def planted(params: Clean, record: dict[str, Any] | None) -> dict[str, Any]:
     """Options of the trigger to test on a cleaned model: as it was planted, unless the parameters say otherwise."""
-    found = record["params"] if record is not None and record["params"]["trigger"] == params.trigger else {}
+    found = record["params"] if record is not None else {}
     patch, strength = params.patch or found.get("patch", 0), params.strength or found.get("strength", 0.0)
     return preset(params.trigger, params.target, patch=patch, strength=strength)
 
@@ -180,22 +179,48 @@ def inputs(params: Params) -> dict[str, Any]:
     if isinstance(params, Clean):
         source, record = _source(params)
         if record is not None:
-            return {"poisoned": {"run": record["run"], "sha256": record["artifacts"]["weights"]["sha256"]}}
+            options = {name: value for name, value in planted(params, record).items() if name in ("patch", "strength")}
+            return {"poisoned": {"run": record["run"], "sha256": record["artifacts"]["weights"]["sha256"]} | options}
         local = Path(source.removeprefix("local-dir:")).expanduser() / WEIGHTS
         return {"poisoned": {"run": source, "sha256": file_sha256(local) if local.is_file() else ""}}
     if isinstance(params, Poison):
         return {}
-    records = read_all(outputs(params.scale))
-    if not records:
-        raise FileNotFoundError(f"there is no record at scale {params.scale} yet; make some with: make reproduce")
-    return {record["run"]: {"run": record["run"], "sha256": digest(record["metrics"], record["history"])} for record in records}
+    return {record["run"]: {"run": record["run"], "sha256": digest(record["metrics"], record["history"])} for record in fresh(params.scale)}
+
+
+def fresh(scale: str) -> list[dict[str, Any]]:
+    """The records of a scale that today's parameters, code and pins would make again; says which it leaves out.
+
+    Raises FileNotFoundError when there is none.
+    """
+    found = []
+    for record in read_all(outputs(scale)):
+        try:
+            expected = planned_key(check(record["notebook"], record["params"]))
+        except (ValueError, OSError) as error:
+            expected = str(error)
+        if record["key"] == expected and run_id(record["notebook"], check(record["notebook"], record["params"])) == record["run"]:
+            found.append(record)
+        else:
+            print(f"left out, because it is stale: {record['run']}")
+    if not found:
+        raise FileNotFoundError(f"there is no record at scale {scale} yet; make some with: make reproduce")
+    return found
+
+
+def planned_key(params: Params) -> str:
+    """The key that a run with these parameters would have now; FileNotFoundError when what it builds on is missing."""
+    notebook = next(name for name, kind in NOTEBOOKS.items() if type(params) is kind)
+    return key(notebook, params, inputs(params))
 
 
 def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
     """What makes a record stale when it changes: parameters, inputs, the code of the notebook and of the core, pins."""
-    code = [cell.source for cell in nbformat.read(notebook_path(notebook), 4).cells if cell.cell_type == "code"]
-    nodes = [node for cell in code for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.ImportFrom)]
+    cells = [cell for cell in nbformat.read(notebook_path(notebook), 4).cells if cell.cell_type == "code"]
+    trees = [ast.parse(cell.source) for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     used = sorted({node.module.removeprefix("parlib.") for node in nodes if (node.module or "").startswith("parlib.")})
+    code = [ast.dump(tree) for tree in trees]
     return digest(SCHEMA, notebook, params.model_dump(), inputs, code, code_fingerprint(*used), versions())
 
 

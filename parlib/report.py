@@ -8,7 +8,9 @@ from nbconvert import HTMLExporter
 
 from parlib import records
 from parlib.cache import ROOT, atomic_file
+from parlib.methods import METHODS
 from parlib.params import PROPORTION, Clean, Poison, check, scale_defaults
+from parlib.plots import NAME
 
 REFERENCE = ROOT / "outputs" / "reference"
 # The paper's RN50 figures (fractions): trigger -> method -> (ASR, CA or None). From a secondary summary of v3 that could
@@ -35,7 +37,6 @@ SHOWN = {
     "triggered_accuracy": "accuracy under trigger",
     "retrieval_asr": "retrieval ASR",
 }
-METHOD = {"none": "poisoned", "finetune": "fine-tuning", "par": "PAR"}
 BEGIN, END = "<!-- table: written by make publish -->", "<!-- end of table -->"
 
 
@@ -57,14 +58,14 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "run": record["run"],
         "table": int(kind(**params) == usual),
         "attack": "dirty_label",
-        "proportion_patch": PROPORTION[params["trigger"]][0],
-        "proportion_strength": PROPORTION[params["trigger"]][1],
+        "proportion_patch": PROPORTION.get(params["trigger"], (None, None))[0],
+        "proportion_strength": PROPORTION.get(params["trigger"], (None, None))[1],
         "method": "none" if poisoning else params["method"],
         "data": "scenes",
         "pairs": params["train_scenes"] if poisoning else params["pairs"],
         "schedule": "warmup_cosine" if poisoning else params["schedule"],
         "batch_norm": "train" if poisoning else params["batch_norm"],
-        "tau": params["tau"] if params.get("method") == "par" else None,
+        "tau": params["tau"] if "s_image" in history else None,
         "asr_ci_low": metrics["attack_success_rate_ci_low"],
         "asr_ci_high": metrics["attack_success_rate_ci_high"],
         "seconds": record["seconds"],
@@ -77,13 +78,13 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The main table: per trigger and method, each metric as mean ± std over the seeds, the paper's RN50 figures beside."""
-    rows = []
+    rows, order_of = [], ["none", *METHODS]
     main = table[table["table"] == 1]
     for (encoder, trigger, method), runs in main.groupby(["encoder", "trigger", "method"], sort=False):
-        row = {"encoder": encoder, "trigger": trigger, "model": METHOD[method], "seeds": len(runs)}
+        row = {"encoder": encoder, "trigger": trigger, "model": NAME.get(method, method), "seeds": len(runs)}
         row |= {label: _spread(runs[name]) for name, label in SHOWN.items()}
         row["paper's ASR (RN50)"], row["paper's CA (RN50)"] = (_plain(x) for x in PAPER_RN50.get(trigger, {}).get(method, (None, None)))
-        rows.append((trigger, encoder, list(METHOD).index(method), row))
+        rows.append((trigger, encoder, order_of.index(method), row))
     order = list(dict.fromkeys(trigger for trigger, *_ in rows))
     rows.sort(key=lambda row: (order.index(row[0]), row[1], row[2]))
     return pd.DataFrame([row for *_, row in rows])

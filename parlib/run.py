@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from traitlets.config import Config
 
 from parlib import records, report
 from parlib.cache import ROOT, lock
+from parlib.methods import METHODS
 from parlib.params import NOTEBOOKS, Clean, Params, check, run_id, scale_defaults
+from parlib.triggers import TRIGGERS
 
 _AROUND = 30.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
 
@@ -43,7 +46,7 @@ class Planned:
     def state(self) -> str:
         """done, missing, or why it must be made again."""
         try:
-            return records.state(self.params.scale, self.id, records.key(self.notebook, self.params, records.inputs(self.params)))
+            return records.state(self.params.scale, self.id, records.planned_key(self.params))
         except FileNotFoundError:
             return "missing"
 
@@ -61,13 +64,20 @@ def plan(path: Path) -> list[Planned]:
         notebook = next((name for name in NOTEBOOKS if file.stem.startswith(name)), None)
         if notebook is None:
             raise ValueError(f"{file} must begin with the name of a notebook: {', '.join(NOTEBOOKS)}")
-        values = yaml.safe_load(file.read_text()) or {}
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} must hold names and values, not a {type(values).__name__}")
         values = scale_defaults(notebook, file.parent.name) | values
         axes = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
         for choice in itertools.product(*axes.values()):
             chosen = dict(zip(axes, choice, strict=True))
             planned = Planned(notebook, chosen, check(notebook, chosen))
             runs.setdefault(planned.id, planned)
+    if not runs:
+        raise ValueError(f"{path} holds no parameter file")
     return [runs[run] for run in sorted(runs, key=lambda run: runs[run].notebook)]
 
 
@@ -88,13 +98,35 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
 
 
 def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
-    """The runs named by id; ValueError on one that isn't planned, with those that come near."""
+    """The runs named by id, planned or with a method, trigger, encoder and seed of their own.
+
+    Raises ValueError on any other id, with those that come near.
+    """
     known = {run.id: run for run in planned}
     for run in only:
+        named = _named(run, planned[0].params.scale)
+        if run not in known and named is not None:
+            known[run] = named
         if run not in known:
             near = get_close_matches(run, known, n=3, cutoff=0.3) or list(known)[:5]
             raise ValueError(f"no parameter file plans {run!r}; near it are: {', '.join(near)}")
     return [known[run] for run in only]
+
+
+def _named(run: str, scale: str) -> Planned | None:
+    """The run of an id that names method, trigger, encoder and seed alone; None where it says more or something else."""
+    notebook, _, name = run.partition("/")
+    pattern = rf"(?:(?P<method>{'|'.join(METHODS)})_)?(?P<trigger>{'|'.join(TRIGGERS)})(?:_(?P<encoder>.+))?_s(?P<seed>\d+)"
+    found = re.fullmatch(pattern, name)
+    if notebook not in NOTEBOOKS or found is None:
+        return None
+    values = {key: value for key, value in found.groupdict().items() if value is not None} | {"seed": int(found["seed"])}
+    values = scale_defaults(notebook, scale) | {"scale": scale} | values
+    try:
+        planned = Planned(notebook, values, check(notebook, values))
+    except ValueError:
+        return None
+    return planned if planned.id == run else None
 
 
 def execute(run: Planned) -> None:
@@ -128,14 +160,14 @@ def expected_seconds(run: Planned) -> float | None:
 
 def make(runs: list[Planned]) -> None:
     """Make what is missing or stale, with progress and the time left."""
-    times = {run.id: expected_seconds(run) for run in runs}
+    waiting = {run.id: expected_seconds(run) for run in runs if run.state() != "done"}
     began = time.monotonic()
     for i, run in enumerate(runs):
         state = run.state()
         if state == "done":
             print(f"[{i + 1}/{len(runs)}] {run.id}: done", flush=True)
             continue
-        left = [times[later.id] for later in runs[i:] if later is run or later.state() != "done"]
+        left = [waiting.get(run.id)] + [waiting[later.id] for later in runs[i + 1 :] if later.id in waiting]
         known = sum(seconds for seconds in left if seconds is not None)
         about = f", about {known / 60:.0f} min left" if known else ""
         unknown = f", {left.count(None)} of unknown length" if None in left else ""

@@ -181,7 +181,7 @@ class Trained:
     """A trained model, where its files are, and how it got there."""
 
     clip: Clip
-    folder: Path
+    weights: Path
     sha256: str
     history: dict[str, list[float]]
     seconds: float
@@ -219,7 +219,7 @@ def train(
     )
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
-        if not (folder / "training.json").exists():
+        if not _whole(folder):
             clip = clip.copy()
             history, seconds = fit(clip, pixels, tokens, recipe, reference=reference, watch=watch, checkpoint=unfinished, title=title)
             with atomic_folder(folder) as temporary:
@@ -228,6 +228,15 @@ def train(
                 (temporary / "training.json").write_text(json.dumps(report))
             unfinished.unlink(missing_ok=True)
     report = json.loads((folder / "training.json").read_text())
-    if file_sha256(folder / WEIGHTS) != report["sha256"]:
-        raise ValueError(f"{folder / WEIGHTS} is not the file that was trained; delete {folder} to train again")
-    return Trained(load(f"local-dir:{folder}"), folder, report["sha256"], report["history"], report["seconds"])
+    return Trained(load(f"local-dir:{folder}"), folder / WEIGHTS, report["sha256"], report["history"], report["seconds"])
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a cached model is there as it was trained; a damaged one is trained again."""
+    report, weights = folder / "training.json", folder / WEIGHTS
+    if not report.exists() or not weights.exists():
+        return False
+    whole = file_sha256(weights) == json.loads(report.read_text())["sha256"]
+    if not whole:
+        print(f"{weights} is not the file that was trained: training it again", flush=True)
+    return whole

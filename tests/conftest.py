@@ -1,9 +1,14 @@
-"""Shared small data and models; the cache is a temporary folder, so a test never meets the user's."""
+"""Shared small data and models; tests use the cache that make test names, else a temporary one: never the user's."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
-os.environ["PAR_CACHE"] = tempfile.mkdtemp(prefix="par-test-cache-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+if "PAR_CACHE" not in os.environ:
+    os.environ["PAR_CACHE"] = tempfile.mkdtemp(prefix="par-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["PAR_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

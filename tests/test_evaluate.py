@@ -61,6 +61,7 @@ def test_retrieval_by_hand():
     triggered = torch.stack([-torch.eye(6)[2]] * 3 + [torch.eye(6)[2]] * 3)  # the banana's caption last, then first
     found = retrieval(image, triggered, text, scenes)
     assert found["tr_at_1"] == pytest.approx(5 / 6)
+    assert found["tr_at_5"] == 1.0
     assert found["retrieval_asr"] == pytest.approx(3 / 5)
 
 

@@ -86,7 +86,6 @@ def test_missing_files_and_unknown_sources(folder, tmp_path):
         load(str(folder))
 
 
-def test_offline_hub_is_one_clear_error(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_offline_hub_is_one_clear_error():
     with pytest.raises(ValueError, match="hf-hub:nobody/nothing could not be loaded from the hub"):
         load("hf-hub:nobody/nothing")

@@ -52,6 +52,7 @@ def test_int_for_a_float_and_tuned_values():
         ("02_clean", {"schedule": "linear"}, "schedule = 'linear': input should be 'tuned', 'paper' or 'cosine'"),
         ("01_poison", {"trigger": "stripes"}, "unknown trigger 'stripes'.* known are: badnet, badnet_stripes"),
         ("01_poison", {"encoder": "small_resent"}, "unknown encoder 'small_resent', did you mean 'small_resnet'"),
+        ("01_poison", {"encoder": "RN50"}, "encoder 'RN50' takes images of 224 px; the embedded scenes are of 64 px"),
         ("01_poison", {"target": "bananna"}, "unknown class 'bananna', did you mean 'banana'"),
         ("01_poison", {"rate": 0.0}, "rate = 0.0: input should be greater than 0"),
         ("01_poison", {"rate": 1}, "rate = 1: input should be less than 1"),
@@ -65,7 +66,8 @@ def test_one_clear_line(notebook, values, message):
 
 def test_literals_are_parameters_and_misspelt_ones():
     names = {"tau": 1.0, "tua": 2.0, "_": 1, "print": print, "records": [1], "found": {}, "lr": [1]}
-    assert literals("02_clean", names) == {"tau": 1.0, "tua": 2.0, "lr": [1]}
+    names |= {"TAU": 1.0, "uat": None}
+    assert literals("02_clean", names) == {"tau": 1.0, "tua": 2.0, "lr": [1], "TAU": 1.0, "uat": None}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_literals_are_parameters_and_misspelt_ones():
             {"lr": 1e-3, "method": "finetune", "split": "validation"},
             "02_clean/finetune_badnet_stripes_s0_splitvalidation_lr0.001",
         ),
-        ({"encoder": "RN50"}, "02_clean/par_badnet_stripes_RN50_s0"),
+        ({"encoder": "small_vit"}, "02_clean/par_badnet_stripes_small_vit_s0"),
         ({"scale": "smoke"} | scale_defaults("02_clean", "smoke"), "02_clean/par_badnet_stripes_s0"),
     ],
 )

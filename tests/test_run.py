@@ -89,7 +89,7 @@ def test_other_parameters_are_never_overwritten(tmp_path, monkeypatch):
     held = json.loads(path.read_text())
     held["params"]["rate"] = 0.5
     path.write_text(json.dumps(held))
-    with pytest.raises(ValueError, match=r"holds a run with other parameters .*rate.*replace it with: python -m parlib.run"):
+    with pytest.raises(ValueError, match=r"holds a run with other parameters .*rate.*move it away first"):
         records.start("01_poison", {})
     assert json.loads(path.read_text()) == held
 
@@ -109,6 +109,33 @@ def test_missing_upstream_names_the_command():
         records.start("05_evaluate", {})
 
 
+def test_a_named_poisoned_run_must_be_of_the_same_attack(tmp_path):
+    _record(tmp_path, trigger="blended_text")
+    with pytest.raises(ValueError, match="01_poison/blended_text_s0 was made with trigger = 'blended_text', not 'badnet_stripes'"):
+        records.start("02_clean", {"poisoned": "01_poison/blended_text_s0"})
+    named = records.start("02_clean", {"poisoned": "01_poison/blended_text_s0", "trigger": "blended_text"})
+    assert named.inputs["poisoned"]["run"] == "01_poison/blended_text_s0"
+
+
+def test_a_trigger_is_tested_as_it_was_planted(tmp_path):
+    _record(tmp_path, patch=11)
+    record = records.read("small", "01_poison/badnet_stripes_s0_patch11")
+    params = check("02_clean", {"poisoned": record["run"]})
+    assert records.planted(params, record)["patch"] == 11
+    assert records.inputs(params)["poisoned"]["patch"] == 11
+    assert records.planted(check("02_clean", {"poisoned": record["run"], "patch": 4}), record)["patch"] == 4
+
+
+def test_stale_records_are_left_out_of_the_table(tmp_path, capsys):
+    record = _record(tmp_path)
+    assert [item["run"] for item in records.fresh("small")] == [record["run"]]
+    path = records.record_path("small", record["run"])
+    path.write_text(json.dumps(record | {"key": "of older code"}))
+    with pytest.raises(FileNotFoundError):
+        records.fresh("small")
+    assert "left out, because it is stale: 01_poison/badnet_stripes_s0" in capsys.readouterr().out
+
+
 def test_unwritable_outputs_end_before_any_work(tmp_path):
     (tmp_path / "outputs").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="cannot write .*01_poison"):
@@ -123,7 +150,7 @@ def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.write_text", full)
     with pytest.raises(OSError, match="No space left on device"):
         started.save(metrics=METRICS, seconds=1.0, n=1)
-    assert [path.name for path in tmp_path.rglob("outputs/**/*") if path.is_file()] == []
+    assert [path.name for path in (tmp_path / "outputs").rglob("*") if path.is_file()] == []
 
 
 def test_folder_appears_whole_or_not_at_all(tmp_path):
@@ -172,6 +199,8 @@ def test_only_adds_what_is_needed():
         "01_poison/badnet_stripes_s1",
         "02_clean/par_badnet_stripes_s1",
     ]
+    unplanned = run.choose(planned, ["02_clean/par_blended_s7"])
+    assert [item.id for item in run.with_needs(unplanned, planned)] == ["01_poison/blended_s7", "02_clean/par_blended_s7"]
     with pytest.raises(ValueError, match="no parameter file plans '02_clean/part_badnet_stripes_s1'; near it are: .*02_clean/par_badnet"):
         run.choose(planned, ["02_clean/part_badnet_stripes_s1"])
 
@@ -182,6 +211,12 @@ def test_command_line_errors(tmp_path, capsys):
     (tmp_path / "02_clean_typo.yaml").write_text("tau: high\n")
     assert run.main([str(tmp_path / "02_clean_typo.yaml")]) == 1
     assert "02_clean: tau = 'high'" in capsys.readouterr().err
+    (tmp_path / "02_clean_list.yaml").write_text("- tau\n")
+    assert run.main([str(tmp_path / "02_clean_list.yaml")]) == 1
+    assert "must hold names and values, not a list" in capsys.readouterr().err
+    (tmp_path / "02_clean_broken.yaml").write_text("tau: [1.0\n")
+    assert run.main([str(tmp_path / "02_clean_broken.yaml")]) == 1
+    assert "is not YAML" in capsys.readouterr().err
     (tmp_path / "cleaning.yaml").write_text("tau: 1.0\n")
     assert run.main([str(tmp_path / "cleaning.yaml")]) == 1
     assert "must begin with the name of a notebook: 01_poison" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from parlib import train as training
-from parlib.methods import METHODS, Method, Recipe, contrast, noise_and_cutout
+from parlib.methods import METHODS, Method, Recipe, contrast, noise_and_cutout, par
 from parlib.model import embed_texts
 from parlib.poison import attacked
 from parlib.train import fit, generator, learning_rate, train
@@ -48,7 +48,7 @@ def test_cosine_and_warm_up():
 
 
 def test_noise_is_positive_and_cutout_is_half_to_one_percent():
-    pixels, fill = torch.full((400, 3, 224, 224), 0.5)[:, :, :64, :64], torch.full((3, 1, 1), 0.25)
+    pixels, fill = torch.full((400, 3, 64, 64), 0.5), torch.full((3, 1, 1), 0.25)
     augmented = noise_and_cutout(pixels, fill, generator("cpu", 0))
     cut = (augmented == 0.25).all(1)
     areas = cut.flatten(1).sum(1)
@@ -102,16 +102,23 @@ def test_resumed_run_ends_with_the_same_weights(clip, scenes, tmp_path, monkeypa
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return METHODS["par"].loss(step)
+        return par(step)
+
+    def counted(step):
+        calls.append(1)
+        return par(step)
 
     monkeypatch.setitem(METHODS, "interrupted", Method(interrupted, noise_and_cutout, needs_reference=True))
     broken = Recipe("interrupted", 2, 40, 1e-3, seed=3, tau=2.15, looks=2)
     with pytest.raises(KeyboardInterrupt):
         _run(reference.copy(), scenes, broken, reference=reference, watch=watch, checkpoint=checkpoint)
+    assert checkpoint.exists()
+    monkeypatch.setitem(METHODS, "par", Method(counted, noise_and_cutout, needs_reference=True))
     resumed = _run(reference.copy(), scenes, PAR, reference=reference, watch=watch, checkpoint=checkpoint)
     assert _same(whole[0], resumed[0])
     assert whole[1] == resumed[1]
     assert len(resumed[1]["s_image"]) == 6
+    assert len(calls) == 5 + 2  # four steps were kept, the fifth and the sixth are made again
 
 
 def test_cached_training_is_read_back_and_leaves_its_start_alone(clip, scenes):
@@ -121,9 +128,14 @@ def test_cached_training_is_read_back_and_leaves_its_start_alone(clip, scenes):
     assert _same(before, _weights(clip))
     assert one.sha256 == two.sha256
     assert one.seconds == two.seconds
-    (one.folder / "open_clip_model.safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match="is not the file that was trained; delete"):
-        train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+    assert one.weights == two.weights
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"other"), lambda path: path.unlink()])
+def test_a_damaged_model_is_trained_again(clip, scenes, damage):
+    one = train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+    damage(one.weights)
+    assert train(clip, scenes.pixels, scenes.captions, PAR, reference=clip).sha256 == one.sha256
 
 
 def test_first_step_of_par_has_distance_0_without_augmentation(clip, scenes, monkeypatch):
@@ -160,6 +172,9 @@ def test_decay_on_matrices_alone(clip):
     assert all(weight.ndim >= 2 for weight in decayed["params"])
     assert all(weight.ndim < 2 for weight in plain["params"])
     assert plain["weight_decay"] == 0.0
+    assert decayed["weight_decay"] == 1e-4
+    assert decayed["eps"] == 1e-8
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(clip.net.parameters()))
     assert decayed["betas"] == (0.9, 0.98)
 
 
