@@ -48,7 +48,7 @@ PROPORTION: dict[str, tuple[int, float]] = {
 }
 # What the search of params/small/02_clean_search_*.yaml chose for each cleaning method.
 TUNED: dict[str, dict[str, Any]] = {
-    "par": {"lr": 1e-3, "schedule": "cosine"},
+    "par": {"lr": 2e-3, "schedule": "cosine"},
     "finetune": {"lr": 2e-3, "schedule": "cosine"},
 }
 
@@ -118,7 +118,7 @@ class Clean(Attack):
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is below")
     lr: float = Field(0.0, ge=0, description="peak learning rate; 0: the method's tuned value")
     schedule: Literal["tuned", "paper", "cosine"] = Field("tuned", description="paper: linear to a tenth, then cosine; or plain cosine")
-    batch_norm: Literal["frozen", "train"] = Field("frozen", description="frozen: running statistics used and kept; or train")
+    batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
     epochs: int = Field(5, ge=1, description="epochs of cleaning")
     batch: int = Field(128, ge=2, description="pairs a step")
     pairs: int = Field(12000, ge=10, description="clean pairs")

@@ -59,16 +59,17 @@ def _tidy(output: Any) -> Any:
 def publish() -> None:
     """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's table.
 
-    Only runs that params/small plans and that are done are published; ValueError names those that aren't.
+    Only runs that params/small plans and that are done are published. ValueError when one that the notebooks show is not.
     """
     folder = records.outputs("small")
     shown = {notebook: stored_outputs_of(notebook) for notebook in NOTEBOOKS}
     states = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
-    if open_runs := {run: state for run, state in states.items() if state != "done"}:
-        raise ValueError(f"make reproduce-all first: {open_runs}")
+    done = [run for run, state in states.items() if state == "done"]
+    if missing := [run for run in shown.values() if run not in done]:
+        raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
     notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}
     with atomic_folder(REFERENCE) as reference:
-        for run in states:
+        for run in done:
             record = json.loads((folder / f"{run}.json").read_text())
             target = reference / f"{run}.json"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,9 @@ def publish() -> None:
         nbformat.write(notebook, records.notebook_path(name))
     readme = ROOT / "README.md"
     readme.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{readme_table()}\n{END}", readme.read_text(), flags=re.S))
-    print(f"published {len(states)} records, {len(notebooks)} notebooks and README's table")
+    for run in states.keys() - set(done):
+        print(f"not published: {run} ({states[run]})")
+    print(f"published {len(done)} records, {len(notebooks)} notebooks and README's table")
 
 
 if __name__ == "__main__":
