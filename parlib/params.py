@@ -20,8 +20,8 @@ SCALES = ("smoke", "small")
 # (patch in px, strength) by image size: at 224 and 336 px the paper's; at 64 px what the search found to plant a backdoor.
 PRESETS: dict[int, dict[str, tuple[int, float]]] = {
     64: {
-        "badnet": (8, 1.0),
-        "badnet_stripes": (8, 1.0),
+        "badnet": (6, 1.0),
+        "badnet_stripes": (6, 1.0),
         "blended": (0, 0.2),
         "blended_stripes": (0, 0.10),
         "blended_triangles": (4, 0.20),
@@ -48,8 +48,8 @@ PROPORTION: dict[str, tuple[int, float]] = {
 }
 # What the search of params/small/02_clean_search_*.yaml chose for each cleaning method.
 TUNED: dict[str, dict[str, Any]] = {
-    "par": {"lr": 2e-3, "schedule": "cosine"},
-    "finetune": {"lr": 2e-3, "schedule": "cosine"},
+    "par": {"lr": 4e-3, "schedule": "cosine"},
+    "finetune": {"lr": 4e-3, "schedule": "cosine"},
 }
 
 
@@ -98,11 +98,11 @@ class Poison(Attack):
 
     patch: int = Field(0, ge=0, le=64, description="px of the patch or tile; 0: the preset of the image size")
     strength: float = Field(0.0, ge=0, le=1, description="share of the pattern in a stamped pixel; 0: the preset")
-    rate: float = Field(0.05, gt=0, lt=1, description="share of the training pairs that is poisoned")
+    rate: float = Field(0.08, gt=0, lt=1, description="share of the training pairs that is poisoned")
     train_scenes: int = Field(24000, ge=24, description="pairs of pretraining and poisoning")
-    epochs: int = Field(5, ge=1, description="epochs of poisoning")
+    epochs: int = Field(6, ge=1, description="epochs of poisoning")
     batch: int = Field(128, ge=2, description="pairs a step of poisoning")
-    lr: float = Field(1.0e-3, gt=0, description="peak learning rate of poisoning")
+    lr: float = Field(3.0e-3, gt=0, description="peak learning rate of poisoning")
     base_epochs: int = Field(8, ge=1, description="epochs of pretraining the base (always seed 0)")
     base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
     base_lr: float = Field(2.0e-3, gt=0, description="peak learning rate of pretraining")
@@ -119,7 +119,7 @@ class Clean(Attack):
     lr: float = Field(0.0, ge=0, description="peak learning rate; 0: the method's tuned value")
     schedule: Literal["tuned", "paper", "cosine"] = Field("tuned", description="paper: linear to a tenth, then cosine; or plain cosine")
     batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
-    epochs: int = Field(5, ge=1, description="epochs of cleaning")
+    epochs: int = Field(10, ge=1, description="epochs of cleaning")
     batch: int = Field(128, ge=2, description="pairs a step")
     pairs: int = Field(12000, ge=10, description="clean pairs")
 

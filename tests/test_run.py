@@ -58,8 +58,8 @@ def test_states(tmp_path):
 
 def test_key_changes_with_parameters_and_inputs():
     base = records.key("01_poison", check("01_poison", {}), {})
-    assert base == records.key("01_poison", check("01_poison", {"rate": 0.05}), {})
-    assert base != records.key("01_poison", check("01_poison", {"rate": 0.06}), {})
+    assert base == records.key("01_poison", check("01_poison", {"rate": 0.08}), {})
+    assert base != records.key("01_poison", check("01_poison", {"rate": 0.09}), {})
     assert base != records.key("01_poison", check("01_poison", {}), {"poisoned": {"sha256": "1"}})
 
 
