@@ -141,7 +141,7 @@ def lock(path: Path, *, wait: bool, doing: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             if not wait:
-                raise RuntimeError(f"{holder} is at work on this already; wait for it or stop it") from None
+                raise RuntimeError(f"{holder} is at work on this already, in {path.parent}; wait for it or stop it") from None
             print(f"waiting for {holder}", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)

@@ -32,7 +32,8 @@ def interval(successes: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     z, p = 1.959964, successes / n
     centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # at the ends rounding would miss the rate
 
 
 def rates(**hits: torch.Tensor) -> dict[str, float | int]:

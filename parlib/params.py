@@ -17,7 +17,7 @@ from parlib.model import encoders, image_size
 from parlib.triggers import TRIGGERS
 
 SCALES = ("smoke", "small")
-# (patch in px, strength) by image size: at 224 and 336 px the paper's; at 64 px what the search found to plant a backdoor.
+# (patch in px, strength) by image size: at 224 and 336 px the paper's; at 64 px what this model learns in minutes.
 PRESETS: dict[int, dict[str, tuple[int, float]]] = {
     64: {
         "badnet": (6, 1.0),

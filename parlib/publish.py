@@ -25,6 +25,8 @@ def stored_outputs_of(notebook: str) -> str:
 
 def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of an executed copy, without what differs between two runs of the same thing."""
+    if executed.stat().st_mtime < executed.with_suffix(".json").stat().st_mtime:
+        raise ValueError(f"{executed.relative_to(ROOT)} is older than its record; delete the record and run it again")
     source, ran = nbformat.read(records.notebook_path(notebook), 4), nbformat.read(executed, 4)
     cells = [cell for cell in source.cells if cell.cell_type == "code"]
     runs = [cell for cell in ran.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -67,6 +69,8 @@ def publish() -> None:
     done = [run for run, state in states.items() if state == "done"]
     if missing := [run for run in shown.values() if run not in done]:
         raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
+    if extra := {record["run"] for record in records.fresh("small")} - set(done):
+        raise ValueError(f"notebook 05 shows runs that no file in params/small plans; move their records away: {', '.join(sorted(extra))}")
     notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}
     with atomic_folder(REFERENCE) as reference:
         for run in done:

