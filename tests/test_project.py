@@ -17,7 +17,7 @@ from parlib.cache import ROOT, file_sha256
 from parlib.params import NOTEBOOKS
 from parlib.publish import stored_outputs_of
 from parlib.records import notebook_path
-from parlib.report import BEGIN, COLUMNS, END, REFERENCE, readme_table, table
+from parlib.report import BEGIN, COLUMNS, END, REFERENCE, readme_table, summary, table
 
 
 def test_pins_are_one_list():
@@ -69,6 +69,15 @@ def test_readme_shows_the_published_table():
     text = (ROOT / "README.md").read_text()
     between = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
     assert between == readme_table()
+
+
+def test_notebook_05_stores_the_published_table():
+    outputs = [output for cell in nbformat.read(notebook_path("05_evaluate"), 4).cells for output in cell.get("outputs", [])]
+    stored = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    published = summary(pd.read_csv(REFERENCE / "table.csv"))
+    shown = next(page for page in stored if "paper's ASR" in page)
+    cells = re.findall(r"<td>(.*?)</td>", shown)
+    assert cells == published.astype(str).to_numpy().ravel().tolist()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
