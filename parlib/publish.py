@@ -74,7 +74,7 @@ def publish() -> None:
     notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}
     with atomic_folder(REFERENCE) as reference:
         for run in done:
-            record = json.loads((folder / f"{run}.json").read_text())
+            record = records.read("small", run)
             target = reference / f"{run}.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record, separators=(",", ":")) + "\n")

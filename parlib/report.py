@@ -1,6 +1,5 @@
 """From records to what people read: table.csv, the summary beside the paper's figures, README's table."""
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -127,9 +126,9 @@ def show(scale: str, runs: list[str]) -> None:
         if (frame["table"] == 1).any():
             print("\n" + summary(frame).iloc[:, 1:9].to_string(index=False))
     for run in runs:
-        ours, published = folder / f"{run}.json", REFERENCE / f"{run}.json"
+        published = REFERENCE / f"{run}.json"
         if scale == "small" and published.exists() and not run.startswith("05"):
-            changed = records.differences(json.loads(ours.read_text()), json.loads(published.read_text()))
+            changed = records.differences(records.read(scale, run), records.read_file(published))
             print(f"{run} against outputs/reference: {changed or 'no difference'}")
     executed = folder / "05_evaluate.ipynb"
     if "05_evaluate" in runs and executed.exists():

@@ -156,7 +156,7 @@ def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     base = 0.0
     for run in runs:
-        paths = [folder / f"{run.id}.json" for folder in (records.outputs(run.params.scale), ROOT / "outputs" / "reference")]
+        paths = [folder / f"{run.id}.json" for folder in (records.outputs(run.params.scale), report.REFERENCE)]
         record = next((records.read_file(path) for path in paths if path.exists()), None)
         found[run.id] = record["seconds"] + _AROUND if record else None
         if record and run.notebook == "01_poison" and not base and not records.located(record["artifacts"]["base_weights"]).exists():
