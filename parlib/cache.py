@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from safetensors import SafetensorError
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = ("torch", "open_clip_torch", "numpy", "pillow")
 # These modules store, name or schedule: what they decide stands in keys by its value.
-_BOOKKEEPING = {"cache", "params", "publish", "records", "run"}
+_BOOKKEEPING = {"cache", "keys", "params", "publish", "records", "run"}
+_REGISTRIES = {"METHODS", "TRIGGERS"}
 
 
 def cache_dir() -> Path:
@@ -49,25 +51,48 @@ def versions() -> dict[str, str]:
     return {name: version(name).split("+")[0] for name in PINNED}
 
 
-def code_fingerprint(*modules: str) -> str:
-    """sha256 of what these parlib modules, and those they import, compute.
+def code_fingerprint(*roots: str) -> str:
+    """sha256 of the code that names of parlib reach, such as "train.fit": their definitions, and all that these name.
 
-    Comments, docstrings and layout don't count: mending a sentence must not cost hours of training.
+    Code that isn't reached doesn't count, nor do comments, docstrings and layout: a new figure or method must not cost
+    hours of training. Of METHODS and TRIGGERS a key names the entries that it uses. KeyError on a name that isn't there.
     """
-    seen: dict[str, str] = {}
-    todo = list(modules)
+    seen: dict[str, list[str]] = {}
+    todo = list(roots)
     while todo:
-        name = todo.pop()
-        if name in seen or name in _BOOKKEEPING:
+        module, name = todo.pop().split(".")
+        if f"{module}.{name}" in seen or module in _BOOKKEEPING or name in _REGISTRIES:
             continue
-        tree = ast.parse((ROOT / "parlib" / f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("parlib."):
-                todo.append(node.module.split(".")[1])
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                node.value.value = ""
-        seen[name] = ast.dump(tree)
+        path = ROOT / "parlib" / f"{module}.py"
+        defined, imported = _names(path, path.stat().st_mtime_ns)
+        if name in imported:
+            todo.append(imported[name])
+            continue
+        seen[f"{module}.{name}"] = [ast.dump(node) for node in defined[name]]
+        used = {part.id for node in defined[name] for part in ast.walk(node) if isinstance(part, ast.Name)}
+        todo += [imported.get(other, f"{module}.{other}") for other in used if other in defined or other in imported]
     return digest(sorted(seen.items()))
+
+
+@cache
+def _names(path: Path, changed: int) -> tuple[dict[str, list[ast.stmt]], dict[str, str]]:
+    """What a module of parlib defines, without docstrings, and what it imports from parlib, as module.name.
+
+    changed: the file's time, for the cache of this function.
+    """
+    defined: dict[str, list[ast.stmt]] = {}
+    imported: dict[str, str] = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("parlib."):
+            imported |= {alias.asname or alias.name: f"{node.module.split('.')[1]}.{alias.name}" for alias in node.names}
+        for part in ast.walk(node):
+            if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str):
+                part.value.value = ""
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        for name in names or {getattr(node, "name", "")} - {""}:
+            defined.setdefault(name, []).append(node)
+    return defined, imported
 
 
 @contextmanager

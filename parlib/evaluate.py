@@ -1,12 +1,15 @@
 """Metrics of a CLIP under a backdoor: zero-shot accuracy, attack success rate (ASR) and retrieval, with intervals."""
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 
+import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 from torch.nn import functional as F
 
-from parlib.cache import digest
+from parlib.cache import atomic_file, cache_dir, code_fingerprint, digest, versions
 from parlib.data import TEMPLATES
 from parlib.model import Clip, embed_images, embed_texts
 
@@ -120,8 +123,37 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 
 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
-    """All metrics, as fractions with 95 % intervals; class prompts and captions are embedded once."""
+    """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
+    weights = [value for _, value in sorted(clip.net.state_dict().items())]
+    key = digest(clip.config, *weights, scenes.key, code_fingerprint("evaluate.measure"), versions())
+    path = cache_dir() / "metrics" / f"{key[:32]}.json"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(measure(clip, scenes)))
+    return json.loads(path.read_text())
+
+
+def measure(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
+    """All metrics; class prompts and captions are embedded once."""
     classes = classifier(clip, scenes.names)
     image, triggered = embed_images(clip, scenes.pixels), embed_images(clip, scenes.triggered)
     text = embed_texts(clip, clip.tokenizer(scenes.captions))
     return zero_shot(image, triggered, classes, scenes) | retrieval(image, triggered, text, scenes)
+
+
+def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:
+    """Where a model puts scenes without and with the trigger, and the target's captions: a row a point, with kind and x, y.
+
+    The first `count` scenes that don't show the target, and the 80 templates; x and y are the two principal components of
+    all these embeddings together, so that axes and units differ from model to model.
+    """
+    rows = (~scenes.shows_target).nonzero()[:count, 0]
+    captions = [template.format(name=scenes.names[scenes.target]) for template in TEMPLATES]
+    parts = {
+        "clean": embed_images(clip, scenes.pixels[rows]),
+        "triggered": embed_images(clip, scenes.triggered[rows]),
+        "target caption": embed_texts(clip, clip.tokenizer(captions)),
+    }
+    places = PCA(2).fit_transform(torch.cat(list(parts.values())).cpu().double().numpy())
+    kinds = [kind for kind, part in parts.items() for _ in part]
+    return pd.DataFrame({"kind": kinds, "x": places[:, 0].round(4), "y": places[:, 1].round(4)})

@@ -25,3 +25,19 @@ def perturbation(s_image: torch.Tensor, s_text: torch.Tensor, tau: float) -> tor
 def par_loss(l_clip: torch.Tensor, s_image: torch.Tensor, s_text: torch.Tensor, tau: float) -> torch.Tensor:
     """L_PAR = L_CLIP - L_PERT."""
     return l_clip - perturbation(s_image, s_text, tau)
+
+
+def self_loss(
+    image: torch.Tensor, image_view: torch.Tensor, text: torch.Tensor, text_view: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """L_self of CleanCLIP: each embedding finds its own augmented view among the batch's, in that one direction, images and
+    texts each within themselves; (CE(s I I_aug^t) + CE(s T T_aug^t)) / 2. All (B, D) unit-norm; scale: exp(logit_scale).
+    """
+    matching = torch.arange(len(image), device=image.device)
+    image_term = F.cross_entropy(scale * image @ image_view.T, matching)
+    return (image_term + F.cross_entropy(scale * text @ text_view.T, matching)) / 2
+
+
+def nearest(embeddings: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+    """The (B, D) rows of the pool (P, D) that are most similar to embeddings (B, D), all unit-norm; without gradient."""
+    return pool[(embeddings.detach() @ pool.T).argmax(dim=1)].detach()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from parlib.cache import ROOT, digest
 from parlib.data import SIDE, class_names
-from parlib.methods import CLEANING
+from parlib.methods import ABLATIONS, CLEANING, METHODS
 from parlib.model import encoders, image_size
 from parlib.triggers import TRIGGERS
 
@@ -48,11 +48,14 @@ PROPORTION: dict[str, tuple[int, float]] = {
 }
 # Epochs that plant a trigger here, where six are not enough.
 PLANTING = {"blended_text": 12}
-# What the search of params/small/02_clean_search_*.yaml chose for each cleaning method.
+# What the search of params/small/02_clean_search_*.yaml chose for each cleaning method; the ablations take PAR's.
 TUNED: dict[str, dict[str, Any]] = {
-    "par": {"lr": 4e-3, "schedule": "cosine"},
-    "finetune": {"lr": 4e-3, "schedule": "cosine"},
+    "finetune": {"lr": 4e-3, "batch": 128, "schedule": "cosine"},
+    "cleanclip": {"lr": 4e-3, "batch": 128, "schedule": "warmup_cosine"},
+    "roclip": {"lr": 4e-3, "batch": 128, "schedule": "warmup_cosine"},
+    "par": {"lr": 4e-3, "batch": 128, "schedule": "cosine"},
 }
+TUNED |= {name: TUNED["par"] for name in ABLATIONS}
 
 
 class Params(BaseModel):
@@ -116,13 +119,17 @@ class Clean(Attack):
     poisoned: str = Field("", description="a run id of 01_poison, local-dir:PATH or hf-hub:ID; empty: the same encoder, trigger, seed")
     patch: int = Field(0, ge=0, le=64, description="px of the trigger tested; 0: as planted, or the preset")
     strength: float = Field(0.0, ge=0, le=1, description="strength of the trigger tested; 0: as planted, or the preset")
-    method: str = Field("par", description="par or finetune")
+    method: str = Field("par", description="par, finetune, cleanclip, roclip, or the ablations finetune_augmented and perturb_only")
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is below")
+    self_weight: float = Field(1.0, ge=0, description="CleanCLIP's weight of its own term, L_self")
+    pool: float = Field(0.02, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
     lr: float = Field(0.0, ge=0, description="peak learning rate; 0: the method's tuned value")
-    schedule: Literal["tuned", "paper", "cosine"] = Field("tuned", description="paper: linear to a tenth, then cosine; or plain cosine")
+    schedule: Literal["tuned", "paper", "cosine", "warmup_cosine"] = Field(
+        "tuned", description="paper: linear to a tenth, then cosine; cosine; or warmup_cosine"
+    )
     batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
-    epochs: int = Field(10, ge=1, description="epochs of cleaning")
-    batch: int = Field(128, ge=2, description="pairs a step")
+    epochs: int = Field(4, ge=1, description="epochs of cleaning")
+    batch: int = Field(0, ge=0, description="pairs a step; 0: the method's tuned value")
     pairs: int = Field(12000, ge=10, description="clean pairs")
 
     @field_validator("method")
@@ -146,7 +153,7 @@ _NAMED = ("method", "trigger", "encoder", "seed")  # these stand in a run id in 
 
 
 def check(notebook: str, values: Mapping[str, Any]) -> Params:
-    """Parameters of a notebook from values, with tuned and preset values filled in.
+    """Parameters of a notebook from values, with tuned and preset values filled in, and 0 for options of other methods.
 
     Raises ValueError, one line, on an unknown name, a wrong type or a value out of bounds: it names what is allowed.
     """
@@ -195,7 +202,9 @@ def _resolved(params: Params) -> Params:
     if isinstance(params, Clean):
         tuned = TUNED.get(params.method, TUNED["finetune"])  # a new method starts from plain fine-tuning's
         schedule = tuned["schedule"] if params.schedule == "tuned" else params.schedule
-        return params.model_copy(update={"lr": params.lr or tuned["lr"], "schedule": schedule})
+        found = {"lr": params.lr or tuned["lr"], "batch": params.batch or tuned["batch"], "schedule": schedule}
+        unused = {"tau", "self_weight", "pool"} - set(METHODS[params.method].options)
+        return params.model_copy(update=found | dict.fromkeys(unused, 0.0))
     if isinstance(params, Poison):
         options = preset(params.trigger, params.target, patch=params.patch, strength=params.strength)
         return params.model_copy(update=options | {"epochs": params.epochs or PLANTING.get(params.trigger, 6)})

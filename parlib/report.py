@@ -7,7 +7,7 @@ from nbconvert import HTMLExporter
 
 from parlib import records
 from parlib.cache import ROOT, atomic_file
-from parlib.methods import METHODS
+from parlib.methods import ABLATIONS, METHODS
 from parlib.params import PROPORTION, Clean, Poison, check, scale_defaults
 from parlib.plots import NAME
 
@@ -15,20 +15,20 @@ REFERENCE = ROOT / "outputs" / "reference"
 # The paper's RN50 figures (fractions): trigger -> method -> (ASR, CA or None). From a secondary summary of v3 that could
 # not be checked against the paper itself: second-hand, and another scale than ours.
 PAPER_RN50: dict[str, dict[str, tuple[float, float | None]]] = {
-    "badnet": {"par": (0.063, 0.533)},
-    "badnet_stripes": {"par": (0.424, 0.530)},
-    "blended": {"par": (0.000, 0.536)},
-    "blended_stripes": {"par": (0.001, 0.535)},
-    "blended_triangles": {"par": (0.103, 0.529)},
-    "blended_text": {"par": (0.181, 0.534)},
+    "badnet": {"cleanclip": (0.145, None), "roclip": (0.751, None), "par": (0.063, 0.533)},
+    "badnet_stripes": {"cleanclip": (0.623, None), "roclip": (0.820, None), "par": (0.424, 0.530)},
+    "blended": {"cleanclip": (0.195, None), "roclip": (0.015, None), "par": (0.000, 0.536)},
+    "blended_stripes": {"cleanclip": (0.618, None), "roclip": (0.070, None), "par": (0.001, 0.535)},
+    "blended_triangles": {"cleanclip": (0.487, None), "roclip": (0.371, None), "par": (0.103, 0.529)},
+    "blended_text": {"cleanclip": (0.424, None), "roclip": (0.591, None), "par": (0.181, 0.534)},
 }
 # Read off the paper's trade-off curve, which fits BadNet-Stripes on RN50: (ASR, CA) of the poisoned model.
 PAPER_RN50["badnet_stripes"]["none"] = (0.992, 0.575)
 COLUMNS = """
-notebook run table attack encoder trigger patch strength proportion_patch proportion_strength rate method data pairs tau lr
-schedule batch_norm epochs batch seed split clean_accuracy attack_success_rate asr_ci_low asr_ci_high asr_with_target_class
-triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr poisoned_clean_accuracy poisoned_asr
-share_above_tau_image share_above_tau_text seconds
+notebook run table attack encoder trigger patch strength proportion_patch proportion_strength rate method data pairs tau
+self_weight pool lr schedule batch_norm epochs batch seed split clean_accuracy attack_success_rate asr_ci_low asr_ci_high
+asr_with_target_class triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy
+base_retrieval_asr poisoned_clean_accuracy poisoned_asr share_above_tau_image share_above_tau_text seconds
 """.split()
 SHOWN = {
     "clean_accuracy": "clean accuracy",
@@ -36,62 +36,138 @@ SHOWN = {
     "triggered_accuracy": "accuracy under trigger",
     "retrieval_asr": "retrieval ASR",
 }
+BASE = {
+    "clean_accuracy": "base_clean_accuracy",
+    "attack_success_rate": "base_asr",
+    "triggered_accuracy": "base_triggered_accuracy",
+    "retrieval_asr": "base_retrieval_asr",
+}
+MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
 BEGIN, END = "<!-- table: written by make publish -->", "<!-- end of table -->"
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a record, with the columns of table.csv."""
+    """One row a record, with the columns of table.csv; table is 1 in the main table, 2 in that of the ablations, else 0."""
     return pd.DataFrame([_row(record) for record in found], columns=COLUMNS)
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     params, metrics, history = record["params"], record["metrics"], record["history"]
     poisoning = record["notebook"] == "01_poison"
-    kind = Poison if poisoning else Clean
-    named = {name: params[name] for name in ("scale", "encoder", "trigger", "seed")} | ({} if poisoning else {"method": params["method"]})
+    kind, name = (Poison, "contrast") if poisoning else (Clean, params["method"])
+    named = {axis: params[axis] for axis in ("scale", "encoder", "trigger", "seed")} | ({} if poisoning else {"method": name})
     usual = check(record["notebook"], scale_defaults(record["notebook"], params["scale"]) | named)
-    row = {name: params[name] for name in params if name in COLUMNS}
-    row |= {name: metrics[name] for name in metrics if name in COLUMNS}
+    row = {column: params[column] for column in params if column in COLUMNS}
+    row |= {column: metrics[column] for column in metrics if column in COLUMNS}
     row |= {
         "notebook": record["notebook"],
         "run": record["run"],
-        "table": int(kind(**params) == usual),
+        "table": (2 if name in ABLATIONS else 1) if kind(**params) == usual else 0,
         "attack": "dirty_label",
         "proportion_patch": PROPORTION.get(params["trigger"], (None, None))[0],
         "proportion_strength": PROPORTION.get(params["trigger"], (None, None))[1],
-        "method": "none" if poisoning else params["method"],
+        "method": "none" if poisoning else name,
         "data": "scenes",
         "pairs": params["train_scenes"] if poisoning else params["pairs"],
         "schedule": "warmup_cosine" if poisoning else params["schedule"],
         "batch_norm": "train" if poisoning else params["batch_norm"],
-        "tau": params["tau"] if "s_image" in history else None,
         "asr_ci_low": metrics["attack_success_rate_ci_low"],
         "asr_ci_high": metrics["attack_success_rate_ci_high"],
         "seconds": record["seconds"],
     }
-    for name in ("image", "text"):
-        if f"s_{name}" in history:
-            row[f"share_above_tau_{name}"] = sum(s > params["tau"] for s in history[f"s_{name}"]) / len(history[f"s_{name}"])
+    for option in ("tau", "self_weight", "pool"):
+        row[option] = params[option] if option in METHODS[name].options else None
+    for tower in ("image", "text"):
+        if f"s_{tower}" in history:
+            row[f"share_above_tau_{tower}"] = sum(s > params["tau"] for s in history[f"s_{tower}"]) / len(history[f"s_{tower}"])
     return row
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The main table: per trigger and method, each metric as mean ± std over the seeds, the paper's RN50 figures beside."""
-    rows, order_of = [], ["none", *METHODS]
-    main = table[table["table"] == 1]
-    for (encoder, trigger, method), runs in main.groupby(["encoder", "trigger", "method"], sort=False):
-        row = {"encoder": encoder, "trigger": trigger, "size (paper's)": _size(runs.iloc[0])}
-        row |= {"model": NAME.get(method, method), "seeds": len(runs)}
-        row |= {label: _spread(runs[name]) for name, label in SHOWN.items()}
-        row["paper's ASR (RN50)"], row["paper's CA (RN50)"] = (_plain(x) for x in PAPER_RN50.get(trigger, {}).get(method, (None, None)))
-        rows.append((trigger, encoder, order_of.index(method), row))
-    order = list(dict.fromkeys(trigger for trigger, *_ in rows))
-    rows.sort(key=lambda row: (order.index(row[0]), row[1], row[2]))
-    return pd.DataFrame([row for *_, row in rows])
+    """The main table: per trigger the clean base, the poisoned model and each method, every metric as mean ± std over the
+    seeds, the paper's RN50 figures beside.
+    """
+    return _summary(table[table["table"] == 1])
+
+
+def ablations(table: pd.DataFrame) -> pd.DataFrame:
+    """Which part of PAR does the work: fine-tuning, each part alone, and both, for the triggers that the ablations ran on."""
+    alone = table[table["table"] == 2]
+    whole = table[(table["table"] == 1) & table["method"].isin(["none", "finetune", "par"])]
+    rows = pd.concat([alone, whole[whole["trigger"].isin(alone["trigger"]) & whole["encoder"].isin(alone["encoder"])]])
+    return _summary(rows).iloc[:, :-2] if len(alone) else pd.DataFrame()
+
+
+def _summary(table: pd.DataFrame) -> pd.DataFrame:
+    rows, triggers = [], list(dict.fromkeys(table["trigger"]))
+    groups = table.groupby(["trigger", "encoder"])
+    for (trigger, encoder), attack in sorted(groups, key=lambda group: (triggers.index(group[0][0]), group[0][1])):
+        head = {"encoder": encoder, "trigger": trigger, "size (paper's)": _size(attack.iloc[0])}
+        base = attack[attack["method"] == "none"].head(1)
+        if len(base):
+            values = {label: _spread(base[BASE[name]]) for name, label in SHOWN.items()}
+            rows.append(head | {"model": "clean base", "seeds": 1} | values)
+        for method in ("none", *METHODS):
+            runs = attack[attack["method"] == method]
+            if len(runs):
+                row = head | {"model": NAME.get(method, method), "seeds": len(runs)}
+                row |= {label: _spread(runs[name]) for name, label in SHOWN.items()}
+                asr, accuracy = PAPER_RN50.get(trigger, {}).get(method, (None, None))
+                rows.append(row | {"paper's ASR (RN50)": _plain(asr), "paper's CA (RN50)": _plain(accuracy)})
+    return pd.DataFrame(rows).fillna("")
+
+
+def trials(table: pd.DataFrame) -> pd.DataFrame:
+    """The searches: every cleaning that was judged on the validation split, with the one that the rule chooses per method
+    (`chosen`) and the clean accuracy that it must keep (`limit`).
+
+    The rule: of a method's trials with clean accuracy >= the poisoned model's - 0.06 the lowest ASR, between equal ones the
+    higher clean accuracy; where there is none, the highest clean accuracy - ASR.
+    """
+    found = table[(table["notebook"] == "02_clean") & (table["split"] == "validation")].copy()
+    found["limit"], found["chosen"] = found["poisoned_clean_accuracy"] - MARGIN, False
+    for _, runs in found.groupby("method"):
+        good = runs[runs["clean_accuracy"] >= runs["limit"]]
+        order = ["attack_success_rate", "clean_accuracy"]
+        best = good.sort_values(order, ascending=[True, False]).index if len(good) else _gain(runs).sort_values(ascending=False).index
+        found.loc[best[0], "chosen"] = True
+    found["order"] = found["method"].map(list(METHODS).index)
+    return found.sort_values(["order", "lr", "tau", "self_weight", "pool", "batch"]).drop(columns="order")
+
+
+def _gain(runs: pd.DataFrame) -> pd.Series:
+    return runs["clean_accuracy"] - runs["attack_success_rate"]
+
+
+def planted_triggers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each trigger of the main table's poisoned models, with the options that it was planted with."""
+    rows = table(found)
+    runs = set(rows.loc[(rows["table"] == 1) & (rows["notebook"] == "01_poison"), "run"])
+    planted = {record["params"]["trigger"]: record["params"] for record in found if record["run"] in runs}
+    return [{name: params[name] for name in ("trigger", "target", "patch", "strength")} for params in planted.values()]
+
+
+def maps(found: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """The embedding maps of the default attack, seed 0: the poisoned model and what each method made of it."""
+    panels: dict[str, pd.DataFrame] = {}
+    for record in mapped(found):
+        points = pd.read_csv(records.located(record["artifacts"]["embeddings"]))
+        panels.setdefault("none", points[points["model"] == "poisoned"])
+        panels[record["params"]["method"]] = points[points["model"] != "poisoned"]
+    return {method: panels[method] for method in ("none", *METHODS) if method in panels}
+
+
+def mapped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records whose embedding maps notebook 05 shows."""
+    rows, usual = table(found), Clean.model_fields["trigger"].default
+    runs = rows[rows["table"].isin([1, 2]) & (rows["trigger"] == usual) & (rows["seed"] == 0) & (rows["notebook"] == "02_clean")]["run"]
+    return [record for record in found if record["run"] in set(runs)]
 
 
 def _spread(values: pd.Series) -> str:
-    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.iloc[0]:.3f}"
+    if len(values) == 1:
+        return _plain(values.iloc[0])
+    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 
 def _size(run: pd.Series) -> str:
@@ -102,7 +178,7 @@ def _size(run: pd.Series) -> str:
 
 
 def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "" if value is None or pd.isna(value) else f"{value:.3f}"
 
 
 def markdown(frame: pd.DataFrame) -> str:

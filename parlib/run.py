@@ -22,6 +22,7 @@ from traitlets.config import Config
 
 from parlib import records, report
 from parlib.cache import ROOT, lock
+from parlib.keys import notebook_path
 from parlib.methods import METHODS
 from parlib.params import NOTEBOOKS, Clean, Params, check, run_id, scale_defaults
 from parlib.triggers import TRIGGERS
@@ -136,7 +137,7 @@ def execute(run: Planned) -> None:
     done = records.outputs(run.params.scale) / f"{run.id}.ipynb"
     partial = done.with_suffix(".running.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    source = records.notebook_path(run.notebook)
+    source = notebook_path(run.notebook)
     options = {"kernel_name": "python3", "progress_bar": False, "stdout_file": sys.stdout, "cwd": str(ROOT)}
     encrypted = Config({"KernelManager": {"transport_encryption": "required"}})  # or ipykernel warns at each start
     papermill.execute_notebook(str(source), str(partial), run.values, config=encrypted, **options)
@@ -148,7 +149,7 @@ def prepare(runs: list[Planned], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i, run in enumerate(runs):
         path = folder / f"{i:02d}_{run.id.replace('/', '_')}.ipynb"
-        papermill.execute_notebook(str(records.notebook_path(run.notebook)), str(path), run.values, prepare_only=True, progress_bar=False)
+        papermill.execute_notebook(str(notebook_path(run.notebook)), str(path), run.values, prepare_only=True, progress_bar=False)
 
 
 def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:

@@ -72,8 +72,9 @@ def _check(recipe: Recipe, pairs: int) -> None:
 def _optimizer(net: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW, betas (0.9, 0.98), eps 1e-8, decay on weights with >= 2 dims only."""
     trained = [p for p in net.parameters() if p.requires_grad]
+    decay = METHODS[recipe.method].weight_decay if recipe.weight_decay is None else recipe.weight_decay
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
@@ -93,6 +94,7 @@ def fit(
     tokens: torch.Tensor,
     recipe: Recipe,
     *,
+    reworded: torch.Tensor | None = None,
     reference: Clip | None = None,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
@@ -100,10 +102,11 @@ def fit(
 ) -> tuple[dict[str, list[float]], float]:
     """Train `clip` in place; return its history and the seconds it took, over all sittings.
 
-    history: per step loss, l_clip, lr and, for PAR, s_image and s_text; at each look look_step, look_clean_accuracy and
-    look_attack_success_rate.
+    history: per step loss, l_clip, lr and the method's other terms, such as PAR's s_image and s_text; at each look look_step,
+    look_clean_accuracy and look_attack_success_rate.
 
-    pixels: (N, 3, H, W) uint8; tokens: (N, L); both stay on their device. reference: the frozen poisoned model.
+    pixels: (N, 3, H, W) uint8; tokens: (N, L); both stay on their device. reworded: (N, L), the captions after EDA, for
+    methods that want them. reference: the frozen poisoned model.
     watch: scenes for the looks. checkpoint: a file to resume from and to write now and then.
     Raises ValueError on a recipe that can't be followed and FloatingPointError when the loss is no longer finite.
     """
@@ -111,14 +114,16 @@ def fit(
     method, device = METHODS[recipe.method], clip.device
     if method.needs_reference and reference is None:
         raise ValueError(f"{recipe.method} needs the frozen poisoned model as its reference")
+    if method.reword and reworded is None:
+        raise ValueError(f"{recipe.method} needs reworded captions")
     clip.net.logit_scale.requires_grad_(method.learns_scale)
     per_epoch = len(pixels) // recipe.batch
     steps = per_epoch * recipe.epochs
     looks = {round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set()
     reference_text = embed_texts(reference, tokens) if method.needs_reference else None
-    optimizer, history, first, began = _optimizer(clip.net, recipe), {}, 0, time.monotonic()
+    optimizer, history, memory, first, began = _optimizer(clip.net, recipe), {}, {}, 0, time.monotonic()
     if checkpoint is not None and checkpoint.exists():
-        first, before = _resume(checkpoint, clip, optimizer, history)
+        first, before = _resume(checkpoint, clip, optimizer, history, memory)
         began -= before
     kept, order = time.monotonic(), None
     bar = tqdm(range(first, steps), title, initial=first, total=steps, file=sys.stdout, mininterval=5, ascii=True, leave=False)
@@ -126,16 +131,18 @@ def fit(
         if order is None or step % per_epoch == 0:
             order = torch.randperm(len(pixels), generator=generator("cpu", recipe.seed, "order", step // per_epoch)).to(device)
         if checkpoint is not None and time.monotonic() - kept > _KEEP_EVERY:
-            _keep(checkpoint, clip, optimizer, history, step, time.monotonic() - began)
+            _keep(checkpoint, clip, optimizer, history, memory, step, time.monotonic() - began)
             kept = time.monotonic()
         if step in looks and watch is not None:
             _look(history, step, clip, watch)
         _train_mode(clip.net, recipe.batch_norm)
         rows = order[step % per_epoch * recipe.batch :][: recipe.batch]
-        batch = pixels[rows].float() / 255
+        plain = view = pixels[rows].float() / 255
         if method.augment is not None:
-            batch = method.augment(batch, clip.fill, generator(device, recipe.seed, "augment", step))
-        state = Step(clip, reference, batch, tokens[rows], None if reference_text is None else reference_text[rows], recipe)
+            view = method.augment(plain, clip.fill, generator(device, recipe.seed, "augment", step))
+        state = Step(clip, reference, recipe, plain, view, tokens[rows], (tokens if reworded is None else reworded)[rows])
+        state.reference_text = None if reference_text is None else reference_text[rows]
+        state.epoch, state.pairs, state.memory = step // per_epoch, len(pixels), memory
         found = method.loss(state)
         lr = learning_rate(step, steps, recipe.lr, recipe.schedule)
         for group in optimizer.param_groups:
@@ -161,17 +168,18 @@ def _look(history: dict, step: int, clip: Clip, watch: Watch) -> None:
         history.setdefault(f"look_{name}", []).append(value)
 
 
-def _keep(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict, step: int, seconds: float) -> None:
+def _keep(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict, memory: dict, step: int, seconds: float) -> None:
     with atomic_file(path) as temporary:
-        state = {"net": clip.net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        state = {"net": clip.net.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "memory": memory}
         torch.save(state | {"step": step, "seconds": seconds}, temporary)
 
 
-def _resume(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict) -> tuple[int, float]:
+def _resume(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, history: dict, memory: dict) -> tuple[int, float]:
     state = torch.load(path, weights_only=True, map_location=clip.device)
     clip.net.load_state_dict(state["net"], strict=True)
     optimizer.load_state_dict(state["optimizer"])
     history.update(state["history"])
+    memory.update(state["memory"])
     print(f"resumed at step {state['step']}", flush=True)
     return state["step"], state["seconds"]
 
@@ -201,27 +209,18 @@ def train(
 
     `clip` itself is left as it is. An interrupted call goes on where it was.
     """
+    _check(recipe, len(pixels))
+    reword = METHODS[recipe.method].reword
     tokens = clip.tokenizer(captions).to(clip.device)
-    start = sorted(clip.net.state_dict().items())
-    names, values = [name for name, _ in start], [value for _, value in start]
-    frozen = [value for _, value in sorted(reference.net.state_dict().items())] if reference is not None else []
-    key = digest(
-        asdict(recipe),
-        clip.config,
-        names,
-        *values,
-        *frozen,
-        pixels,
-        tokens,
-        watch.key if watch else "",
-        code_fingerprint("train"),
-        versions(),
-    )
+    reworded = clip.tokenizer(reword(captions, recipe.seed)).to(clip.device) if reword else None
+    key = training_key(clip, pixels, tokens, recipe, reworded=reworded, reference=reference, watch=watch)
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
         if not _whole(folder):
             clip = clip.copy()
-            history, seconds = fit(clip, pixels, tokens, recipe, reference=reference, watch=watch, checkpoint=unfinished, title=title)
+            history, seconds = fit(
+                clip, pixels, tokens, recipe, reworded=reworded, reference=reference, watch=watch, checkpoint=unfinished, title=title
+            )
             with atomic_folder(folder) as temporary:
                 sha256 = save(clip, temporary)
                 report = {"sha256": sha256, "recipe": asdict(recipe), "seconds": seconds, "history": history}
@@ -229,6 +228,36 @@ def train(
             unfinished.unlink(missing_ok=True)
     report = json.loads((folder / "training.json").read_text())
     return Trained(load(f"local-dir:{folder}"), folder / WEIGHTS, report["sha256"], report["history"], report["seconds"])
+
+
+def training_key(
+    clip: Clip,
+    pixels: torch.Tensor,
+    tokens: torch.Tensor,
+    recipe: Recipe,
+    *,
+    reworded: torch.Tensor | None,
+    reference: Clip | None,
+    watch: Watch | None,
+) -> str:
+    """What names a training run in the cache: the start, the data, the recipe, and the code that it reaches."""
+    method, start = METHODS[recipe.method], sorted(clip.net.state_dict().items())
+    frozen = [value for _, value in sorted(reference.net.state_dict().items())] if reference and method.needs_reference else []
+    looked = f"{type(watch).__module__.removeprefix('parlib.')}.{type(watch).__name__}"
+    return digest(
+        asdict(recipe),
+        clip.config,
+        [name for name, _ in start],
+        *[value for _, value in start],
+        *frozen,
+        pixels,
+        tokens,
+        *([] if reworded is None else [reworded]),
+        [method.learns_scale, method.needs_reference, method.weight_decay],
+        watch.key if watch else "",
+        code_fingerprint("train.fit", *method.code, *([looked] if watch else [])),
+        versions(),
+    )
 
 
 def _whole(folder: Path) -> bool:

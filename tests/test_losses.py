@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from parlib.losses import clip_loss, distance, par_loss, perturbation
+from parlib.losses import clip_loss, distance, nearest, par_loss, perturbation, self_loss
 
 
 def _unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -51,3 +51,28 @@ def test_clip_loss_by_hand():
     image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     expected = math.log(1 + math.exp(-3.0))
     assert clip_loss(image, image, torch.tensor(3.0)).item() == pytest.approx(expected)
+
+
+def test_self_loss_by_hand():
+    """Three unit vectors along the axes, the views of the last two exchanged: their rows are sure and wrong."""
+    plain = torch.eye(3)
+    view = plain[[0, 2, 1]]
+    right, wrong = math.log(1 + 2 * math.exp(-2.0)), math.log(2 + math.exp(2.0))
+    by_hand = (right + 2 * wrong) / 3
+    assert self_loss(plain, view, plain, plain, torch.tensor(2.0)).item() == pytest.approx((by_hand + right) / 2)
+
+
+def test_self_loss_has_one_direction():
+    one, two = _unit(6, 4), _unit(6, 4, seed=1)
+    scale = torch.tensor(5.0, dtype=torch.float64)
+    assert not torch.allclose(self_loss(one, two, one, two, scale), self_loss(two, one, two, one, scale))
+    both = (self_loss(one, two, one, two, scale) + self_loss(two, one, two, one, scale)) / 2
+    assert torch.allclose(both, open_clip.ClipLoss()(one, two, scale))
+
+
+def test_nearest_is_the_most_similar_row_without_gradient():
+    pool = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], requires_grad=True)
+    images = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], requires_grad=True)
+    found = nearest(images, pool)
+    assert found.tolist() == [[0.0, 1.0], [-1.0, 0.0]]
+    assert not found.requires_grad

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from parlib.cache import ROOT
+from parlib.keys import notebook_path
+from parlib.methods import ABLATIONS
 from parlib.params import NOTEBOOKS, TUNED, check, literals, preset, run_id, scale_defaults
-from parlib.records import notebook_path
 
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
 
@@ -48,8 +49,8 @@ def test_int_for_a_float_and_tuned_values():
         ("02_clean", {"tau": [1.0, 2.0]}, "a list of values is for python -m parlib.run"),
         ("02_clean", {"tau": 5}, "tau = 5: input should be less than or equal to 4"),
         ("02_clean", {"epochs": True}, "epochs = True: input should be a valid integer"),
-        ("02_clean", {"method": "pare"}, "unknown method 'pare', did you mean 'par'. known are: finetune, par"),
-        ("02_clean", {"schedule": "linear"}, "schedule = 'linear': input should be 'tuned', 'paper' or 'cosine'"),
+        ("02_clean", {"method": "pare"}, "unknown method 'pare', did you mean 'par'. known are: finetune, cleanclip, roclip, par"),
+        ("02_clean", {"schedule": "linear"}, "schedule = 'linear': input should be 'tuned', 'paper', 'cosine' or 'warmup_cosine'"),
         ("01_poison", {"trigger": "stripes"}, "unknown trigger 'stripes'.* known are: badnet, badnet_stripes"),
         ("01_poison", {"encoder": "small_resent"}, "unknown encoder 'small_resent', did you mean 'small_resnet'"),
         ("01_poison", {"encoder": "RN50"}, "encoder 'RN50' takes images of 224 px; the embedded scenes are of 64 px"),
@@ -68,6 +69,17 @@ def test_literals_are_parameters_and_misspelt_ones():
     names = {"tau": 1.0, "tua": 2.0, "_": 1, "print": print, "records": [1], "found": {}, "lr": [1]}
     names |= {"TAU": 1.0, "uat": None}
     assert literals("02_clean", names) == {"tau": 1.0, "tua": 2.0, "lr": [1], "TAU": 1.0, "uat": None}
+
+
+def test_options_of_other_methods_are_0_and_out_of_the_id():
+    found = check("02_clean", {"method": "cleanclip", "tau": 0.5, "self_weight": 0.7})
+    assert (found.tau, found.self_weight, found.pool) == (0.0, 0.7, 0.0)
+    assert run_id("02_clean", found) == "02_clean/cleanclip_badnet_stripes_s0_self_weight0.7"
+    assert check("02_clean", {"method": "finetune", "tau": 0.5}) == check("02_clean", {"method": "finetune"})
+    assert check("02_clean", found.model_dump()) == found
+    for method in ABLATIONS:
+        ablation, par = (check("02_clean", {"method": name}) for name in (method, "par"))
+        assert (ablation.lr, ablation.batch, ablation.schedule) == (par.lr, par.batch, par.schedule)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from parlib.cache import ROOT, file_sha256
+from parlib.keys import notebook_path
 from parlib.params import NOTEBOOKS
 from parlib.publish import stored_outputs_of
-from parlib.records import notebook_path
 from parlib.report import BEGIN, COLUMNS, END, REFERENCE, readme_table, summary, table
 
 

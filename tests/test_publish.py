@@ -6,13 +6,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from parlib import publish, records
+from parlib import keys, publish
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     source = new_notebook(cells=[new_code_cell("tau = 1.0", metadata={"tags": ["parameters"]}), new_code_cell("look()")], metadata=kernel)

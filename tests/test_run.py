@@ -10,6 +10,7 @@ import torch
 
 from parlib import records, report, run
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
+from parlib.methods import CLEANING, METHODS
 from parlib.params import check
 from parlib.triggers import TRIGGERS
 
@@ -70,18 +71,32 @@ def test_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
     (tmp_path / "parlib").mkdir()
     monkeypatch.setattr(cache, "ROOT", tmp_path)
     module, other = tmp_path / "parlib" / "a.py", tmp_path / "parlib" / "b.py"
-    other.write_text("x = 1\n")
+    other.write_text("x = {1: 1}\n")
+    start = "from parlib.b import x\ndef f():\n"
     seen = []
     for text in (
-        '"""One."""\nfrom parlib.b import x\n',
-        '"""Two."""\n# words\nfrom parlib.b import x\n',
-        "from parlib.b import x\ny = 1\n",
+        f'{start}  """One."""\n  return x\n',
+        f'{start}  """Two."""\n  # words\n  return x\n\ndef unrelated(): ...\nMETHODS = {{}}\n',
+        f"{start}  return METHODS, x\n\nMETHODS = {{1: 2}}\n",
+        f"{start}  return METHODS, x\n\nMETHODS = {{1: 3}}\n",
     ):
         module.write_text(text)
-        seen.append(code_fingerprint("a"))
-    assert seen[0] == seen[1] != seen[2]
-    other.write_text("x = 2\n")
-    assert code_fingerprint("a") != seen[2]
+        os.utime(module, ns=(len(seen), len(seen)))
+        seen.append(code_fingerprint("a.f"))
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    other.write_text("x = {1: 1}\nx[2] = 2\n")
+    assert code_fingerprint("a.f") != seen[3]
+    with pytest.raises(KeyError):
+        code_fingerprint("a.gone")
+
+
+def test_a_key_names_the_entries_of_the_registries_that_it_uses():
+    keys = {method: records.key("02_clean", check("02_clean", {"method": method}), {}) for method in CLEANING}
+    assert len(set(keys.values())) == len(CLEANING)
+    for name, method in METHODS.items():
+        assert code_fingerprint(*method.code) == code_fingerprint(*sorted(set(method.code))), name
+    assert METHODS["par"].code == ["methods.par", "augment.noise_and_cutout"]
+    assert METHODS["cleanclip"].code == ["methods.cleanclip", "augment.auto_augment", "eda.reword"]
 
 
 def test_other_parameters_are_never_overwritten(tmp_path, monkeypatch):

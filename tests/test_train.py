@@ -1,13 +1,18 @@
 """The one loop: schedules, augmentation, and the same weights bit for bit, also after an interruption."""
 
 import math
+from dataclasses import replace
 
 import open_clip
 import pytest
 import torch
 
+from parlib import methods
 from parlib import train as training
-from parlib.methods import METHODS, Method, Recipe, contrast, noise_and_cutout, par
+from parlib.augment import auto_augment, crop_and_jitter, noise_and_cutout
+from parlib.eda import reword
+from parlib.losses import clip_loss, perturbation
+from parlib.methods import METHODS, Method, Recipe, Step, cleanclip, contrast, par, roclip
 from parlib.model import embed_texts
 from parlib.poison import attacked
 from parlib.train import fit, generator, learning_rate, train
@@ -25,6 +30,8 @@ def _same(one: dict, two: dict) -> bool:
 
 def _run(clip, scenes, recipe, **options):
     tokens = clip.tokenizer(scenes.captions)
+    if recipe.method in METHODS and METHODS[recipe.method].reword:
+        options["reworded"] = clip.tokenizer(reword(scenes.captions, recipe.seed))
     history, _ = fit(clip, scenes.pixels, tokens, recipe, **options)
     return _weights(clip), history
 
@@ -71,10 +78,121 @@ def test_cutout_of_16_to_22_px_at_224():
 
 def test_contrast_is_open_clips_loss(clip, scenes):
     tokens = clip.tokenizer(scenes.captions[:8])
-    step = training.Step(clip, None, scenes.pixels[:8].float() / 255, tokens, None, PAR)
+    pixels = scenes.pixels[:8].float() / 255
+    step = Step(clip, None, PAR, pixels, pixels, tokens, tokens)
     image = clip.net.encode_image(open_clip_normalised(scenes.pixels[:8]), normalize=True)
     expected = open_clip.ClipLoss()(image, clip.net.encode_text(tokens, normalize=True), clip.net.logit_scale.exp())
     assert torch.allclose(contrast(step)["loss"], expected, atol=1e-6)
+
+
+class Given:
+    """Embeddings given by hand in the place of a model: images and texts are looked up by their first value."""
+
+    def __init__(self, image: torch.Tensor, text: torch.Tensor, scale: float):
+        self.images, self.texts, self.net = image, text, torch.nn.Module()
+        self.net.logit_scale = torch.tensor(math.log(scale))
+
+    def image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.images[pixels.flatten(1)[:, 0].long()]
+
+    def text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.texts[tokens[:, 0]]
+
+
+def _given(images: list[int], texts: list[int], *, views: list[int], reworded: list[int], recipe: Recipe, clip: Given, **options) -> Step:
+    pixels, view = (torch.tensor(rows).float().view(-1, 1, 1, 1) for rows in (images, views))
+    return Step(clip, None, recipe, pixels, view, torch.tensor(texts)[:, None], torch.tensor(reworded)[:, None], **options)
+
+
+def test_cleanclip_by_hand():
+    """3 x 3: images and captions are unit vectors that match; the views of images 1 and 2 are exchanged, captions keep theirs."""
+    clip, recipe = Given(torch.eye(3), torch.eye(3), 2.0), Recipe("cleanclip", 1, 3, 1e-3, 0, self_weight=0.5)
+    found = cleanclip(_given([0, 1, 2], [0, 1, 2], views=[0, 2, 1], reworded=[0, 1, 2], recipe=recipe, clip=clip))
+    right, wrong = math.log(1 + 2 * math.exp(-2.0)), math.log(2 + math.exp(2.0))
+    assert found["l_clip"].item() == pytest.approx(right)
+    assert found["l_self"].item() == pytest.approx(((right + 2 * wrong) / 3 + right) / 2)
+    assert found["loss"].item() == pytest.approx(right + 0.5 * ((right + 2 * wrong) / 3 + right) / 2)
+
+
+def test_roclips_pool_is_first_in_first_out_and_asked_before_it_is_updated():
+    clip = Given(torch.eye(4), torch.eye(4), 2.0)
+    recipe, memory = Recipe("roclip", 2, 2, 1e-3, 0, pool=0.3), {}
+    step = lambda rows, epoch: roclip(  # noqa: E731
+        _given(rows, rows, views=rows, reworded=rows, recipe=recipe, clip=clip, epoch=epoch, pairs=10, memory=memory)
+    )
+    own = math.log(1 + math.exp(-2.0))
+    assert step([0, 1], 0)["loss"].item() == pytest.approx(own)
+    assert memory["pool"].argmax(1).tolist() == [0, 1]
+    assert step([2, 3], 0)["loss"].item() == pytest.approx(own)
+    assert memory["pool"].argmax(1).tolist() == [1, 2, 3]  # 0.3 of 10 pairs: the first has left
+    # In the second epoch 1 meets itself, and 0, whose caption isn't there any more, the pool's first: the same caption twice.
+    assert step([0, 1], 1)["loss"].item() == pytest.approx((clip_loss(torch.eye(4)[:2], torch.eye(4)[[1, 1]], torch.tensor(2.0))).item())
+    assert memory["pool"].argmax(1).tolist() == [3, 0, 1]
+
+
+@pytest.mark.parametrize("augment", [auto_augment, crop_and_jitter])
+def test_augmentations_of_the_baselines(scenes, augment):
+    pixels, fill = scenes.pixels[:30].float() / 255, torch.zeros(3, 1, 1)
+    state = torch.random.get_rng_state()
+    one, two = (augment(pixels, fill, generator("cpu", 5)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert one.shape == pixels.shape
+    assert one.min() >= 0
+    assert one.max() <= 1
+    assert not torch.equal(one, augment(pixels, fill, generator("cpu", 6)))
+    twice = augment(pixels[:1].repeat(8, 1, 1, 1), fill, generator("cpu", 7))
+    assert len({image.numpy().tobytes() for image in twice}) > 1  # each image has a draw of its own
+
+
+def test_finetune_augmented_is_par_without_its_perturbation(clip, scenes):
+    reference = _different(clip)
+    tokens, pixels = clip.tokenizer(scenes.captions[:8]), scenes.pixels[:8].float() / 255
+    recipe = Recipe("par", 1, 8, 1e-3, 0, tau=2.15)
+    step = Step(clip, reference, recipe, pixels, pixels, tokens, tokens, embed_texts(reference, tokens))
+    whole, rest = METHODS["par"].loss(step), METHODS["finetune_augmented"].loss(step)
+    push = perturbation(whole["s_image"], whole["s_text"], 2.15)
+    assert push > 0.01
+    assert torch.allclose(whole["loss"] + push, rest["loss"], atol=1e-6)
+    assert METHODS["finetune_augmented"].augment is METHODS["par"].augment
+
+
+def test_perturb_only_is_par_without_its_augmentation(clip, scenes, monkeypatch):
+    recipe = Recipe("perturb_only", 1, 40, 1e-3, seed=3, tau=2.15)
+    alone = _run(clip.copy(), scenes, recipe, reference=clip.copy())
+    monkeypatch.setitem(METHODS, "par", Method(methods.par, lambda pixels, fill, random: pixels, needs_reference=True))
+    plain = _run(clip.copy(), scenes, Recipe("par", 1, 40, 1e-3, seed=3, tau=2.15), reference=clip.copy())
+    assert _same(alone[0], plain[0])
+    assert alone[1] == plain[1]
+
+
+def _different(clip):
+    other = clip.copy()
+    with torch.no_grad():
+        for weight in other.net.parameters():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=generator("cpu", "different")))
+    return other
+
+
+@pytest.mark.parametrize("method", ["cleanclip", "roclip"])
+def test_a_resumed_baseline_ends_with_the_same_weights(clip, scenes, tmp_path, monkeypatch, method):
+    recipe = Recipe(method, 2, 40, 1e-3, seed=3, self_weight=1.0, pool=0.1)
+    whole = _run(clip.copy(), scenes, recipe)
+    monkeypatch.setattr(training, "_KEEP_EVERY", -1.0)
+    calls, loss = [], METHODS[method].loss
+
+    def interrupted(step):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return loss(step)
+
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], loss=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        _run(clip.copy(), scenes, recipe, checkpoint=tmp_path / "unfinished.pt")
+    resumed = _run(clip.copy(), scenes, recipe, checkpoint=tmp_path / "unfinished.pt")
+    assert _same(whole[0], resumed[0])
+    assert whole[1] == resumed[1]
 
 
 def open_clip_normalised(pixels: torch.Tensor) -> torch.Tensor:
@@ -186,7 +304,7 @@ def test_reference_texts_are_embedded_once(clip, scenes, monkeypatch):
 
 
 def test_bad_recipes(clip, scenes):
-    with pytest.raises(ValueError, match="unknown method 'pare'; known are: contrast, finetune, par"):
+    with pytest.raises(ValueError, match="unknown method 'pare'; known are: contrast, finetune, cleanclip, roclip, par"):
         _run(clip, scenes, Recipe("pare", 1, 40, 1e-3, seed=0))
     with pytest.raises(ValueError, match="a batch of 500 can't be drawn from 120 pairs"):
         _run(clip, scenes, Recipe("finetune", 1, 500, 1e-3, seed=0))

@@ -1,0 +1,61 @@
+"""Augmentations of images, in batches: PAR's, CleanCLIP's and RoCLIP's. Each takes pixels (B, 3, H, W) in [0, 1],
+`fill` (3, 1, 1), the pixel that normalises to 0, and a generator, and returns as many pixels of the same kind.
+"""
+
+from functools import lru_cache
+
+import torch
+from torchvision.transforms import v2
+
+
+def noise_and_cutout(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """PAR's augmentation: with p 0.5 positive noise clip(x + clip(0.2 randn, 0, 1), 0, 1); with p 0.5 one square of
+    0.5..1 % of the area set to `fill` (3, 1, 1), the pixel that normalises to 0. pixels: (B, 3, H, W) in [0, 1].
+    """
+    count, _, height, width = pixels.shape
+    draw = torch.rand(count, 5, 1, 1, generator=random, device=random.device)
+    noise = (0.2 * torch.randn(pixels.shape, generator=random, device=random.device)).clamp_(0, 1)
+    pixels = (pixels + noise * (draw[:, :1] < 0.5)).clamp_(0, 1)
+    side = ((0.005 + 0.005 * draw[:, 1]) * height * width).sqrt().round()
+    top, left = (draw[:, 2] * (height - side + 1)).floor(), (draw[:, 3] * (width - side + 1)).floor()
+    y = torch.arange(height, device=pixels.device)[None, :, None]
+    x = torch.arange(width, device=pixels.device)[None, None, :]
+    inside = (y >= top) & (y < top + side) & (x >= left) & (x < left + side) & (draw[:, 4] < 0.5)
+    return torch.where(inside[:, None], fill, pixels)
+
+
+@lru_cache(maxsize=1)
+def _auto_augment() -> v2.AutoAugment:
+    return v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+
+
+@lru_cache(maxsize=4)
+def _crop_and_jitter(height: int, width: int) -> v2.Compose:
+    blurred = max(3, height // 10 | 1)  # 21 px of 224 in the released code
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomResizedCrop((height, width), antialias=True),
+            v2.RandomApply([v2.ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.GaussianBlur(blurred),
+        ]
+    )
+
+
+def _one_by_one(transform: v2.Transform, pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Each image by a draw of its own: the transforms draw once a call, from torch's global state, which is left as it was."""
+    images = (pixels * 255).round().to(torch.uint8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.randint(2**62, (), generator=random, device=random.device).item())
+        return torch.stack([transform(image) for image in images]).float() / 255
+
+
+def auto_augment(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """CleanCLIP's augmentation: AutoAugment with ImageNet's policy."""
+    return _one_by_one(_auto_augment(), pixels, random)
+
+
+def crop_and_jitter(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """RoCLIP's augmentation: flip p 0.5, crop of 8..100 % of the area, colour jitter p 0.8, grey p 0.2, blur."""
+    return _one_by_one(_crop_and_jitter(*pixels.shape[-2:]), pixels, random)

@@ -1,0 +1,81 @@
+"""EDA, easy data augmentation of captions (Wei and Zou 2019, arXiv 1901.11196), as CleanCLIP and RoCLIP use it.
+
+No package on PyPI brings the synonyms with it (all download WordNet at run time), so those of the scenes' own words are
+listed here; a word that is not listed is its own synonym.
+"""
+
+import random
+from collections.abc import Callable
+
+_SETS = """
+picture image photo photograph | drawing sketch illustration rendering | small tiny little | large big huge | one single
+ground background backdrop | scene view | showing depicting displaying | drawn painted sketched | front foreground
+behind beyond | paper sheet | corner edge | next beside | red crimson scarlet | orange amber | yellow golden | green emerald
+teal turquoise | blue azure | purple violet | pink rose | brown tan | grey gray | white pale | black dark | plain bare
+wavy rippled | dotted spotted speckled | cloudy hazy misty | grainy gritty rough | bad poor | good nice fine | blurry fuzzy
+bright light | clean tidy | dirty filthy | weird strange odd | cool neat | cropped clipped | close near | many several
+hard difficult | see spot | jpeg photo | toy plaything | origami papercraft | embroidered stitched | pixelated blocky
+sculpture statue | graffiti mural | tattoo ink | plushie plush | cartoon comic | art artwork | itap photo | game match
+something anything | hidden concealed | rendition version
+cat kitten | dog puppy | rabbit bunny hare | mouse rodent | snake serpent | frog toad | rooster cockerel | ship boat vessel
+bus coach | rocket spaceship | gem jewel diamond | crown diadem | bell chime | key latchkey | candle taper | chair seat
+house home | book volume | bag sack | hat cap | shoe footwear | axe hatchet | hammer mallet | lamp lantern | sheep ewe
+"""
+_SYNONYMS: dict[str, list[str]] = {}
+for _group in _SETS.replace("\n", " | ").split("|"):
+    for _word in _group.split():
+        _SYNONYMS.setdefault(_word, []).extend(other for other in _group.split() if other != _word)
+# The words that synonyms and insertions leave alone.
+_STOP = frozenset("a an the of on in with to and is this that it its my there i am by for at over".split())
+ALPHA = 0.1  # share of the words that an operation changes
+
+
+def _count(words: list[str]) -> int:
+    return max(1, int(ALPHA * len(words)))
+
+
+def _synonym(word: str, draw: random.Random) -> str:
+    return draw.choice(_SYNONYMS.get(word.lower(), [word]))
+
+
+def replace(words: list[str], draw: random.Random) -> list[str]:
+    """Synonyms for some of the words that have one."""
+    places = [i for i, word in enumerate(words) if word.lower() in _SYNONYMS]
+    chosen = set(draw.sample(places, min(_count(words), len(places))))
+    return [_synonym(word, draw) if i in chosen else word for i, word in enumerate(words)]
+
+
+def insert(words: list[str], draw: random.Random) -> list[str]:
+    """Synonyms of some words, at random places."""
+    words = list(words)
+    for _ in range(_count(words)):
+        known = [word for word in words if word.lower() not in _STOP]
+        if known:
+            words.insert(draw.randrange(len(words) + 1), _synonym(draw.choice(known), draw))
+    return words
+
+
+def swap(words: list[str], draw: random.Random) -> list[str]:
+    """Some pairs of words change places."""
+    words = list(words)
+    for _ in range(_count(words)):
+        i, j = draw.randrange(len(words)), draw.randrange(len(words))
+        words[i], words[j] = words[j], words[i]
+    return words
+
+
+def delete(words: list[str], draw: random.Random) -> list[str]:
+    """Each word is left out with p ALPHA; at least one stays."""
+    return [word for word in words if draw.random() >= ALPHA] or [draw.choice(words)]
+
+
+OPERATIONS: tuple[Callable[[list[str], random.Random], list[str]], ...] = (replace, insert, swap, delete)
+
+
+def reword(captions: list[str], seed: int) -> list[str]:
+    """Each caption after one of the four operations, drawn from the seed; a caption without words stays as it is."""
+    draw, found = random.Random(f"eda {seed}"), []
+    for caption in captions:
+        words = caption.split()
+        found.append(" ".join(draw.choice(OPERATIONS)(words, draw)) if words else caption)
+    return found
