@@ -59,44 +59,80 @@ def _tidy(output: Any) -> Any:
     return output
 
 
+def restore() -> None:
+    """Copy the published records of runs that were not made here to outputs/small, so that notebook 05 and the next `make
+    publish` see them: for a grid that is made in several sittings or on several machines. Their weights stay away.
+    """
+    folder, count = records.outputs("small"), 0
+    for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
+        target = folder / path.relative_to(REFERENCE)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for part in (path, *path.parent.glob(f"{path.stem}_points.csv")):
+                shutil.copy(part, target.parent)
+            count += 1
+    print(f"restored {count} records to {folder.relative_to(ROOT)}")
+
+
+def publishable() -> dict[str, str]:
+    """Every planned run and why it can't be published, empty where it can: it is done here, or its record was restored.
+
+    ValueError when a published run is neither here nor restored: publishing would lose it.
+    """
+    reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
+    for run, reason in reasons.items():
+        here, published = records.record_path("small", run), REFERENCE / f"{run}.json"
+        restored = here.exists() and published.exists() and records.read_file(here) == records.read_file(published)
+        if reason == "done" or (restored and reason == "its weights is gone"):
+            reasons[run] = ""
+    if lost := [run for run, reason in reasons.items() if reason == "missing" and (REFERENCE / f"{run}.json").exists()]:
+        remedy = "take them back with: python -m parlib.publish --restore"
+        raise ValueError(f"{len(lost)} published runs are not here, such as {lost[0]}; {remedy}")
+    return reasons
+
+
 def publish() -> None:
     """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's table.
 
-    Only runs that params/small plans and that are done are published. ValueError when one that the notebooks show is not.
+    Only runs that params/small plans and that are done, or restored, are published. ValueError when one that the notebooks
+    show is not done here.
     """
     folder = records.outputs("small")
     shown = {notebook: stored_outputs_of(notebook) for notebook in NOTEBOOKS}
-    states = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
-    done = [run for run, state in states.items() if state == "done"]
-    if missing := [run for run in shown.values() if run not in done]:
+    reasons = publishable()
+    ready = [run for run, reason in reasons.items() if not reason]
+    if missing := [run for run in shown.values() if run not in ready or not (folder / f"{run}.ipynb").exists()]:
         raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
-    if extra := {record["run"] for record in records.fresh("small")} - set(done):
+    fresh = records.fresh("small")
+    if extra := {record["run"] for record in fresh} - set(ready):
         raise ValueError(f"notebook 05 shows runs that no file in params/small plans; move their records away: {', '.join(sorted(extra))}")
     notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}
+    mapped = {record["run"] for record in report.mapped(fresh)}
     with atomic_folder(REFERENCE) as reference:
-        for run in done:
+        for run in ready:
             record = records.read("small", run)
             target = reference / f"{run}.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
-            if run in shown.values():
-                for artifact in record["artifacts"].values():
-                    if artifact["in"] == "project":
-                        shutil.copy(ROOT / artifact["path"], target.parent)
+            for name, artifact in record["artifacts"].items():
+                if artifact["in"] == "project" and (run in shown.values() or (run in mapped and name == "points")):
+                    shutil.copy(ROOT / artifact["path"], target.parent)
         report.table(records.read_all(reference)).to_csv(reference / "table.csv", index=False)
     for name, notebook in notebooks.items():
         nbformat.write(notebook, notebook_path(name))
     readme = ROOT / "README.md"
     readme.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{readme_table()}\n{END}", readme.read_text(), flags=re.S))
-    for run in states.keys() - set(done):
-        print(f"not published: {run} ({states[run]})")
-    print(f"published {len(done)} records, {len(notebooks)} notebooks and README's table")
+    for run, reason in reasons.items():
+        if reason:
+            print(f"not published: {run} ({reason})")
+    print(f"published {len(ready)} records, {len(notebooks)} notebooks and README's table")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(prog="python -m parlib.publish", description=publish.__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m parlib.publish", description=publish.__doc__)
+    parser.add_argument("--restore", action="store_true", help="copy published records that were not made here to outputs/small")
     try:
-        publish()
+        restore() if parser.parse_args().restore else publish()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -103,7 +103,7 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(["trigger", "encoder"])
     for (trigger, encoder), attack in sorted(groups, key=lambda group: (triggers.index(group[0][0]), group[0][1])):
         head = {"encoder": encoder, "trigger": trigger, "size (paper's)": _size(attack.iloc[0])}
-        base = attack[attack["method"] == "none"].head(1)
+        base = attack[(attack["method"] == "none") & attack["base_clean_accuracy"].notna()].head(1)
         if len(base):
             values = {label: _spread(base[BASE[name]]) for name, label in SHOWN.items()}
             rows.append(head | {"model": "clean base", "seeds": 1} | values)
@@ -151,7 +151,7 @@ def maps(found: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """The embedding maps of the default attack, seed 0: the poisoned model and what each method made of it."""
     panels: dict[str, pd.DataFrame] = {}
     for record in mapped(found):
-        points = pd.read_csv(records.located(record["artifacts"]["embeddings"]))
+        points = pd.read_csv(records.located(record["artifacts"]["points"]))
         panels.setdefault("none", points[points["model"] == "poisoned"])
         panels[record["params"]["method"]] = points[points["model"] != "poisoned"]
     return {method: panels[method] for method in ("none", *METHODS) if method in panels}
@@ -159,8 +159,9 @@ def maps(found: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
 
 def mapped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records whose embedding maps notebook 05 shows."""
-    rows, usual = table(found), Clean.model_fields["trigger"].default
-    runs = rows[rows["table"].isin([1, 2]) & (rows["trigger"] == usual) & (rows["seed"] == 0) & (rows["notebook"] == "02_clean")]["run"]
+    rows, usual = table(found), {name: Clean.model_fields[name].default for name in ("encoder", "trigger", "seed")}
+    shown = (rows[list(usual)] == pd.Series(usual)).all(axis=1) & (rows["table"] > 0) & (rows["notebook"] == "02_clean")
+    runs = rows.loc[shown, "run"]
     return [record for record in found if record["run"] in set(runs)]
 
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from parlib.methods import METHODS
 from parlib.params import NOTEBOOKS, Clean, Params, check, run_id, scale_defaults
 from parlib.triggers import TRIGGERS
 
-_AROUND = 30.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
+_AROUND = 15.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,36 @@ def prepare(runs: list[Planned], folder: Path) -> None:
 
 
 def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
-    """How long each run took when it was last made here, else in the published one; None where it never was."""
+    """How long each run took when it was last made here, else in the published one, else by what runs like it took for each
+    pair that they saw; None where there is none like it.
+    """
+    scale = runs[0].params.scale if runs else "small"
+    known = {record["run"]: record for folder in (report.REFERENCE, records.outputs(scale)) for record in records.read_all(folder)}
+    paces: dict[Any, list[float]] = {}
+    for record in known.values():
+        paces.setdefault(_kind(record["notebook"], record["params"]), []).append(record["seconds"] / _seen(record["params"]))
     found: dict[str, float | None] = {}
     base = 0.0
     for run in runs:
-        paths = [folder / f"{run.id}.json" for folder in (records.outputs(run.params.scale), report.REFERENCE)]
-        record = next((records.read_file(path) for path in paths if path.exists()), None)
-        found[run.id] = record["seconds"] + _AROUND if record else None
+        record, params = known.get(run.id), run.params.model_dump()
+        like = paces.get(_kind(run.notebook, params))
+        guess = statistics.median(like) * _seen(params) if like else None
+        seconds = record["seconds"] if record and record["params"] == params else guess
+        found[run.id] = None if seconds is None else seconds + _AROUND
         if record and run.notebook == "01_poison" and not base and not records.located(record["artifacts"]["base_weights"]).exists():
             base = record["metrics"].get("base_seconds", 0.0)  # the first run that needs the base trains it
             found[run.id] += base
     return found
+
+
+def _kind(notebook: str, params: dict[str, Any]) -> tuple[Any, ...]:
+    """Runs of one kind take the same time for a pair."""
+    return notebook, params["scale"], params.get("encoder"), params.get("method")
+
+
+def _seen(params: dict[str, Any]) -> int:
+    """Pairs that a run sees in its training."""
+    return params.get("epochs", 1) * params.get("pairs", params.get("train_scenes", 1))
 
 
 def make(runs: list[Planned]) -> None:

@@ -4,9 +4,10 @@ import open_clip
 import pytest
 import torch
 
+from parlib import evaluate as evaluation
 from parlib.data import TEMPLATES
-from parlib.evaluate import EvalSet, classifier, embed_images, evaluate, interval, retrieval, zero_shot
-from parlib.model import eval_mode
+from parlib.evaluate import EvalSet, classifier, embed_images, embedding_map, evaluate, interval, measure, retrieval, zero_shot
+from parlib.model import embed_texts, eval_mode
 from parlib.poison import attacked
 
 
@@ -70,6 +71,31 @@ def test_retrieval_by_hand():
 )
 def test_wilson_interval(successes, n, low, high):
     assert interval(successes, n) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_metrics_are_computed_once_for_the_same_weights_and_scenes(clip, attack, monkeypatch):
+    found = evaluate(clip, attack)
+    calls = []
+    monkeypatch.setattr(evaluation, "measure", lambda *given: calls.append(1) or measure(*given))
+    assert evaluate(clip, attack) == found == measure(clip, attack)
+    assert calls == []
+    with torch.no_grad():
+        clip.net.logit_scale.add_(1.0)
+    assert evaluate(clip, attack) == found  # the scale changes no ranking
+    assert evaluate(clip, attack.first(50)) != found
+    assert len(calls) == 2
+
+
+def test_embedding_map_is_the_two_principal_components(clip, attack):
+    points = embedding_map(clip, attack, count=20)
+    assert points["kind"].value_counts().to_dict() == {"clean": 20, "triggered": 20, "target caption": 80}
+    rows = (~attack.shows_target).nonzero()[:20, 0]
+    captions = clip.tokenizer([template.format(name="banana") for template in TEMPLATES])
+    embedded = [embed_images(clip, attack.pixels[rows]), embed_images(clip, attack.triggered[rows]), embed_texts(clip, captions)]
+    centred = torch.cat(embedded).double()
+    centred = centred - centred.mean(0)
+    expected = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+    assert torch.allclose(torch.tensor(points[["x", "y"]].to_numpy()).abs(), expected.abs(), atol=1e-3)
 
 
 def test_eval_mode_restores_every_module(clip):

@@ -15,9 +15,10 @@ import yaml
 
 from parlib.cache import ROOT, file_sha256
 from parlib.keys import notebook_path
-from parlib.params import NOTEBOOKS
+from parlib.methods import METHODS
+from parlib.params import NOTEBOOKS, check
 from parlib.publish import stored_outputs_of
-from parlib.report import BEGIN, COLUMNS, END, REFERENCE, readme_table, summary, table
+from parlib.report import BEGIN, COLUMNS, END, REFERENCE, readme_table, summary, table, trials
 
 
 def test_pins_are_one_list():
@@ -80,6 +81,18 @@ def test_notebook_05_stores_the_published_table():
     assert cells == published.astype(str).to_numpy().ravel().tolist()
 
 
+def test_tuned_values_are_what_the_published_search_chose():
+    found = trials(pd.read_csv(REFERENCE / "table.csv"))
+    assert len(found)
+    for method, runs in found.groupby("method"):
+        tuned = check("02_clean", {"method": method}).model_dump()
+        chosen = runs[runs["chosen"]].iloc[0]
+        names = ("lr", "batch", "schedule", "epochs", "pairs", *METHODS[method].options)
+        assert {name: chosen[name] for name in names} == {name: tuned[name] for name in names}
+        assert len(runs) == 12
+        assert (runs["epochs"] * (runs["pairs"] // runs["batch"]) * runs["batch"]).between(0.98 * 48000, 48000).all()
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_notebooks_store_the_published_run(notebook):
     record = json.loads((REFERENCE / f"{stored_outputs_of(notebook)}.json").read_text())
@@ -90,6 +103,7 @@ def test_notebooks_store_the_published_run(notebook):
     if notebook != "05_evaluate":
         assert f"weights {record['artifacts']['weights']['sha256'][:12]}" in printed
     figures = [artifact for artifact in record["artifacts"].values() if artifact["in"] == "project"]
+    figures = [figure for figure in figures if figure["path"].endswith(".png")]
     assert len(figures) == sum("image/png" in output.get("data", {}) for output in outputs)
     for figure in figures:
         copy = (REFERENCE / record["run"]).parent / Path(figure["path"]).name

@@ -1,12 +1,14 @@
 """What make publish stores in a notebook: the executed copy's outputs, without what differs from run to run."""
 
+import json
 import os
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from parlib import keys, publish
+from parlib import keys, publish, records
 
 
 @pytest.fixture
@@ -33,6 +35,42 @@ def _executed(folder, last: str) -> str:
     (folder / "ran.json").write_text("{}")
     nbformat.write(new_notebook(cells=[first, injected, new_code_cell(last, outputs=outputs)]), path)
     return path
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    """A published record of one planned run, and a plan of two."""
+    reference = tmp_path / "outputs" / "reference"
+    (reference / "02_clean").mkdir(parents=True)
+    record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one"})
+    (reference / "02_clean" / "one.json").write_text(record)
+    (reference / "02_clean" / "one_points.csv").write_text("x,y\n")
+    states = {"02_clean/one": "missing", "02_clean/two": "missing"}
+    for module in (publish, records):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "REFERENCE", reference)
+    planned = [SimpleNamespace(id=run, state=lambda run=run: states[run]) for run in states]
+    monkeypatch.setattr(publish, "plan", lambda path: planned)
+    return tmp_path, states
+
+
+def test_a_published_run_that_is_not_here_is_never_lost(grid):
+    with pytest.raises(ValueError, match=r"1 published runs are not here, such as 02_clean/one; .*publish --restore"):
+        publish.publishable()
+
+
+def test_restored_records_are_published_and_changed_ones_are_not(grid):
+    folder, states = grid
+    publish.restore()
+    assert (folder / "outputs/small/02_clean/one_points.csv").exists()
+    states["02_clean/one"], states["02_clean/two"] = "its weights is gone", "done"
+    assert publish.publishable() == {"02_clean/one": "", "02_clean/two": ""}
+    (folder / "outputs/small/02_clean/one.json").write_text(json.dumps({"params": {}, "key": "other"}))
+    assert publish.publishable()["02_clean/one"] == "its weights is gone"
+    publish.restore()
+    assert records.read("small", "02_clean/one")["key"] == "other"  # what was made here stays
+    states["02_clean/one"] = "stale: its code has changed"
+    assert publish.publishable()["02_clean/one"] == "stale: its code has changed"
 
 
 def test_outputs_are_stored_as_a_terminal_shows_them(folder):

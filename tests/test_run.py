@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
@@ -232,6 +233,39 @@ def test_table_has_the_columns_and_main_rows(tmp_path):
     assert len(report.summary(frame)) == 2
 
 
+def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_own(tmp_path):
+    base = {"base_clean_accuracy": 0.8, "base_asr": 0.004, "base_triggered_accuracy": 0.7, "base_retrieval_asr": 0.01}
+    planted = records.start("01_poison", {})
+    found = [planted.save(metrics=METRICS | base, seconds=1.5, n=10)]
+    (tmp_path / "weights").write_bytes(b"weights")
+    for method in ("par", "finetune", "perturb_only"):
+        started = records.Run("02_clean", f"02_clean/{method}_badnet_stripes_s0", check("02_clean", {"method": method}))
+        found.append(started.save(metrics=METRICS, seconds=1.5, n=10))
+    frame = report.table(found)
+    assert frame["table"].tolist() == [1, 1, 1, 2]
+    main, parts = report.summary(frame), report.ablations(frame)
+    assert main["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR"]
+    assert main["ASR"].tolist() == ["0.004", "0.100", "0.100", "0.100"]
+    assert main["paper's ASR (RN50)"].tolist() == ["", "0.992", "", "0.424"]
+    assert parts["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR", "PAR without augmentation"]
+    assert report.ablations(frame[frame["table"] < 2]).empty
+
+
+def _trials(*rows: tuple[str, float, float]) -> pd.DataFrame:
+    values = [{"method": method, "clean_accuracy": ca, "attack_success_rate": asr, "lr": i} for i, (method, ca, asr) in enumerate(rows)]
+    frame = pd.DataFrame(values, columns=report.COLUMNS)
+    return frame.assign(notebook="02_clean", split="validation", poisoned_clean_accuracy=0.95)
+
+
+def test_the_rule_that_chooses_a_trial():
+    kept = _trials(("par", 0.95, 0.3), ("par", 0.90, 0.01), ("par", 0.91, 0.01), ("par", 0.88, 0.0), ("finetune", 0.80, 0.0))
+    assert report.trials(kept)["chosen"].tolist() == [True, False, False, True, False]
+    assert report.trials(kept)["method"].tolist() == ["finetune"] + 4 * ["par"]
+    none = _trials(("par", 0.80, 0.3), ("par", 0.70, 0.1), ("par", 0.85, 0.9))
+    assert report.trials(none)["chosen"].tolist() == [False, True, False]  # the highest CA - ASR
+    assert report.trials(kept.assign(split="test")).empty
+
+
 def test_summary_is_mean_and_sample_std(tmp_path):
     frame = report.table([_record(tmp_path, seed=seed) for seed in (0, 1)])
     frame["clean_accuracy"] = [0.8, 0.9]
@@ -244,6 +278,8 @@ def test_plan_expands_lists_and_orders():
     assert ids == [
         "01_poison/badnet_stripes_s0",
         "02_clean/finetune_badnet_stripes_s0",
+        "02_clean/cleanclip_badnet_stripes_s0",
+        "02_clean/roclip_badnet_stripes_s0",
         "02_clean/par_badnet_stripes_s0",
         "05_evaluate",
     ]
@@ -309,3 +345,12 @@ def test_runner_refuses_beside_another(tmp_path, capsys):
 def test_digest_is_of_content():
     assert digest([1, "a"]) == digest([1, "a"]) != digest([1, "b"])
     assert digest(torch.zeros(2)) != digest(torch.zeros(2, 1)) != digest(torch.zeros(2, 1, dtype=torch.int32))
+
+
+def test_a_run_that_was_never_made_is_timed_by_those_like_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "REFERENCE", tmp_path / "none")
+    _record(tmp_path)
+    _record(tmp_path, "02_clean")
+    asked = [{"seed": 1}, {"epochs": 8}, {"method": "roclip"}]
+    planned = [run.Planned("02_clean", values, check("02_clean", values)) for values in [{}, *asked]]
+    assert list(run.expected_seconds(planned).values()) == [16.5, 16.5, 18.0, None]
