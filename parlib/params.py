@@ -50,7 +50,7 @@ PROPORTION: dict[str, tuple[int, float]] = {
 PLANTING = {"blended_text": 12}
 # What the search of params/small/02_clean_search_*.yaml chose for each cleaning method; the ablations take PAR's.
 TUNED: dict[str, dict[str, Any]] = {
-    "finetune": {"lr": 4e-3, "batch": 128, "schedule": "cosine"},
+    "finetune": {"lr": 8e-3, "batch": 256, "schedule": "cosine"},
     "cleanclip": {"lr": 4e-3, "batch": 128, "schedule": "warmup_cosine"},
     "roclip": {"lr": 4e-3, "batch": 128, "schedule": "warmup_cosine"},
     "par": {"lr": 4e-3, "batch": 128, "schedule": "cosine"},
