@@ -68,19 +68,20 @@ def code_fingerprint(*roots: str) -> str:
         if name in imported:
             todo.append(imported[name])
             continue
-        seen[f"{module}.{name}"] = [ast.dump(node) for node in defined[name]]
-        used = {part.id for node in defined[name] for part in ast.walk(node) if isinstance(part, ast.Name)}
-        todo += [imported.get(other, f"{module}.{other}") for other in used if other in defined or other in imported]
+        seen[f"{module}.{name}"] = [code for code, _ in defined[name]]
+        used = {other for _, others in defined[name] for other in others if other in defined or other in imported}
+        todo += [imported.get(other, f"{module}.{other}") for other in used]
     return digest(sorted(seen.items()))
 
 
 @cache
-def _names(path: Path, changed: int) -> tuple[dict[str, list[ast.stmt]], dict[str, str]]:
-    """What a module of parlib defines, without docstrings, and what it imports from parlib, as module.name.
+def _names(path: Path, changed: int) -> tuple[dict[str, list[tuple[str, set[str]]]], dict[str, str]]:
+    """What a module of parlib defines, each as its code without docstrings and the names in it, and what it imports from
+    parlib, as module.name.
 
     changed: the file's time, for the cache of this function.
     """
-    defined: dict[str, list[ast.stmt]] = {}
+    defined: dict[str, list[tuple[str, set[str]]]] = {}
     imported: dict[str, str] = {}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("parlib."):
@@ -90,8 +91,9 @@ def _names(path: Path, changed: int) -> tuple[dict[str, list[ast.stmt]], dict[st
                 part.value.value = ""
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+        code = ast.dump(node), {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
         for name in names or {getattr(node, "name", "")} - {""}:
-            defined.setdefault(name, []).append(node)
+            defined.setdefault(name, []).append(code)
     return defined, imported
 
 

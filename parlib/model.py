@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -72,6 +73,7 @@ def create(encoder: str, seed: int = 0) -> Clip:
     return _create(encoder, open_clip.get_model_config(encoder), seed=seed)
 
 
+@cache
 def image_size(encoder: str) -> int:
     """Side in px of the images that an encoder of that name takes."""
     open_clip.add_model_config(_CONFIGS)
