@@ -21,10 +21,18 @@ cat kitten | dog puppy | rabbit bunny hare | mouse rodent | snake serpent | frog
 bus coach | rocket spaceship | gem jewel diamond | crown diadem | bell chime | key latchkey | candle taper | chair seat
 house home | book volume | bag sack | hat cap | shoe footwear | axe hatchet | hammer mallet | lamp lantern | sheep ewe
 """
-_SYNONYMS: dict[str, list[str]] = {}
-for _group in _SETS.replace("\n", " | ").split("|"):
-    for _word in _group.split():
-        _SYNONYMS.setdefault(_word, []).extend(other for other in _group.split() if other != _word)
+
+
+def _listed() -> dict[str, list[str]]:
+    groups = [group.split() for group in _SETS.replace("\n", " | ").split("|")]
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for word in group:
+            found.setdefault(word, []).extend(other for other in group if other != word)
+    return found
+
+
+_SYNONYMS = _listed()
 # The words that synonyms and insertions leave alone.
 _STOP = frozenset("a an the of on in with to and is this that it its my there i am by for at over".split())
 ALPHA = 0.1  # share of the words that an operation changes
