@@ -157,8 +157,11 @@ def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
     """How long each run took when it was last made here, else in the published one, else by what runs like it took for each
     pair that they saw; None where there is none like it.
     """
-    scale = runs[0].params.scale if runs else "small"
-    known = {record["run"]: record for folder in (report.REFERENCE, records.outputs(scale)) for record in records.read_all(folder)}
+    if not runs:
+        return {}
+    scale = runs[0].params.scale
+    made = [record for folder in (report.REFERENCE, records.outputs(scale)) for record in records.read_all(folder)]
+    known = {record["run"]: record for record in made if record["params"]["scale"] == scale}  # what is published is small
     paces: dict[Any, list[float]] = {}
     for record in known.values():
         paces.setdefault(_kind(record["notebook"], record["params"]), []).append(record["seconds"] / _seen(record["params"]))
@@ -178,7 +181,7 @@ def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
 
 def _kind(notebook: str, params: dict[str, Any]) -> tuple[Any, ...]:
     """Runs of one kind take the same time for a pair."""
-    return notebook, params["scale"], params.get("encoder"), params.get("method")
+    return notebook, params.get("encoder"), params.get("method")
 
 
 def _seen(params: dict[str, Any]) -> int:

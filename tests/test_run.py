@@ -354,3 +354,8 @@ def test_a_run_that_was_never_made_is_timed_by_those_like_it(tmp_path, monkeypat
     asked = [{"seed": 1}, {"epochs": 8}, {"method": "roclip"}]
     planned = [run.Planned("02_clean", values, check("02_clean", values)) for values in [{}, *asked]]
     assert list(run.expected_seconds(planned).values()) == [16.5, 16.5, 18.0, None]
+
+
+def test_a_scale_that_was_never_run_is_not_timed_by_the_published_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "empty"))  # the published base isn't there either
+    assert set(run.expected_seconds(run.plan(ROOT / "params" / "smoke")).values()) == {None}
