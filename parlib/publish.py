@@ -77,17 +77,17 @@ def restore() -> None:
 def publishable() -> dict[str, str]:
     """Every planned run and why it can't be published, empty where it can: it is done here, or its record was restored.
 
-    ValueError when a published run is neither here nor restored: publishing would lose it.
+    ValueError when a published run can't be published again, as it is stale, or neither here nor restored: it would be lost.
     """
     reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
     for run, reason in reasons.items():
         here, published = records.record_path("small", run), REFERENCE / f"{run}.json"
         restored = here.exists() and published.exists() and records.read_file(here) == records.read_file(published)
-        if reason == "done" or (restored and reason == "its weights is gone"):
+        if reason == "done" or (restored and re.fullmatch(r"its \w+ is gone", reason)):  # only records and points are restored
             reasons[run] = ""
-    if lost := [run for run, reason in reasons.items() if reason == "missing" and (REFERENCE / f"{run}.json").exists()]:
-        remedy = "take them back with: python -m parlib.publish --restore"
-        raise ValueError(f"{len(lost)} published runs are not here, such as {lost[0]}; {remedy}")
+    if lost := [run for run, reason in reasons.items() if reason and (REFERENCE / f"{run}.json").exists()]:
+        remedy = "make them again, or take them back with: python -m parlib.publish --restore"
+        raise ValueError(f"{len(lost)} published runs would be lost, such as {lost[0]} ({reasons[lost[0]]}); {remedy}")
     return reasons
 
 

@@ -42,35 +42,40 @@ def grid(tmp_path, monkeypatch):
     """A published record of one planned run, and a plan of two."""
     reference = tmp_path / "outputs" / "reference"
     (reference / "02_clean").mkdir(parents=True)
-    record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one"})
+    artifacts = {"trigger": {"in": "project", "path": "trigger.png"}, "weights": {"in": "cache", "path": "weights"}}
+    record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one", "artifacts": artifacts})
     (reference / "02_clean" / "one.json").write_text(record)
     (reference / "02_clean" / "one_points.csv").write_text("x,y\n")
-    states = {"02_clean/one": "missing", "02_clean/two": "missing"}
+    keys = {"02_clean/one": "k", "02_clean/two": "k"}
     for module in (publish, records):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "REFERENCE", reference)
-    planned = [SimpleNamespace(id=run, state=lambda run=run: states[run]) for run in states]
+    planned = [SimpleNamespace(id=run, state=lambda run=run: records.state("small", run, keys[run])) for run in keys]
     monkeypatch.setattr(publish, "plan", lambda path: planned)
-    return tmp_path, states
+    return tmp_path, keys
 
 
 def test_a_published_run_that_is_not_here_is_never_lost(grid):
-    with pytest.raises(ValueError, match=r"1 published runs are not here, such as 02_clean/one; .*publish --restore"):
+    with pytest.raises(ValueError, match=r"1 published runs would be lost, such as 02_clean/one \(missing\); .*publish --restore"):
         publish.publishable()
 
 
 def test_restored_records_are_published_and_changed_ones_are_not(grid):
-    folder, states = grid
+    folder, keys = grid
     publish.restore()
     assert (folder / "outputs/small/02_clean/one_points.csv").exists()
-    states["02_clean/one"], states["02_clean/two"] = "its weights is gone", "done"
+    made = {"params": {}, "key": "k", "artifacts": {}}
+    (folder / "outputs/small/02_clean/two.json").write_text(json.dumps(made))
     assert publish.publishable() == {"02_clean/one": "", "02_clean/two": ""}
-    (folder / "outputs/small/02_clean/one.json").write_text(json.dumps({"params": {}, "key": "other"}))
-    assert publish.publishable()["02_clean/one"] == "its weights is gone"
+    keys["02_clean/two"] = "other"  # its code has changed; it is not published, so nothing is lost
+    assert publish.publishable()["02_clean/two"].startswith("stale")
+    keys["02_clean/one"] = "other"
+    with pytest.raises(ValueError, match=r"1 published runs would be lost, such as 02_clean/one \(stale"):
+        publish.publishable()
+    (folder / "outputs/small/02_clean/one.json").write_text(json.dumps(made | {"key": "other"}))
     publish.restore()
     assert records.read("small", "02_clean/one")["key"] == "other"  # what was made here stays
-    states["02_clean/one"] = "stale: its code has changed"
-    assert publish.publishable()["02_clean/one"] == "stale: its code has changed"
+    assert publish.publishable()["02_clean/one"] == ""
 
 
 def test_outputs_are_stored_as_a_terminal_shows_them(folder):
