@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from parlib.data import Pairs
 from parlib.evaluate import EvalSet
+from parlib.methods import METHODS
 
 CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
 COLOUR = {
@@ -166,8 +167,13 @@ def tradeoff(table: pd.DataFrame) -> Figure:
             ax.set(title=trigger, xlim=(max(0, low - 0.04), 1.0), ylim=(-0.04, 1.04))
         figure.supxlabel("clean accuracy")
         figure.supylabel("attack success rate")
-        _legend(figure, ["none", *(method for method in COLOUR if method in set(cleaned["method"]))])
+        _legend(figure, ["none", *_methods(cleaned)])
     return _finished(figure)
+
+
+def _methods(table: pd.DataFrame) -> list[str]:
+    """The methods of a table, none first."""
+    return [method for method in ("none", *METHODS) if method in set(table["method"])]
 
 
 def _legend(figure: Figure, methods: list[str]) -> None:
@@ -179,7 +185,7 @@ def heat_map(table: pd.DataFrame) -> Figure:
     """ASR by attack and method, means over the seeds, with the clean accuracy below it."""
     main = table[table["table"] == 1]
     means = main.groupby(["trigger", "method"])[["attack_success_rate", "clean_accuracy"]].mean()
-    triggers, methods = list(dict.fromkeys(main["trigger"])), [m for m in COLOUR if m in set(main["method"])]
+    triggers, methods = list(dict.fromkeys(main["trigger"])), _methods(main)
     asr, accuracy = (means[name].unstack().reindex(index=triggers, columns=methods) for name in means)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(1.6 + 1.25 * len(methods), 1.1 + 0.6 * len(triggers)), layout="constrained")
@@ -188,7 +194,7 @@ def heat_map(table: pd.DataFrame) -> Figure:
             if not np.isnan(value):
                 words = f"{value:.3f}\n(CA {accuracy.iloc[i, j]:.3f})"
                 ax.text(j, i, words, ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
-        ax.set(xticks=range(len(methods)), xticklabels=[NAME[m] for m in methods], yticks=range(len(triggers)), yticklabels=triggers)
+        ax.set(xticks=range(len(methods)), xticklabels=[NAME.get(m, m) for m in methods], yticks=range(len(triggers)), yticklabels=triggers)
         figure.colorbar(image, label="attack success rate")
     return _finished(figure)
 

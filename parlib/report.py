@@ -42,6 +42,7 @@ BASE = {
     "triggered_accuracy": "base_triggered_accuracy",
     "retrieval_asr": "base_retrieval_asr",
 }
+PART = {"finetune": "neither", "finetune_augmented": "augmentation", "perturb_only": "perturbation", "par": "both: PAR"}
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
 BEGIN, END = "<!-- table: written by make publish -->", "<!-- end of table -->"
 
@@ -91,11 +92,24 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablations(table: pd.DataFrame) -> pd.DataFrame:
-    """Which part of PAR does the work: fine-tuning, each part alone, and both, for the triggers that the ablations ran on."""
-    alone = table[table["table"] == 2]
-    whole = table[(table["table"] == 1) & table["method"].isin(["none", "finetune", "par"])]
-    rows = pd.concat([alone, whole[whole["trigger"].isin(alone["trigger"]) & whole["encoder"].isin(alone["encoder"])]])
-    return _summary(rows).iloc[:, :-2] if len(alone) else pd.DataFrame()
+    """Which part of PAR does the work: neither (fine-tuning), each alone, and both, on the test scenes and at one setting, PAR's,
+    but for the learning rate: per rate at which a part was run alone, mean ± std over the seeds.
+    """
+    parts = ("finetune", *ABLATIONS, "par")
+    usual = check("02_clean", {"method": "par"}).model_dump()
+    same = ["batch", "schedule", "batch_norm", "epochs", "pairs", "split"]
+    runs = table[(table["notebook"] == "02_clean") & table["method"].isin(parts)]
+    runs = runs[(runs[same] == pd.Series(usual)[same]).all(axis=1) & (runs["tau"].isna() | (runs["tau"] == usual["tau"]))]
+    axes = ["encoder", "trigger", "lr"]
+    alone = runs.loc[runs["method"].isin(ABLATIONS), axes].drop_duplicates()
+    rows = []
+    for setting, found in runs.merge(alone, on=axes).groupby(axes):
+        for method in parts:
+            chosen = found[found["method"] == method]
+            if len(chosen):
+                head = dict(zip(axes, setting, strict=True)) | {"model": PART[method], "seeds": len(chosen)}
+                rows.append(head | {label: _spread(chosen[name]) for name, label in SHOWN.items()})
+    return pd.DataFrame(rows)
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -204,9 +218,13 @@ def show(scale: str, runs: list[str]) -> None:
             print("\n" + summary(frame).iloc[:, 1:9].to_string(index=False))
     for run in runs:
         published = REFERENCE / f"{run}.json"
-        if scale == "small" and published.exists() and not run.startswith("05"):
-            changed = records.differences(records.read(scale, run), records.read_file(published))
-            print(f"{run} against outputs/reference: {changed or 'no difference'}")
+        if scale != "small" or run.startswith("05"):
+            continue
+        if not published.exists():
+            print(f"{run} is not among the published runs")
+            continue
+        changed = records.differences(records.read(scale, run), records.read_file(published))
+        print(f"{run} against outputs/reference: {changed or 'no difference'}")
     executed = folder / "05_evaluate.ipynb"
     if "05_evaluate" in runs and executed.exists():
         page, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))

@@ -12,7 +12,7 @@ import torch
 from parlib import records, report, run
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
 from parlib.methods import CLEANING, METHODS
-from parlib.params import check
+from parlib.params import check, run_id
 from parlib.triggers import TRIGGERS
 
 METRICS = {
@@ -238,16 +238,19 @@ def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_o
     planted = records.start("01_poison", {})
     found = [planted.save(metrics=METRICS | base, seconds=1.5, n=10)]
     (tmp_path / "weights").write_bytes(b"weights")
-    for method in ("par", "finetune", "perturb_only"):
-        started = records.Run("02_clean", f"02_clean/{method}_badnet_stripes_s0", check("02_clean", {"method": method}))
+    control = {"method": "finetune", "lr": 4e-3, "batch": 128, "schedule": "cosine"}
+    for values in ({"method": "par"}, {"method": "finetune"}, {"method": "perturb_only"}, control, {"method": "par", "lr": 2e-3}):
+        params = check("02_clean", values)
+        started = records.Run("02_clean", run_id("02_clean", params), params)
         found.append(started.save(metrics=METRICS, seconds=1.5, n=10))
     frame = report.table(found)
-    assert frame["table"].tolist() == [1, 1, 1, 2]
+    assert frame["table"].tolist() == [1, 1, 1, 2, 0, 0]
     main, parts = report.summary(frame), report.ablations(frame)
     assert main["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR"]
     assert main["ASR"].tolist() == ["0.004", "0.100", "0.100", "0.100"]
     assert main["paper's ASR (RN50)"].tolist() == ["", "0.992", "", "0.424"]
-    assert parts["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR", "PAR without augmentation"]
+    assert parts["model"].tolist() == ["neither", "perturbation", "both: PAR"]  # all at PAR's settings, or they don't compare
+    assert set(parts["lr"]) == {4e-3}  # at 2e-3 no part was run alone
     assert report.ablations(frame[frame["table"] < 2]).empty
 
 

@@ -105,13 +105,17 @@ def _given(images: list[int], texts: list[int], *, views: list[int], reworded: l
 
 
 def test_cleanclip_by_hand():
-    """3 x 3: images and captions are unit vectors that match; the views of images 1 and 2 are exchanged, captions keep theirs."""
+    """3 x 3: images and captions are unit vectors that match. The views of the images are 1, 1, 2, the reworded captions 0, 0, 0;
+    row i of a contrast with itself has the logits 2 where the view is i, else 0. One direction only: the other would differ.
+    """
     clip, recipe = Given(torch.eye(3), torch.eye(3), 2.0), Recipe("cleanclip", 1, 3, 1e-3, 0, self_weight=0.5)
-    found = cleanclip(_given([0, 1, 2], [0, 1, 2], views=[0, 2, 1], reworded=[0, 1, 2], recipe=recipe, clip=clip))
-    right, wrong = math.log(1 + 2 * math.exp(-2.0)), math.log(2 + math.exp(2.0))
+    found = cleanclip(_given([0, 1, 2], [0, 1, 2], views=[1, 1, 2], reworded=[0, 0, 0], recipe=recipe, clip=clip))
+    right, even = math.log(1 + 2 * math.exp(-2.0)), math.log(3.0)
+    image = (even + math.log(2 + math.exp(-2.0)) + right) / 3  # rows (0, 0, 0), (2, 2, 0), (0, 0, 2)
+    text = even  # rows (2, 2, 2), (0, 0, 0), (0, 0, 0)
     assert found["l_clip"].item() == pytest.approx(right)
-    assert found["l_self"].item() == pytest.approx(((right + 2 * wrong) / 3 + right) / 2)
-    assert found["loss"].item() == pytest.approx(right + 0.5 * ((right + 2 * wrong) / 3 + right) / 2)
+    assert found["l_self"].item() == pytest.approx((image + text) / 2)
+    assert found["loss"].item() == pytest.approx(right + 0.5 * (image + text) / 2)
 
 
 def test_roclips_pool_is_first_in_first_out_and_asked_before_it_is_updated():
