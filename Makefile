@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/pip install -e '.[dev]' >$(VENV)/pip.log 2>&1 || { tail -n 5 $(VENV)/pip.log; echo "error: the installation failed; see $(VENV)/pip.log"; exit 1; }
 	@touch $@
 
-reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning and PAR, compare (about 15 minutes on 2 cores)
+reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning and PAR, compare (about 16 minutes on 2 cores)
 	@$(BIN)/python -m parlib.run params/small --only 02_clean/finetune_badnet_stripes_s0 02_clean/par_badnet_stripes_s0 05_evaluate
 
 reproduce-all: $(INSTALLED) ## every run of params/small: all seeds, triggers and the search; resumable
