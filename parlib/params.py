@@ -4,6 +4,7 @@ The parameter cells of the notebooks repeat these defaults, and a test keeps the
 """
 
 import difflib
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from parlib.cache import ROOT, digest
 from parlib.data import SIDE, class_names
 from parlib.methods import ABLATIONS, CLEANING, METHODS
 from parlib.model import encoders, image_size
+from parlib.sources import check_outside
+from parlib.synthetic import SYNTHETIC
 from parlib.triggers import TRIGGERS
 
 SCALES = ("smoke", "small")
@@ -138,6 +141,56 @@ class Clean(Attack):
         return _known("method", value, CLEANING)
 
 
+class Trial(Clean):
+    """One cleaning of a sweep: 02_clean's parameters, and the pairs that it cleans with."""
+
+    data: str = Field("scenes", description="scenes, the name of a synthetic set, or LAYOUT:PATH such as synthclip:data/SynthCLIP")
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: str) -> str:
+        if ":" not in value:
+            return _known("data", value, ("scenes", *SYNTHETIC))
+        check_outside(value)
+        return value
+
+
+class Swept(Attack):
+    """What every notebook that trains many models at once knows."""
+
+    split: Literal["validation", "test"] = Field("validation", description=Attack.model_fields["split"].description)
+    epochs: int = Field(4, ge=1, description="epochs of each cleaning")
+    pairs: int = Field(12000, ge=10, description="clean pairs")
+    cpus: int = Field(1, ge=1, description="CPUs, and threads, of a trial")
+    gpus: float = Field(0.0, ge=0, description="share of a GPU for a trial")
+    ray_address: str = Field("", description="a running cluster to join, such as auto; empty: a Ray of our own, for this sweep only")
+
+
+class Sweep(Swept):
+    """Parameters of 03_tau_sweep."""
+
+    name: str = Field("tau", pattern="^[a-z]+$", description="a short name of the sweep, for its run id")
+    space: list[dict[str, list[Any]]] = Field(
+        [{"method": ["par"], "lr": [0.001], "tau": [0.1, 0.25, 0.5, 1.0, 1.5, 2.15, 2.6, 4.0]}],
+        min_length=1,
+        description="grids over parameters",
+    )
+    search: Literal["grid", "optuna"] = Field("grid", description="grid: every combination; optuna: of one grid, two floats are a range")
+    samples: int = Field(0, ge=0, description="trials that optuna suggests")
+    asha: bool = Field(False, description="stop trials early that look worse than others at the same point")
+    alone: bool = Field(True, description="time the first trial once more, without Ray, to say what Ray costs")
+
+
+class Synthetic(Swept):
+    """Parameters of 04_synthetic."""
+
+    split: Literal["validation"] = Field("validation", description="the choice is made on validation; its runs are on the test scenes")
+    data: list[str] = Field(["scenes", *SYNTHETIC], min_length=1, description="scenes: the real pairs; data of others: LAYOUT:PATH")
+    method: list[str] = Field(["par", "cleanclip"], min_length=1, description="par must be among them")
+    batch: int = Field(0, ge=0, description="pairs a step; 0: the method's tuned value")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="seeds of the recommended data's runs on the test scenes")
+
+
 class Evaluate(Params):
     """Parameters of 05_evaluate."""
 
@@ -148,22 +201,89 @@ def preset(trigger: str, target: str = "banana", size: int = 64, patch: int = 0,
     return {"trigger": trigger, "target": target, "patch": patch or usual_patch, "strength": strength or usual_strength}
 
 
-NOTEBOOKS: dict[str, type[Params]] = {"01_poison": Poison, "02_clean": Clean, "05_evaluate": Evaluate}
-_NAMED = ("method", "trigger", "encoder", "seed")  # these stand in a run id in words, other axes as name and value
+NOTEBOOKS: dict[str, type[Params]] = {
+    "01_poison": Poison,
+    "02_clean": Clean,
+    "03_tau_sweep": Sweep,
+    "04_synthetic": Synthetic,
+    "05_evaluate": Evaluate,
+}
+_NAMED = ("name", "method", "trigger", "encoder", "seed")  # these stand in a run id in words, other axes as name and value
+
+
+# A sweep's own name stands for all of these.
+_OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus", "ray_address")
 
 
 def check(notebook: str, values: Mapping[str, Any]) -> Params:
-    """Parameters of a notebook from values, with tuned and preset values filled in, and 0 for options of other methods.
+    """Parameters of a notebook, or of a trial in a space, from values: tuned and preset values filled in, 0 for options of
+    other methods.
 
     Raises ValueError, one line, on an unknown name, a wrong type or a value out of bounds: it names what is allowed.
     """
-    kind = NOTEBOOKS[notebook]
+    kind = (NOTEBOOKS | {"space": Trial})[notebook]
     try:
         return _resolved(kind(**values))
     except ValidationError as error:
         problem = error.errors()[0]
         name, value = ".".join(str(part) for part in problem["loc"]), problem["input"]
         raise ValueError(f"{notebook}: {_explain(kind, name, value, problem)}") from None
+
+
+_ATTACK = ("poisoned", "encoder", "trigger", "target", "seed", "patch", "strength")  # of an attacked model and its trigger
+_FIXED = ("scale", "split", "classes", "eval_scenes")  # the same for all trials of a sweep
+
+
+def expand(params: Params) -> list[Clean]:
+    """Every cleaning that a run makes, once, in order: 02 itself, the grids of 03, for Optuna their corners, those of 04; none of
+    01 and 05.
+
+    Raises ValueError on a name or a value that a trial doesn't take.
+    """
+    if isinstance(params, Clean):
+        return [params]
+    if isinstance(params, Synthetic):
+        return expand(grid_of(params)) + [trial for data in params.data for trial in expand(confirmation(params, data))]
+    found: dict[Clean, None] = {}
+    for grid in params.space if isinstance(params, Sweep) else []:
+        for axis, values in grid.items():
+            if axis in _FIXED or not values:
+                raise ValueError(f"space: {axis} {'is the same for all trials' if axis in _FIXED else 'has no value; name one or more'}")
+        for choice in itertools.product(*grid.values()):
+            found[check("space", common(params) | dict(zip(grid, choice, strict=True)))] = None
+    return list(found)
+
+
+def common(params: Sweep) -> dict[str, Any]:
+    """The parameters that all trials of a sweep share, unless its grids say otherwise."""
+    return {name: value for name, value in params.model_dump().items() if name in Trial.model_fields}
+
+
+def grid_of(params: Synthetic) -> Sweep:
+    """The sweep of 04: each data set with each method."""
+    return _swept(params, space=[{"data": params.data, "method": params.method, "batch": [params.batch]}])
+
+
+def confirmation(params: Synthetic, data: str) -> Sweep:
+    """The sweep that cleans with one data set by PAR, on the test scenes, over seeds."""
+    return _swept(params, split="test", space=[{"data": [data], "method": ["par"], "batch": [params.batch], "seed": params.seeds}])
+
+
+def _swept(params: Synthetic, **values: Any) -> Sweep:
+    return check("03_tau_sweep", {name: getattr(params, name) for name in Swept.model_fields} | values)
+
+
+def attack_of(params: Clean) -> tuple:
+    """What tells one attacked model and its trigger from another."""
+    return tuple(getattr(params, name) for name in _ATTACK)
+
+
+def distinct_attacks(params: Params) -> list[Clean]:
+    """One cleaning of a run for each attacked model that it starts from."""
+    found: dict[tuple, Clean] = {}
+    for trial in expand(params):
+        found.setdefault(attack_of(trial), trial)
+    return list(found.values())
 
 
 def literals(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,14 +306,15 @@ def run_id(notebook: str, params: Params) -> str:
     if not isinstance(params, Attack):
         return notebook
     given = params.model_dump()
-    named = {name: given[name] for name in _NAMED if name in given}
+    named = {name: given[name] for name in _NAMED if isinstance(given.get(name), str | int)}
     usual = check(notebook, scale_defaults(notebook, params.scale) | named | {"scale": params.scale}).model_dump()
-    words = [str(given[name]) for name in ("method", "trigger") if name in given]
+    words = [named[name] for name in ("name", "method", "trigger") if name in named]
     words += [str(given["encoder"])] if given.get("encoder", "small_resnet") != "small_resnet" else []
     words.append(f"s{params.seed}")
+    renamed = given.get("name") != NOTEBOOKS[notebook].model_fields.get("name", Field(None)).default
     for name, value in given.items():
-        if value != usual[name]:
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
+        if value != usual[name] and not (renamed and name in _OF_SWEEPS):
+            shown = f"{value:g}" if isinstance(value, float) else "-".join(map(str, value)) if isinstance(value, list) else str(value)
             words.append(name + (shown if shown.replace(".", "").replace("-", "").isalnum() else digest(shown)[:8]))
     return f"{notebook}/{'_'.join(words)}"
 
@@ -205,10 +326,28 @@ def _resolved(params: Params) -> Params:
         found = {"lr": params.lr or tuned["lr"], "batch": params.batch or tuned["batch"], "schedule": schedule}
         unused = {"tau", "self_weight", "pool"} - set(METHODS[params.method].options)
         return params.model_copy(update=found | dict.fromkeys(unused, 0.0))
+    if isinstance(params, Swept):
+        expand(params)  # every trial is checked before the first one runs
+    if isinstance(params, Sweep):
+        _check_search(params)
+    if isinstance(params, Synthetic):
+        for name in ("data", "method", "seeds"):
+            if len(set(getattr(params, name))) < len(getattr(params, name)):
+                raise ValueError(f"04_synthetic: {name} names one of its values twice")
+        if "par" not in params.method or set(params.data) == {"scenes"}:
+            raise ValueError("04_synthetic: method must name par, and data a synthetic set, from which PAR's runs choose")
     if isinstance(params, Poison):
         options = preset(params.trigger, params.target, patch=params.patch, strength=params.strength)
         return params.model_copy(update=options | {"epochs": params.epochs or PLANTING.get(params.trigger, 6)})
     return params
+
+
+def _check_search(params: Sweep) -> None:
+    suggested = params.search == "optuna"
+    if suggested and (fixed := [name for name in _ATTACK if any(len(grid.get(name, [])) > 1 for grid in params.space)]):
+        raise ValueError(f"03_tau_sweep: optuna searches the settings of a cleaning, not {fixed[0]}; name one value")
+    if suggested != (params.samples > 0) or (suggested and len(params.space) > 1):
+        raise ValueError("03_tau_sweep: search = 'optuna' takes one grid and samples > 0; search = 'grid' tries all and takes samples = 0")
 
 
 def _known(what: str, value: str, known: Any) -> str:
@@ -227,9 +366,9 @@ def _explain(kind: type[Params], name: str, value: Any, problem: dict[str, Any])
         return f"unknown parameter {name!r}{hint} allowed are: {', '.join(kind.model_fields)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    field = kind.model_fields[name]
+    field = kind.model_fields[name.partition(".")[0]]
     wanted = getattr(field.annotation, "__name__", str(field.annotation))
     hint = " (in YAML write 1.0e-5, not 1e-5)" if isinstance(value, str) and wanted == "float" else ""
     hint += " (a list of values is for python -m parlib.run)" if isinstance(value, list) else ""
     shown = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
-    return f"{name} = {shown}: {problem['msg'].lower()}{hint}; {name} is {field.description}"
+    return f"{name} = {shown}: {problem['msg'].lower()}{hint}; {name.partition('.')[0]} is {field.description}"

@@ -115,7 +115,8 @@ def publish() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
             for name, artifact in record["artifacts"].items():
-                if artifact["in"] == "project" and (run in shown.values() or (run in mapped and name == "points")):
+                wanted = run in shown.values() or "timings" in record or (run in mapped and name == "points")
+                if artifact["in"] == "project" and wanted:  # of sweeps, which have timings, all figures and tables
                     shutil.copy(ROOT / artifact["path"], target.parent)
         report.table(records.read_all(reference)).to_csv(reference / "table.csv", index=False)
     for name, notebook in notebooks.items():

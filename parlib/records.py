@@ -16,7 +16,21 @@ from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, digest, f
 from parlib.data import SIDE
 from parlib.keys import SCHEMA, key
 from parlib.model import WEIGHTS, Clip, load
-from parlib.params import NOTEBOOKS, Clean, Params, Poison, check, literals, preset, run_id, scale_defaults
+from parlib.params import (
+    NOTEBOOKS,
+    Clean,
+    Params,
+    Poison,
+    Swept,
+    check,
+    distinct_attacks,
+    expand,
+    literals,
+    preset,
+    run_id,
+    scale_defaults,
+)
+from parlib.sources import listed
 
 
 def outputs(scale: str) -> Path:
@@ -61,9 +75,18 @@ class Run:
         return frame
 
     def save(
-        self, *, metrics: dict[str, Any], seconds: float, n: int, history: dict[str, list] | None = None, **files: Path
+        self,
+        *,
+        metrics: dict[str, Any],
+        seconds: float,
+        n: int,
+        history: dict[str, list] | None = None,
+        timings: dict[str, Any] | None = None,
+        **files: Path,
     ) -> dict[str, Any]:
-        """Write the record, atomically, and return it; files: further artifacts by name."""
+        """Write the record, atomically, and return it; files: further artifacts by name. timings: what differs from run to
+        run, which metrics and history must not.
+        """
         record = {
             "schema": SCHEMA,
             "run": self.id,
@@ -76,6 +99,7 @@ class Run:
             "seed": getattr(self.params, "seed", 0),
             "n": n,
             "seconds": round(seconds, 1),
+            **({"timings": _rounded(timings)} if timings else {}),
             "device": _device(),
             "versions": versions() | {"python": platform.python_version()},
             "git": _git(),
@@ -126,6 +150,17 @@ def upstream(params: Clean) -> tuple[Clip, dict[str, Any] | None]:
     if side != SIDE:
         raise ValueError(f"{source} takes images of {side} px; the embedded scenes are of {SIDE} px")
     return clip, record
+
+
+def base(params: Clean) -> Clip:
+    """The clean base from which the poisoned model of a cleaning was made; FileNotFoundError naming the command that makes it."""
+    _, record = _source(params)
+    if record is None:
+        raise ValueError(f"{params.poisoned} comes without its clean base; name a run of 01_poison")
+    weights = located(record["artifacts"]["base_weights"])
+    if not weights.exists():
+        raise FileNotFoundError(f"the base's weights are gone; make them again with: {command(record['run'], params.scale)}")
+    return load(f"local-dir:{weights.parent}")
 
 
 def _source(params: Clean) -> tuple[str, dict[str, Any] | None]:
@@ -206,8 +241,13 @@ def read_all(folder: Path) -> list[dict[str, Any]]:
 def inputs(params: Params) -> dict[str, Any]:
     """What a run builds on, as its record names it: {name: {run, sha256}}.
 
-    02: the poisoned model (sha256 of its weights; empty for the hub's). 05: every record, by its metrics.
+    02: the poisoned model (sha256 of its weights; empty for the hub's). 03, 04: those of their trials, and data of others (sha256 of
+    the names and sizes of its files). 05: every record, by its metrics.
     """
+    if isinstance(params, Swept):
+        found = [inputs(trial)["poisoned"] for trial in distinct_attacks(params)]
+        others = sorted({trial.data for trial in expand(params) if ":" in trial.data})
+        return {source["run"]: source for source in found} | {data: {"run": data, "sha256": listed(data)} for data in others}
     if isinstance(params, Clean):
         source, record = _source(params)
         if record is not None:

@@ -24,6 +24,14 @@ PAPER_RN50: dict[str, dict[str, tuple[float, float | None]]] = {
 }
 # Read off the paper's trade-off curve, which fits BadNet-Stripes on RN50: (ASR, CA) of the poisoned model.
 PAPER_RN50["badnet_stripes"]["none"] = (0.992, 0.575)
+# The paper's trade-off curve, read off its figure, as (CA, ASR): neither encoder nor attack nor knob is stated there;
+# BadNet-Stripes on RN50 fits.
+PAPER_CURVES: dict[str, list[tuple[float, float]]] = {
+    "poisoned": [(0.575, 0.992)],
+    "PAR": [(0.559, 0.707), (0.555, 0.634), (0.546, 0.424), (0.532, 0.361), (0.525, 0.365), (0.504, 0.127), (0.446, 0.105), (0.423, 0.036)],
+    "PAR, SynthCLIP": [(0.510, 0.471), (0.495, 0.445), (0.490, 0.450), (0.482, 0.220), (0.463, 0.142), (0.442, 0.101), (0.416, 0.038)],
+    "CleanCLIP": [(0.530, 0.680), (0.529, 0.627), (0.528, 0.757), (0.527, 0.602), (0.505, 0.587), (0.438, 0.587), (0.355, 0.691)],
+}
 COLUMNS = """
 notebook run table attack encoder trigger patch strength proportion_patch proportion_strength rate method data pairs tau
 self_weight pool lr schedule batch_norm epochs batch seed split clean_accuracy attack_success_rate asr_ci_low asr_ci_high
@@ -48,8 +56,27 @@ BEGIN, END = "<!-- table: written by make publish -->", "<!-- end of table -->"
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a record, with the columns of table.csv; table is 1 in the main table, 2 in that of the ablations, else 0."""
-    return pd.DataFrame([_row(record) for record in found], columns=COLUMNS)
+    """One row a record, for sweeps a row a trial, with the columns of table.csv; table is 1 in the main table, 2 in that of the
+    ablations, else 0.
+    """
+    rows = [row for record in found for row in (_trial_rows(record) if "timings" in record else [_row(record)])]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _trial_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    trials = pd.DataFrame(record["history"]).assign(seconds=record["timings"]["seconds"])
+    same = {"notebook": record["notebook"], "table": 0, "attack": "dirty_label"}
+    rows = []
+    for i, trial in enumerate(trials.to_dict("records")):  # what diverged or was stopped too, without results
+        unused = {"tau", "self_weight", "pool"} - set(METHODS[trial["method"]].options)
+        unused |= {"clean_accuracy", "attack_success_rate", "triggered_accuracy"} if trial["error"] or trial["stopped"] else set()
+        rows.append(trial | same | _proportion(trial["trigger"]) | {"run": f"{record['run']}:{i}"} | dict.fromkeys(unused))
+    return rows
+
+
+def _proportion(trigger: str) -> dict[str, Any]:
+    patch, strength = PROPORTION.get(trigger, (None, None))
+    return {"proportion_patch": patch, "proportion_strength": strength}
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
@@ -60,13 +87,12 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     usual = check(record["notebook"], scale_defaults(record["notebook"], params["scale"]) | named)
     row = {column: params[column] for column in params if column in COLUMNS}
     row |= {column: metrics[column] for column in metrics if column in COLUMNS}
+    row |= _proportion(params["trigger"])
     row |= {
         "notebook": record["notebook"],
         "run": record["run"],
         "table": (2 if name in ABLATIONS else 1) if kind(**params) == usual else 0,
         "attack": "dirty_label",
-        "proportion_patch": PROPORTION.get(params["trigger"], (None, None))[0],
-        "proportion_strength": PROPORTION.get(params["trigger"], (None, None))[1],
         "method": "none" if poisoning else name,
         "data": "scenes",
         "pairs": params["train_scenes"] if poisoning else params["pairs"],
@@ -141,16 +167,17 @@ def trials(table: pd.DataFrame) -> pd.DataFrame:
     found = table[(table["notebook"] == "02_clean") & (table["split"] == "validation")].copy()
     found["limit"], found["chosen"] = found["poisoned_clean_accuracy"] - MARGIN, False
     for _, runs in found.groupby("method"):
-        good = runs[runs["clean_accuracy"] >= runs["limit"]]
-        order = ["attack_success_rate", "clean_accuracy"]
-        best = good.sort_values(order, ascending=[True, False]).index if len(good) else _gain(runs).sort_values(ascending=False).index
-        found.loc[best[0], "chosen"] = True
+        found.loc[choose(runs), "chosen"] = True
     found["order"] = found["method"].map(list(METHODS).index)
     return found.sort_values(["order", "lr", "tau", "self_weight", "pool", "batch"]).drop(columns="order")
 
 
-def _gain(runs: pd.DataFrame) -> pd.Series:
-    return runs["clean_accuracy"] - runs["attack_success_rate"]
+def choose(runs: pd.DataFrame) -> Any:
+    """The label of the run that the rule of `trials` chooses."""
+    good = runs[runs["clean_accuracy"] >= runs["poisoned_clean_accuracy"] - MARGIN]
+    if len(good):
+        return good.sort_values(["attack_success_rate", "clean_accuracy"], ascending=[True, False]).index[0]
+    return (runs["clean_accuracy"] - runs["attack_success_rate"]).sort_values(ascending=False).index[0]
 
 
 def planted_triggers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from parlib import records, report
 from parlib.cache import ROOT, lock
 from parlib.keys import notebook_path
 from parlib.methods import METHODS
-from parlib.params import NOTEBOOKS, Clean, Params, check, run_id, scale_defaults
+from parlib.params import NOTEBOOKS, Clean, Params, Poison, Sweep, check, distinct_attacks, expand, run_id, scale_defaults
 from parlib.triggers import TRIGGERS
 
 _AROUND = 15.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
@@ -89,15 +89,20 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
     known = {run.id: run for run in planned}
     found: dict[str, Planned] = {}
     for run in wanted:
-        if isinstance(run.params, Clean) and not run.params.poisoned.startswith(("local-dir:", "hf-hub:")):
-            needed = run.params.poisoned or records.poisoned_run(run.params)
-            if needed not in known and not run.params.poisoned:
-                params = records.poisoned_params(run.params)
+        for cleaning in _cleanings(run.params):
+            needed = cleaning.poisoned or records.poisoned_run(cleaning)
+            if needed not in known and not cleaning.poisoned:
+                params = records.poisoned_params(cleaning)
                 known[needed] = Planned("01_poison", params.model_dump(exclude_defaults=True), params)
             if needed in known:
                 found[needed] = known[needed]
         found[run.id] = run
     return sorted(found.values(), key=lambda run: run.notebook)
+
+
+def _cleanings(params: Params) -> list[Clean]:
+    """The cleanings of a run that start from a run of 01, one for each attack."""
+    return [cleaning for cleaning in distinct_attacks(params) if not cleaning.poisoned.startswith(("local-dir:", "hf-hub:"))]
 
 
 def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
@@ -164,14 +169,17 @@ def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
     known = {record["run"]: record for record in made if record["params"]["scale"] == scale}  # what is published is small
     paces: dict[Any, list[float]] = {}
     for record in known.values():
-        paces.setdefault(_kind(record["notebook"], record["params"]), []).append(record["seconds"] / _seen(record["params"]))
+        try:
+            params = check(record["notebook"], record["params"])
+        except ValueError:  # of an earlier version
+            continue
+        paces.setdefault(_kind(record["notebook"], params), []).append(record["seconds"] / _seen(params))
     found: dict[str, float | None] = {}
     base = 0.0
     for run in runs:
-        record, params = known.get(run.id), run.params.model_dump()
-        like = paces.get(_kind(run.notebook, params))
-        guess = statistics.median(like) * _seen(params) if like else None
-        seconds = record["seconds"] if record and record["params"] == params else guess
+        record, like = known.get(run.id), paces.get(_kind(run.notebook, run.params))
+        guess = statistics.median(like) * _seen(run.params) if like else None
+        seconds = record["seconds"] if record and record["params"] == run.params.model_dump() else guess
         found[run.id] = None if seconds is None else seconds + _AROUND
         if record and run.notebook == "01_poison" and not base and not records.located(record["artifacts"]["base_weights"]).exists():
             base = record["metrics"].get("base_seconds", 0.0)  # the first run that needs the base trains it
@@ -179,14 +187,18 @@ def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
     return found
 
 
-def _kind(notebook: str, params: dict[str, Any]) -> tuple[Any, ...]:
+def _kind(notebook: str, params: Params) -> tuple[str, ...]:
     """Runs of one kind take the same time for a pair."""
-    return notebook, params.get("encoder"), params.get("method")
+    return notebook, str(getattr(params, "encoder", "")), str(getattr(params, "method", ""))
 
 
-def _seen(params: dict[str, Any]) -> int:
+def _seen(params: Params) -> int:
     """Pairs that a run sees in its training."""
-    return params.get("epochs", 1) * params.get("pairs", params.get("train_scenes", 1))
+    if isinstance(params, Poison):
+        return params.epochs * params.train_scenes
+    if isinstance(params, Sweep) and params.samples:
+        return params.samples * params.epochs * params.pairs
+    return max(1, sum(trial.epochs * trial.pairs for trial in expand(params)))
 
 
 def make(runs: list[Planned]) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +32,26 @@ class Watch(Protocol):
     key: str
 
     def look(self, clip: Clip) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """A watch that passes what it sees on to `tell`, where there is one; in keys it counts as the watch inside."""
+
+    watch: Watch
+    tell: Callable[[dict[str, float]], None] | None
+
+    @property
+    def key(self) -> str:
+        """The key of the watch inside."""
+        return self.watch.key
+
+    def look(self, clip: Clip) -> dict[str, float]:
+        """What the watch inside sees."""
+        seen = self.watch.look(clip)
+        if self.tell is not None:
+            self.tell(seen)
+        return seen
 
 
 def generator(device: torch.device, *path: int | str) -> torch.Generator:
@@ -216,6 +237,7 @@ def train(
     key = training_key(clip, pixels, tokens, recipe, reworded=reworded, reference=reference, watch=watch)
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
+        _retell(watch, folder, unfinished)
         if not _whole(folder):
             clip = clip.copy()
             history, seconds = fit(
@@ -228,6 +250,20 @@ def train(
             unfinished.unlink(missing_ok=True)
     report = json.loads((folder / "training.json").read_text())
     return Trained(load(f"local-dir:{folder}"), folder / WEIGHTS, report["sha256"], report["history"], report["seconds"])
+
+
+def _retell(watch: Watch | None, folder: Path, unfinished: Path) -> None:
+    """Tell a watch what earlier sittings of a training saw."""
+    if not isinstance(watch, Told) or watch.tell is None:
+        return
+    history = {}
+    if _whole(folder):
+        history = json.loads((folder / "training.json").read_text())["history"]
+    elif unfinished.exists():
+        history = torch.load(unfinished, weights_only=True, map_location="cpu")["history"]
+    names = [name for name in history if name.startswith("look_") and name != "look_step"]
+    for values in zip(*(history[name] for name in names), strict=True):
+        watch.tell({name.removeprefix("look_"): value for name, value in zip(names, values, strict=True)})
 
 
 def training_key(
@@ -243,6 +279,7 @@ def training_key(
     """What names a training run in the cache: the start, the data, the recipe, and the code that it reaches."""
     method, start = METHODS[recipe.method], sorted(clip.net.state_dict().items())
     frozen = [value for _, value in sorted(reference.net.state_dict().items())] if reference and method.needs_reference else []
+    watch = watch.watch if isinstance(watch, Told) else watch
     looked = f"{type(watch).__module__.removeprefix('parlib.')}.{type(watch).__name__}"
     return digest(
         asdict(recipe),
@@ -257,6 +294,7 @@ def training_key(
         watch.key if watch else "",
         code_fingerprint("train.fit", *method.code, *([looked] if watch else [])),
         versions(),
+        [clip.device.type, torch.get_num_threads()],
     )
 
 

@@ -27,7 +27,8 @@ def test_parameter_cell_repeats_names_types_defaults_and_help(notebook):
     assert [node.target.id for node in nodes] == list(fields)
     for node, line in zip(nodes, lines, strict=True):
         field = fields[node.target.id]
-        assert node.annotation.id == (field.annotation.__name__ if isinstance(field.annotation, type) else "str")
+        kind = getattr(field.annotation, "__origin__", field.annotation)
+        assert node.annotation.id == (kind.__name__ if isinstance(kind, type) else "str")
         assert ast.literal_eval(node.value) == field.default
         assert line.partition("  # ")[2] == field.description
 

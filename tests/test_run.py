@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from parlib import records, report, run
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
-from parlib.methods import CLEANING, METHODS
+from parlib.methods import METHODS, contrast
 from parlib.params import check, run_id
 from parlib.triggers import TRIGGERS
 
@@ -91,11 +92,16 @@ def test_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
         code_fingerprint("a.gone")
 
 
-def test_a_key_names_the_entries_of_the_registries_that_it_uses():
-    keys = {method: records.key("02_clean", check("02_clean", {"method": method}), {}) for method in CLEANING}
-    assert len(set(keys.values())) == len(CLEANING)
-    for name, method in METHODS.items():
-        assert code_fingerprint(*method.code) == code_fingerprint(*sorted(set(method.code))), name
+def test_a_key_names_the_entries_of_the_registries_that_it_uses(monkeypatch):
+    params = check("02_clean", {"method": "cleanclip"})
+    before, usual = records.key("02_clean", params, {}), METHODS["cleanclip"]
+    assert records.key("02_clean", params, {}) == before
+    for changed in ({"weight_decay": 0.2}, {"learns_scale": False}, {"needs_reference": True}, {"reword": None}, {"loss": contrast}):
+        monkeypatch.setitem(METHODS, "cleanclip", replace(usual, **changed))
+        assert records.key("02_clean", params, {}) != before, changed
+    monkeypatch.setitem(METHODS, "cleanclip", usual)
+    monkeypatch.setitem(METHODS, "par", replace(METHODS["par"], weight_decay=0.2))  # not its own
+    assert records.key("02_clean", params, {}) == before
     assert METHODS["par"].code == ["methods.par", "augment.noise_and_cutout"]
     assert METHODS["cleanclip"].code == ["methods.cleanclip", "augment.auto_augment", "eda.reword"]
 
@@ -284,6 +290,9 @@ def test_plan_expands_lists_and_orders():
         "02_clean/cleanclip_badnet_stripes_s0",
         "02_clean/roclip_badnet_stripes_s0",
         "02_clean/par_badnet_stripes_s0",
+        "03_tau_sweep/grid_badnet_stripes_s0",
+        "03_tau_sweep/optuna_badnet_stripes_s0",
+        "04_synthetic/badnet_stripes_s0_datascenes-outline-painted_methodpar_seeds0",
         "05_evaluate",
     ]
 
