@@ -49,8 +49,13 @@ PROPORTION: dict[str, tuple[int, float]] = {
     "blended_triangles": (4, 0.15),
     "blended_text": (0, 0.5),
 }
-# Epochs that plant a trigger here, where six are not enough.
-PLANTING = {"blended_text": 12}
+# What plants a trigger, by trigger or by encoder and trigger, where the preset and six epochs are not enough.
+PLANTING: dict[Any, dict[str, int]] = {"blended_text": {"epochs": 12}, ("small_vit", "badnet_stripes"): {"patch": 12, "epochs": 8}}
+# How the small encoders are pretrained and poisoned; a transformer learns more slowly, and wants a lower rate. Others as small_resnet.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "small_resnet": {"base_epochs": 8, "base_lr": 2e-3, "lr": 3e-3},
+    "small_vit": {"base_epochs": 18, "base_lr": 1e-3, "lr": 1e-3},
+}
 # What the search of params/small/02_clean_search_*.yaml chose for each cleaning method; the ablations take PAR's.
 TUNED: dict[str, dict[str, Any]] = {
     "finetune": {"lr": 8e-3, "batch": 256, "schedule": "cosine"},
@@ -110,10 +115,10 @@ class Poison(Attack):
     train_scenes: int = Field(24000, ge=24, description="pairs of pretraining and poisoning")
     epochs: int = Field(0, ge=0, description="epochs of poisoning; 0: the trigger's tuned value")
     batch: int = Field(128, ge=2, description="pairs a step of poisoning")
-    lr: float = Field(3.0e-3, gt=0, description="peak learning rate of poisoning")
-    base_epochs: int = Field(8, ge=1, description="epochs of pretraining the base (always seed 0)")
+    lr: float = Field(0.0, ge=0, description="peak learning rate of poisoning; 0: the encoder's usual one")
+    base_epochs: int = Field(0, ge=0, description="epochs of pretraining the base (always seed 0); 0: the encoder's usual number")
     base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
-    base_lr: float = Field(2.0e-3, gt=0, description="peak learning rate of pretraining")
+    base_lr: float = Field(0.0, ge=0, description="peak learning rate of pretraining; 0: the encoder's usual one")
 
 
 class Clean(Attack):
@@ -337,8 +342,10 @@ def _resolved(params: Params) -> Params:
         if "par" not in params.method or set(params.data) == {"scenes"}:
             raise ValueError("04_synthetic: method must name par, and data a synthetic set, from which PAR's runs choose")
     if isinstance(params, Poison):
-        options = preset(params.trigger, params.target, patch=params.patch, strength=params.strength)
-        return params.model_copy(update=options | {"epochs": params.epochs or PLANTING.get(params.trigger, 6)})
+        planting = {"patch": 0, "epochs": 6} | PLANTING.get(params.trigger, {}) | PLANTING.get((params.encoder, params.trigger), {})
+        options = preset(params.trigger, params.target, patch=params.patch or planting.pop("patch"), strength=params.strength)
+        usual = ENCODERS.get(params.encoder, ENCODERS["small_resnet"]) | {"epochs": planting["epochs"]}
+        return params.model_copy(update=options | {name: getattr(params, name) or value for name, value in usual.items()})
     return params
 
 

@@ -12,9 +12,10 @@ from parlib.params import PROPORTION, Clean, Poison, check, scale_defaults
 from parlib.plots import NAME
 
 REFERENCE = ROOT / "outputs" / "reference"
-# The paper's RN50 figures (fractions): trigger -> method -> (ASR, CA or None). From a secondary summary of v3 that could
-# not be checked against the paper itself: second-hand, and another scale than ours.
-PAPER_RN50: dict[str, dict[str, tuple[float, float | None]]] = {
+# The paper's figures (fractions) for the encoder that ours stands for: trigger -> method -> (ASR, CA or None). From a secondary
+# summary of v3 that could not be checked against the paper itself: second-hand, and another scale than ours.
+PAPER_ENCODER = {"small_resnet": "RN50", "small_vit": "ViT-B/32"}
+_RN50: dict[str, dict[str, tuple[float, float | None]]] = {
     "badnet": {"cleanclip": (0.145, None), "roclip": (0.751, None), "par": (0.063, 0.533)},
     "badnet_stripes": {"cleanclip": (0.623, None), "roclip": (0.820, None), "par": (0.424, 0.530)},
     "blended": {"cleanclip": (0.195, None), "roclip": (0.015, None), "par": (0.000, 0.536)},
@@ -22,8 +23,15 @@ PAPER_RN50: dict[str, dict[str, tuple[float, float | None]]] = {
     "blended_triangles": {"cleanclip": (0.487, None), "roclip": (0.371, None), "par": (0.103, 0.529)},
     "blended_text": {"cleanclip": (0.424, None), "roclip": (0.591, None), "par": (0.181, 0.534)},
 }
+_VIT_B_32: dict[str, dict[str, tuple[float, float | None]]] = {
+    "badnet_stripes": {"cleanclip": (0.868, None), "par": (0.001, None)},
+    "blended_stripes": {"cleanclip": (0.152, None), "par": (0.001, None)},
+    "blended_triangles": {"cleanclip": (0.914, None), "par": (0.159, None)},
+    "blended_text": {"cleanclip": (0.629, None), "par": (0.373, None)},
+}
 # Read off the paper's trade-off curve, which fits BadNet-Stripes on RN50: (ASR, CA) of the poisoned model.
-PAPER_RN50["badnet_stripes"]["none"] = (0.992, 0.575)
+_RN50["badnet_stripes"]["none"] = (0.992, 0.575)
+PAPER = {"RN50": _RN50, "ViT-B/32": _VIT_B_32}
 # The paper's trade-off curve, read off its figure, as (CA, ASR): neither encoder nor attack nor knob is stated there;
 # BadNet-Stripes on RN50 fits.
 PAPER_CURVES: dict[str, list[tuple[float, float]]] = {
@@ -112,7 +120,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The main table: per trigger the clean base, the poisoned model and each method, every metric as mean ± std over the
-    seeds, the paper's RN50 figures beside.
+    seeds, the paper's figures beside.
     """
     return _summary(table[table["table"] == 1])
 
@@ -143,6 +151,7 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(["trigger", "encoder"])
     for (trigger, encoder), attack in sorted(groups, key=lambda group: (triggers.index(group[0][0]), group[0][1])):
         head = {"encoder": encoder, "trigger": trigger, "size (paper's)": _size(attack.iloc[0])}
+        published = PAPER.get(PAPER_ENCODER.get(encoder, ""), {}).get(trigger, {})
         base = attack[(attack["method"] == "none") & attack["base_clean_accuracy"].notna()].head(1)
         if len(base):
             values = {label: _spread(base[BASE[name]]) for name, label in SHOWN.items()}
@@ -152,8 +161,9 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
             if len(runs):
                 row = head | {"model": NAME.get(method, method), "seeds": len(runs)}
                 row |= {label: _spread(runs[name]) for name, label in SHOWN.items()}
-                asr, accuracy = PAPER_RN50.get(trigger, {}).get(method, (None, None))
-                rows.append(row | {"paper's ASR (RN50)": _plain(asr), "paper's CA (RN50)": _plain(accuracy)})
+                asr, accuracy = published.get(method, (None, None))
+                model = PAPER_ENCODER[encoder] if method in published else ""
+                rows.append(row | {"paper's model": model, "paper's ASR": _plain(asr), "paper's CA": _plain(accuracy)})
     return pd.DataFrame(rows).fillna("")
 
 
@@ -181,10 +191,13 @@ def choose(runs: pd.DataFrame) -> Any:
 
 
 def planted_triggers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each trigger of the main table's poisoned models, with the options that it was planted with."""
+    """Each trigger of the main table's poisoned models, with the options that it was planted with, in small_resnet first."""
     rows = table(found)
     runs = set(rows.loc[(rows["table"] == 1) & (rows["notebook"] == "01_poison"), "run"])
-    planted = {record["params"]["trigger"]: record["params"] for record in found if record["run"] in runs}
+    planted: dict[str, dict[str, Any]] = {}
+    for record in found:
+        if record["run"] in runs:
+            planted.setdefault(record["params"]["trigger"], record["params"])
     return [{name: params[name] for name in ("trigger", "target", "patch", "strength")} for params in planted.values()]
 
 

@@ -83,6 +83,15 @@ def test_options_of_other_methods_are_0_and_out_of_the_id():
         assert (ablation.lr, ablation.batch, ablation.schedule) == (par.lr, par.batch, par.schedule)
 
 
+def test_an_encoder_brings_its_pretraining():
+    resnet, vit = (check("01_poison", {"encoder": name}) for name in ("small_resnet", "small_vit"))
+    assert (resnet.base_lr, resnet.lr) == (2e-3, 3e-3)
+    assert vit.base_lr < resnet.base_lr
+    assert run_id("01_poison", vit) == "01_poison/badnet_stripes_small_vit_s0"
+    assert check("01_poison", {"encoder": "small_vit", "base_lr": 2e-3}).base_lr == 2e-3
+    assert check("01_poison", vit.model_dump()) == vit
+
+
 @pytest.mark.parametrize(
     ("values", "run"),
     [

@@ -254,7 +254,7 @@ def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_o
     main, parts = report.summary(frame), report.ablations(frame)
     assert main["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR"]
     assert main["ASR"].tolist() == ["0.004", "0.100", "0.100", "0.100"]
-    assert main["paper's ASR (RN50)"].tolist() == ["", "0.992", "", "0.424"]
+    assert main["paper's ASR"].tolist() == ["", "0.992", "", "0.424"]
     assert parts["model"].tolist() == ["neither", "perturbation", "both: PAR"]  # all at PAR's settings, or they don't compare
     assert set(parts["lr"]) == {4e-3}  # at 2e-3 no part was run alone
     assert report.ablations(frame[frame["table"] < 2]).empty
