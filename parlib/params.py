@@ -342,10 +342,10 @@ def _resolved(params: Params) -> Params:
         if "par" not in params.method or set(params.data) == {"scenes"}:
             raise ValueError("04_synthetic: method must name par, and data a synthetic set, from which PAR's runs choose")
     if isinstance(params, Poison):
-        planting = {"patch": 0, "epochs": 6} | PLANTING.get(params.trigger, {}) | PLANTING.get((params.encoder, params.trigger), {})
-        options = preset(params.trigger, params.target, patch=params.patch or planting.pop("patch"), strength=params.strength)
-        usual = ENCODERS.get(params.encoder, ENCODERS["small_resnet"]) | {"epochs": planting["epochs"]}
-        return params.model_copy(update=options | {name: getattr(params, name) or value for name, value in usual.items()})
+        usual = {"patch": 0, "epochs": 6} | ENCODERS.get(params.encoder, ENCODERS["small_resnet"])
+        usual |= PLANTING.get(params.trigger, {}) | PLANTING.get((params.encoder, params.trigger), {})
+        filled = {name: getattr(params, name) or value for name, value in usual.items()}
+        return params.model_copy(update=filled | preset(params.trigger, params.target, patch=filled["patch"], strength=params.strength))
     return params
 
 
