@@ -12,9 +12,10 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.push_to_hf_hub import save_config_for_hf
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from parlib.cache import file_sha256
+from parlib.cache import ROOT, digest, file_sha256
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 _CONFIGS = Path(__file__).parent / "configs"
@@ -35,6 +36,19 @@ class Clip:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.net.logit_scale.device
+
+    @property
+    def key(self) -> str:
+        """Digest of the weights, the configuration and the normalisation."""
+        weights = sorted(self.net.state_dict().items())
+        norm = [list(self.net.visual.image_mean), list(self.net.visual.image_std)]
+        return digest(self.config, norm, [name for name, _ in weights], *[value for _, value in weights])
+
+    @property
+    def side(self) -> int:
+        """px of its images."""
+        size = self.net.visual.image_size
+        return size[0] if isinstance(size, tuple) else size
 
     @property
     def fill(self) -> torch.Tensor:
@@ -62,22 +76,36 @@ def encoders() -> list[str]:
     return small + [name for name in open_clip.list_models() if name not in small]
 
 
-def create(encoder: str, seed: int = 0) -> Clip:
-    """An open_clip model by name, with weights drawn from a seed.
+def create(encoder: str, seed: int = 0, pretrained: str | None = None) -> Clip:
+    """An open_clip model by name, with weights drawn from a seed, or those of a pretrained tag, downloaded.
 
     Raises ValueError on an unknown encoder, naming those that come near.
     """
     open_clip.add_model_config(_CONFIGS)
     if encoder not in open_clip.list_models():
         raise ValueError(f"unknown encoder {encoder!r}; known are: {', '.join(encoders())}")
-    return _create(encoder, open_clip.get_model_config(encoder), seed=seed)
+    config = open_clip.get_model_config(encoder)
+    if pretrained is None:
+        return _create(encoder, config, seed=seed)
+    quick = bool((open_clip.get_pretrained_cfg(encoder, pretrained) or {}).get("quick_gelu"))  # open_clip would only warn
+    return _create(encoder, config | {"quick_gelu": quick}, pretrained=pretrained, force_quick_gelu=quick)
 
 
 @cache
+def architecture(encoder: str) -> dict:
+    """open_clip's configuration of an encoder of that name."""
+    open_clip.add_model_config(_CONFIGS)
+    return open_clip.get_model_config(encoder)
+
+
 def image_size(encoder: str) -> int:
     """Side in px of the images that an encoder of that name takes."""
-    open_clip.add_model_config(_CONFIGS)
-    return open_clip.get_model_config(encoder)["vision_cfg"]["image_size"]
+    return architecture(encoder)["vision_cfg"].get("image_size", 224)
+
+
+def has_batch_norm(encoder: str) -> bool:
+    """Whether an encoder of that name is one of open_clip's own ResNets."""
+    return isinstance(architecture(encoder)["vision_cfg"].get("layers"), list)
 
 
 def load(source: str) -> Clip:
@@ -87,13 +115,18 @@ def load(source: str) -> Clip:
     should be: a truncated or foreign file, a pickle, other keys or shapes than the config's.
     """
     if source.startswith("local-dir:"):
-        folder = Path(source.removeprefix("local-dir:")).expanduser()
+        folder = ROOT / Path(source.removeprefix("local-dir:")).expanduser()
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
         try:
             config = json.loads((folder / CONFIG).read_text())["model_cfg"]
-            return _create(f"local-dir:{folder}", config, require_pretrained=True)
+            clip = _create(f"local-dir:{folder}", config, require_pretrained=True)
+            with safe_open(folder / WEIGHTS, "pt") as file:  # open_clip would stretch positional embeddings, silently
+                other = [name for name, value in clip.net.state_dict().items() if file.get_slice(name).get_shape() != list(value.shape)]
+            if other:
+                raise ValueError(f"{other[0]} has another shape than its configuration says")
+            return clip
         except Exception as error:  # open_clip, safetensors and torch each have their own; all mean the same here
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"{folder} is not a readable open_clip checkpoint in safetensors: {type(error).__name__}: {reason}") from None

@@ -6,8 +6,9 @@ import shutil
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from parlib.model import CONFIG, WEIGHTS, create, encoders, load, save
+from parlib.model import CONFIG, WEIGHTS, Clip, create, encoders, load, save
 
 
 @pytest.fixture
@@ -89,3 +90,24 @@ def test_missing_files_and_unknown_sources(folder, tmp_path):
 def test_offline_hub_is_one_clear_error():
     with pytest.raises(ValueError, match="hf-hub:nobody/nothing could not be loaded from the hub"):
         load("hf-hub:nobody/nothing")
+
+
+def test_a_key_tells_weights_and_normalisation_apart(clip: Clip):
+    other = clip.copy()
+    assert other.key == clip.key
+    other.net.visual.image_mean = (0.0, 0.0, 0.0)
+    assert other.key != clip.key
+    other = clip.copy()
+    with torch.no_grad():
+        other.net.logit_scale += 1e-3
+    assert other.key != clip.key
+
+
+def test_a_stretched_positional_embedding_is_refused(tmp_path):
+    clip = create("small_vit", seed=0)
+    save(clip, tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    weights["visual.positional_embedding"] = weights["visual.positional_embedding"][:17].clone()
+    save_file(weights, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=r"visual.positional_embedding has another shape than its configuration says"):
+        load(f"local-dir:{tmp_path}")
