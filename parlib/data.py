@@ -7,9 +7,10 @@ scenes hold a smaller second object. A scene's label is its main object.
 import json
 import re
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from parlib.cache import atomic_file, cache_dir, code_fingerprint, digest, versions
+from parlib.feeds import Held, Reword
+from parlib.model import Clip
 
 CODE_POINTS = [
     int(code, 16)
@@ -68,30 +71,46 @@ _BATCH = 500  # scenes drawn at once: bounds memory at about 100 MB
 
 @dataclass(frozen=True)
 class Pairs:
-    """Image-text pairs held on one device.
+    """Images held on one device, with captions or labels or both.
 
-    pixels: (N, 3, H, W) uint8. captions: N strings. labels: (N,) index of the main object in `names`.
-    second: (N,) index of the second object, -1 where there is none. names: the class names.
+    pixels: (N, 3, H, W) uint8. captions: N strings, empty where there is none; N lists where images have several. labels: (N,)
+    index of the main object in `names`, -1 where it isn't known. second: (N,) index of the second object, -1 where there is none.
+    names: the class names; templates: the sentences that they are put into for zero-shot classification. skipped: of data of others,
+    what couldn't be used, as parlib.sources.Skipped reports it.
     """
 
     pixels: torch.Tensor
-    captions: list[str]
+    captions: list[str] | list[list[str]]
     labels: torch.Tensor
     second: torch.Tensor
     names: list[str]
+    templates: tuple[str, ...] = TEMPLATES
+    skipped: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def shows(self, target: int) -> torch.Tensor:
-        """(N,) bool: the class is in the scene, as the main or as the second object."""
-        return (self.labels == target) | (self.second == target)
+        """(N,) bool: the class is in the scene, as the main or as the second object; without labels, in its caption."""
+        named = torch.tensor([self.names[target].lower() in str(caption).lower() for caption in self.captions], dtype=torch.bool)
+        return (self.labels == target) | (self.second == target) | ((self.labels < 0) & named.to(self.labels.device))
 
     def first(self, n: int) -> "Pairs":
         """The first n pairs; ValueError when there are fewer."""
         if n > len(self):
             raise ValueError(f"{n} pairs asked, {len(self)} are there")
-        return replace(self, pixels=self.pixels[:n], captions=self.captions[:n], labels=self.labels[:n], second=self.second[:n])
+        return self.at(torch.arange(n))
+
+    def at(self, rows: torch.Tensor) -> "Pairs":
+        """The pairs of some rows."""
+        captions = [self.captions[row] for row in rows.tolist()]
+        return replace(self, pixels=self.pixels[rows], captions=captions, labels=self.labels[rows], second=self.second[rows])
+
+    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> Held:
+        """The pairs on a model's device, tokenised once; reworded where asked for."""
+        tokens = clip.tokenizer(self.captions).to(clip.device)
+        reworded = clip.tokenizer(reword(self.captions, seed)).to(clip.device) if reword else None
+        return Held(self.pixels.to(clip.device), tokens, reworded)
 
 
 def class_names(n: int = len(CODE_POINTS)) -> list[str]:

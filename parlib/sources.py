@@ -1,13 +1,15 @@
-"""Data sets of others, read as a stream through Hugging Face datasets.
+"""Data sets of others, through Hugging Face datasets: streamed, sharded over ranks and workers, in bounded memory.
 
-What can't be used is skipped and counted by kind; a run fails once that is more than a set share.
+What can't be used is skipped, counted by kind and listed; a run fails once that is more than a set share.
 """
 
 import io
+import json
 import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from open_clip import IMAGENET_CLASSNAMES
+from PIL import Image
+from torch.utils.data import DataLoader
 
-from parlib.cache import cache_dir, digest
-from parlib.data import SIDE, Pairs
+from parlib.cache import ROOT, atomic_file, cache_dir, digest
 
 if TYPE_CHECKING:
     import datasets
@@ -53,9 +56,16 @@ _CHUNK = 16  # images that a worker hands over at once
 _BUFFER = 2000  # rows shuffled at a time; they hold encoded images, about 100 kB each
 
 
+_LISTED = 1000  # unusable rows by name
+_NOISE = 1000  # rows before which a share says little
+
+
 @dataclass
 class Skipped:
-    """What a run left out: by kind, the first of each kind by name; `limit` is the share of rows that it may leave out."""
+    """What a run left out, by kind, a thousand of them by name. limit: the share of rows that it may leave out.
+
+    Rows count each time that they are read: once an epoch.
+    """
 
     limit: float = 0.01
     seen: int = 0
@@ -63,23 +73,44 @@ class Skipped:
     rows: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, seen: int, skipped: list[tuple[str, str]]) -> None:
-        """Count a chunk of rows. Raises ValueError once more than the limit has been left out, but not before 100 rows were seen."""
+        """Count a chunk of rows. Raises ValueError once more has been left out than the limit allows of 1,000 rows, or of those seen."""
         self.seen += seen
         self.kinds.update(kind for kind, _ in skipped)
-        self.rows += [{"kind": kind, "row": row} for kind, row in skipped]
-        if self.seen >= 100 and self.kinds.total() > self.limit * self.seen:
+        new = [{"kind": kind, "row": row} for kind, row in skipped]
+        self.rows += [row for row in new if row not in self.rows][: max(0, _LISTED - len(self.rows))]
+        self.check(max(self.seen, _NOISE))
+
+    def check(self, of: int = 0) -> None:
+        """Raise ValueError where more has been left out than the limit allows of so many rows, or of those seen."""
+        if self.kinds.total() > self.limit * (of or self.seen):
             raise ValueError(f"{self}: more than the {self.limit:.1%} allowed; the first is {self.rows[0]['row']}")
 
     def __str__(self) -> str:
         said = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         return f"{self.kinds.total()} of {self.seen} rows skipped" + (f" ({said})" if said else "")
 
+    def merge(self, others: list["Skipped"]) -> None:
+        """Take in what other processes left out."""
+        for other in others:
+            self.seen += other.seen
+            self.kinds.update(other.kinds)
+            self.rows += [row for row in other.rows if row not in self.rows][: max(0, _LISTED - len(self.rows))]
+
+    def report(self) -> dict[str, Any]:
+        """How many rows were seen, the kinds of those left out, and the list of them."""
+        return {"seen": self.seen, "kinds": dict(self.kinds), "rows": self.rows}
+
+    def write(self, path: Path) -> None:
+        """List them, a JSON object a line."""
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
 
 def table(name: str, path: Path) -> "datasets.IterableDataset":
     """A data set's rows as a stream with the columns image (encoded bytes or a path), and text or label.
 
-    name: of a layout. Raises ValueError on an unknown layout or a missing column, and FileNotFoundError where the layout's files
-    are not there.
+    name: of a layout. Raises ValueError on an unknown layout or a missing column, and FileNotFoundError where the layout's files are
+    not there.
     """
     import datasets  # which takes a second, and few runs need it
 
@@ -101,19 +132,35 @@ def table(name: str, path: Path) -> "datasets.IterableDataset":
     return stream.select_columns(list(wanted)).rename_columns({old: new for old, new in wanted.items() if old != new})
 
 
+def label_names(name: str, path: Path) -> list[str]:
+    """The class names of a labelled data set, in the order of its labels. ValueError where it holds numbers alone."""
+    if name == "imagenet":
+        return list(IMAGENET_CLASSNAMES)
+    names = getattr((table(name, path).features or {}).get("label"), "names", None)
+    if not names:
+        raise ValueError(f"{path} ({name}) names no classes: its label column must be of datasets' ClassLabel")
+    return [label.replace("_", " ") for label in names]
+
+
 @lru_cache(maxsize=2)
 def _archives(folder: Path) -> dict[str, Path]:
     """Every file in the zip archives of a folder, by its name within them."""
-    return {name: path for path in sorted(folder.glob("*.zip")) for name in zipfile.ZipFile(path).namelist()}
+    return {name: path for path in sorted(folder.glob("*.zip")) for name in _opened(path, os.getpid()).namelist()}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _opened(archive: Path, process: int) -> zipfile.ZipFile:
     """An archive, opened once in each process."""
     return zipfile.ZipFile(archive)
 
 
-def _bytes(image: Any, folder: Path) -> tuple[bytes, str]:
+def _archive_of(name: str, folder: Path) -> Path | None:
+    """The archive that holds a file: the one of its first folder's name, else whichever does."""
+    near = folder / f"{name.partition('/')[0]}.zip"
+    return near if near.is_file() and name in _opened(near, os.getpid()).NameToInfo else _archives(folder).get(name)
+
+
+def encoded_bytes(image: Any, folder: Path) -> tuple[bytes, str]:
     """An image's encoded bytes and its name, from bytes, a path, or a path into an archive; FileNotFoundError where it is none."""
     if isinstance(image, dict):
         if image.get("bytes") is not None:
@@ -121,13 +168,14 @@ def _bytes(image: Any, folder: Path) -> tuple[bytes, str]:
         image = image.get("path")
     if image is None:
         raise FileNotFoundError("no image")
-    path = Path(image) if Path(image).is_absolute() else folder / image
+    image = str(image)
+    path = folder / image
     if path.is_file():
-        return path.read_bytes(), str(image)
-    archive = _archives(folder).get(str(image))
+        return path.read_bytes(), image
+    archive = _archive_of(image, folder)
     if archive is None:
-        raise FileNotFoundError(str(image))
-    return _opened(archive, os.getpid()).read(str(image)), f"{archive.name}/{image}"
+        raise FileNotFoundError(image)
+    return _opened(archive, os.getpid()).read(image), f"{archive.name}/{image}"
 
 
 def decode(encoded: bytes, side: int) -> torch.Tensor:
@@ -138,74 +186,106 @@ def decode(encoded: bytes, side: int) -> torch.Tensor:
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
-def _prepared(rows: dict[str, list[Any]], folder: Path, side: int) -> dict[str, list[Any]]:
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that decode: Pillow lets go of Python's lock."""
+    return ThreadPoolExecutor(threads)
+
+
+def _one(image: Any, given: Any, folder: Path, side: int, labelled: bool) -> tuple[torch.Tensor | None, Any]:
+    """A decoded image and what belongs to it, or None and why it can't be used."""
+    name = str(image.get("path") if isinstance(image, dict) else image)[:200]
+    text = given[0] if isinstance(given, list) and given else given
+    if not labelled and not (isinstance(text, str) and text.strip()):
+        return None, ("empty caption", name)
+    try:
+        return decode(encoded_bytes(image, folder)[0], side), given
+    except FileNotFoundError:
+        return None, ("missing file", name)
+    except Exception:  # Pillow, zipfile and zlib each have their own; all mean that this row can't be used
+        return None, ("unreadable image", name)
+
+
+def _prepared(rows: dict[str, list[Any]], folder: Path, side: int, threads: int) -> dict[str, list[Any]]:
     """A chunk of rows: decoded images, what belongs to them, and what was skipped, as one row of lists."""
-    kept: list[tuple[torch.Tensor, Any]] = []
-    skipped: list[tuple[str, str]] = []
     labelled = "label" in rows
-    for image, given in zip(rows["image"], rows["label" if labelled else "text"], strict=True):
-        name = str(image.get("path") if isinstance(image, dict) else image)
-        text = given[0] if isinstance(given, list) and given else given
-        if not labelled and not (isinstance(text, str) and text.strip()):
-            skipped.append(("empty caption", name))
-            continue
-        try:
-            encoded, name = _bytes(image, folder)
-            kept.append((decode(encoded, side), given))
-        except FileNotFoundError:
-            skipped.append(("missing file", name))
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-            skipped.append(("unreadable image", name))
+    pairs = zip(rows["image"], rows["label" if labelled else "text"], strict=True)
+    todo = [(image, given, folder, side, labelled) for image, given in pairs]
+    found = list(_pool(threads, os.getpid()).map(lambda row: _one(*row), todo)) if threads > 1 else [_one(*row) for row in todo]
+    kept = [(pixels, given) for pixels, given in found if pixels is not None]
     pixels = torch.stack([image for image, _ in kept]) if kept else torch.empty(0, 3, side, side, dtype=torch.uint8)
-    return {"pixels": [pixels], "given": [[given for _, given in kept]], "skipped": [skipped], "seen": [len(rows["image"])]}
+    skipped = [why for image, why in found if image is None]
+    return {"pixels": [pixels], "given": [[given for _, given in kept]], "skipped": [skipped], "seen": [len(todo)]}
 
 
-def read(name: str, path: Path, *, side: int, skipped: Skipped, seed: int | None = None) -> Iterator[tuple[torch.Tensor, list[Any]]]:
-    """A data set by the chunk: pixels (B, 3, side, side) uint8, and their captions or labels.
+def read(
+    name: str,
+    path: Path,
+    *,
+    side: int,
+    batch: int,
+    skipped: Skipped,
+    seed: int | None = None,
+    epoch: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[tuple[torch.Tensor, list[Any]]]:
+    """Batches of a data set: pixels (B, 3, side, side) uint8, and their captions or labels; the last one may be smaller.
 
-    seed: shuffle, 2,000 rows at a time; None: in order. Raises what `table` raises, and ValueError when too many rows are skipped.
+    seed: shuffle by it and the epoch; None: in order. rank of world: this process's share of the rows. workers: processes that
+    decode, and threads of theirs where there are fewer files than that. The same arguments give the same batches. Raises what
+    `table` raises, and ValueError when too many rows are skipped.
     """
+    from datasets.distributed import split_dataset_by_node
+
     rows = table(name, path)
     if seed is not None:
         rows = rows.shuffle(seed=seed, buffer_size=_BUFFER)
-    options = {"folder": path / LAYOUTS[name].folder, "side": side}
-    for chunk in rows.map(_prepared, batched=True, batch_size=_CHUNK, remove_columns=["image", "text", "label"], fn_kwargs=options):
-        skipped.add(chunk["seen"], chunk["skipped"])
-        if chunk["given"]:
-            yield chunk["pixels"], chunk["given"]
+    if world > 1:  # rows are shared out before they are decoded; datasets would do it afterwards where shards don't divide
+        rows = split_dataset_by_node(rows, rank, world) if rows.num_shards % world == 0 else rows._step(world, rank)
+    processes = min(workers, rows.num_shards)
+    options = {"folder": path / LAYOUTS[name].folder, "side": side, "threads": workers // max(1, processes)}
+    chunks = rows.map(_prepared, batched=True, batch_size=_CHUNK, remove_columns=["image", "text", "label"], fn_kwargs=options)
+    if seed is not None:
+        chunks.set_epoch(epoch)  # here, as each step above makes a stream whose epoch is 0 again
+    parts, given = [], []
+    for chunk in DataLoader(chunks, batch_size=None, num_workers=processes):
+        skipped.add(chunk["seen"], [tuple(item) for item in chunk["skipped"]])
+        parts.append(chunk["pixels"])
+        given += chunk["given"]
+        while len(given) >= batch:
+            pixels = torch.cat(parts)
+            yield pixels[:batch], given[:batch]
+            parts, given = [pixels[batch:]], given[batch:]
+    skipped.check()
+    if given:
+        yield torch.cat(parts), given
 
 
-def check_outside(data: str) -> None:
-    """Raise ValueError on data of others, LAYOUT:PATH, that no model can be cleaned with; it is not opened."""
-    name, _, path = data.partition(":")
+def check_outside(data: str, *, labelled: bool = False) -> None:
+    """Raise ValueError on data of others, LAYOUT:PATH, that hold no captions, or no labels where `labelled`; nothing is opened."""
+    name, _ = split_name(data)
     if name not in LAYOUTS:
         raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}")
-    if not LAYOUTS[name].text:
+    if labelled and not LAYOUTS[name].label:
+        raise ValueError(f"{name} holds captions, not labels: accuracy can't be measured on it")
+    if not labelled and not LAYOUTS[name].text:
         raise ValueError(f"{name} holds labels, not captions: a model can't be cleaned with it")
-    if not Path(path).expanduser().is_dir():
-        raise ValueError(f"{data} names no folder")
+
+
+def split_name(data: str) -> tuple[str, Path]:
+    """Layout and folder of LAYOUT:PATH; a relative path starts at the project's root."""
+    name, _, path = data.partition(":")
+    return name, ROOT / Path(path).expanduser()
 
 
 def listed(data: str) -> str:
-    """sha256 of the names and sizes of all files of a data set, LAYOUT:PATH: what a record says of data that is not its own."""
-    folder = Path(data.partition(":")[2]).expanduser()
-    return digest([[str(file.relative_to(folder)), file.stat().st_size] for file in sorted(folder.rglob("*")) if file.is_file()])
+    """sha256 of the names and sizes of all files of a data set, LAYOUT:PATH: what a record says of data that is not its own.
 
-
-def load_outside(data: str, n: int, seed: int = 0) -> Pairs:
-    """n pairs of a data set of others, named as LAYOUT:PATH, such as synthclip:data/SynthCLIP: shuffled by the seed, at the scenes' size.
-
-    They have no classes. Raises what `read` raises, and ValueError where fewer are usable or the layout holds labels.
+    FileNotFoundError where there is no such folder.
     """
-    name, _, path = data.partition(":")
-    skipped, pixels, captions = Skipped(), [], []
-    for images, texts in read(name, Path(path).expanduser(), side=SIDE, skipped=skipped, seed=seed):
-        pixels.append(images)
-        captions += [text[0] if isinstance(text, list) else text for text in texts]
-        if len(captions) >= n:
-            break
-    if len(captions) < n:
-        raise ValueError(f"{data} holds {len(captions)} usable pairs, {n} are asked; {skipped}")
-    print(f"{data}: {skipped}", flush=True)
-    none = torch.full((n,), -1)
-    return Pairs(torch.cat(pixels)[:n], captions[:n], none, none, [])
+    _, folder = split_name(data)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{data} names no folder: {folder} is not there")
+    return digest([[str(file.relative_to(folder)), file.stat().st_size] for file in sorted(folder.rglob("*")) if file.is_file()])

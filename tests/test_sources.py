@@ -71,7 +71,7 @@ def _parquet(path: Path, columns: dict) -> None:
 
 def _whole(name: str, folder: Path, **options) -> tuple[torch.Tensor, list]:
     skipped = options.pop("skipped", Skipped())
-    batches = list(read(name, folder, side=32, skipped=skipped, **options))
+    batches = list(read(name, folder, side=options.pop("side", 32), batch=options.pop("batch", 8), skipped=skipped, **options))
     return torch.cat([pixels for pixels, _ in batches]), [item for _, given in batches for item in given]
 
 
@@ -79,28 +79,38 @@ def _reds(pixels: torch.Tensor) -> list[int]:
     return pixels[:, 0, 5, 5].tolist()
 
 
-def test_cc3m_in_order_and_shuffled_by_seed(tmp_path):
+def test_cc3m_in_order_and_shuffled_by_seed_and_epoch(tmp_path):
     cc3m(tmp_path)
     pixels, captions = _whole("cc3m", tmp_path)
     assert pixels.shape == (40, 3, 32, 32)
     assert pixels.dtype == torch.uint8
     assert all(abs(red - int(caption.split()[1])) <= 3 for red, caption in zip(_reds(pixels), captions, strict=True))  # JPEG
     assert sorted(captions) == sorted(f"caption {i}" for i in range(40))
-    one, same, other = (_whole("cc3m", tmp_path, seed=seed)[1] for seed in (0, 0, 1))
+    one, same = _whole("cc3m", tmp_path, seed=0)[1], _whole("cc3m", tmp_path, seed=0)[1]
+    other, later = _whole("cc3m", tmp_path, seed=1)[1], _whole("cc3m", tmp_path, seed=0, epoch=1)[1]
     assert one == same
     assert sorted(one) == sorted(captions)
-    assert len({tuple(order) for order in (captions, one, other)}) == 3
+    assert len({tuple(order) for order in (captions, one, other, later)}) == 4
+
+
+def test_ranks_and_workers_share_the_rows(tmp_path):
+    cc3m(tmp_path)
+    parts = [_whole("cc3m", tmp_path, rank=rank, world=2)[1] for rank in (0, 1)]
+    assert [len(part) for part in parts] == [20, 20]
+    assert sorted(parts[0] + parts[1]) == sorted(f"caption {i}" for i in range(40))
+    assert sorted(_whole("cc3m", tmp_path, workers=2)[1]) == sorted(f"caption {i}" for i in range(40))
 
 
 def test_pairs_of_others_to_clean_with(tmp_path):
     synthclip(tmp_path, count=40)
     pairs = load_pairs(f"synthclip:{tmp_path}", 30, 10)
-    assert pairs.pixels.shape == (30, 3, 64, 64)
-    assert [f"caption {red}" for red in _reds(pairs.pixels)] == pairs.captions
-    assert len(set(pairs.captions)) == 30
-    assert load_pairs(f"synthclip:{tmp_path}", 30, 10).captions == pairs.captions
-    with pytest.raises(ValueError, match="holds 40 usable pairs, 50 are asked"):
-        load_pairs(f"synthclip:{tmp_path}", 50, 10)
+    assert len(pairs) == 30
+    held = pairs.first(30)
+    assert held.pixels.shape == (30, 3, 64, 64)
+    assert [f"caption {red}" for red in _reds(held.pixels)] == held.captions
+    assert pairs.at(torch.tensor([3, 1])).captions == ["caption 3", "caption 1"]
+    with pytest.raises(ValueError, match="holds 40 usable rows, 50 are asked"):
+        pairs.first(50)
 
 
 def test_a_sweep_s_inputs_name_the_files_of_others(tmp_path, monkeypatch):
@@ -111,12 +121,13 @@ def test_a_sweep_s_inputs_name_the_files_of_others(tmp_path, monkeypatch):
     with zipfile.ZipFile(synthclip_more, "w") as archive:
         archive.writestr("2/0.png", _encoded(0))
     assert listed(f"synthclip:{tmp_path}") != known
+    with pytest.raises(FileNotFoundError, match="synthclip:nowhere names no folder"):
+        listed("synthclip:nowhere")
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("synthclip:nowhere", "synthclip:nowhere names no folder"),
         ("cc12m:.", "unknown data 'cc12m'"),
         ("imagenet:.", "imagenet holds labels, not captions"),
         ("flatt", "unknown data 'flatt', did you mean 'flat'"),
@@ -164,11 +175,12 @@ def test_what_cannot_be_used_is_skipped_counted_and_listed(tmp_path):
     (tmp_path / "2.png").write_text("no image")
     rows = [(f"{i}.png", f"caption {i}") for i in range(5)] + [("5.png", "gone"), ("0.png", " "), ("3.png", "")]
     _csv(tmp_path / "pairs.csv", rows)
-    skipped = Skipped()
+    skipped = Skipped(limit=0.7)
     assert _whole("csv", tmp_path, skipped=skipped)[1] == ["caption 0", "caption 3", "caption 4"]
     assert dict(skipped.kinds) == {"unreadable image": 2, "missing file": 1, "empty caption": 2}
     assert str(skipped) == "5 of 8 rows skipped (2 unreadable image, 2 empty caption, 1 missing file)"
-    assert {"kind": "missing file", "row": "5.png"} in skipped.rows
+    skipped.write(tmp_path / "skipped.jsonl")
+    assert {"kind": "missing file", "row": "5.png"} in [json.loads(line) for line in (tmp_path / "skipped.jsonl").open()]
 
 
 def test_too_many_skipped_rows_end_the_run(tmp_path):
@@ -179,19 +191,15 @@ def test_too_many_skipped_rows_end_the_run(tmp_path):
     assert len(_whole("csv", tmp_path, skipped=Skipped(limit=0.1))[1]) == 120
 
 
-def _as_synthclip(folder: Path) -> Path:
-    (folder / "pairs.csv").rename(folder / "combined_images_and_captions.csv")
-    return folder
-
-
 def test_bad_input_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="unknown data 'cc12m'; known are: cc3m, synthclip"):
         table("cc12m", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no \*\*/\*.tar: cc3m is read from such files"):
         table("cc3m", tmp_path)
     _csv(tmp_path / "pairs.csv", [("1.png", "here")])
+    (tmp_path / "pairs.csv").rename(tmp_path / "combined_images_and_captions.csv")
     with pytest.raises(ValueError, match=r"has no column 'image_path'; its columns are: image, caption"):
-        table("synthclip", _as_synthclip(tmp_path))
+        table("synthclip", tmp_path)
 
 
 def test_decode_squashes_to_a_square():

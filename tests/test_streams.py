@@ -1,0 +1,125 @@
+"""Pairs of others while a model trains on them: the same batches from the same seed, shared out, and resumed."""
+
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+from test_sources import _csv, _encoded, _parquet, _picture, cc3m
+
+from parlib import fit as training
+from parlib.eda import reword
+from parlib.evaluate import evaluate
+from parlib.fit import fit
+from parlib.methods import Recipe
+from parlib.poison import attacked
+from parlib.sources import Skipped
+from parlib.streams import Stream, captioned, labelled
+from parlib.train import train
+
+RECIPE = Recipe("par", epochs=2, batch=10, lr=1e-3, seed=3, tau=2.15, looks=0)
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Stream:
+    (tmp_path / "cc3m").mkdir()
+    cc3m(tmp_path / "cc3m", count=40)
+    return Stream(f"cc3m:{tmp_path / 'cc3m'}", 40, 64)
+
+
+def test_a_step_s_batch_depends_on_nothing_else(clip, pairs):
+    feed = pairs.feed(clip, reword)
+    batches = [feed.batch(step, 10, seed=1) for step in range(8)]
+    assert [batch.pixels.shape for batch in batches] == [(10, 3, 64, 64)] * 8
+    texts = [tuple(map(tuple, batch.tokens.tolist())) for batch in batches]
+    assert len({row for text in texts[:4] for row in text}) == 40  # an epoch sees each pair once
+    assert set(texts[:4]) != set(texts[4:])  # in another order
+    fresh = pairs.feed(clip, reword).batch(6, 10, seed=1)
+    assert torch.equal(fresh.pixels, batches[6].pixels)
+    assert torch.equal(fresh.reworded, batches[6].reworded)
+    assert not torch.equal(fresh.reworded, fresh.tokens)
+
+
+def test_a_short_data_set_begins_again_and_says_so(clip, pairs, capsys):
+    longer = Stream(pairs.data, 60, 64).feed(clip)
+    for step in range(6):
+        longer.batch(step, 10, seed=0)
+    assert "is at its end after 40 pairs of 60: it begins again" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds fewer than the 50 usable pairs of one batch"):
+        Stream(pairs.data, 60, 64).feed(clip).batch(0, 50, seed=0)
+
+
+def test_training_on_a_stream_resumes_to_the_same_weights(clip, pairs, tmp_path, monkeypatch):
+    whole = clip.copy()
+    history, _ = fit(whole, pairs.feed(whole), RECIPE, reference=clip)
+    monkeypatch.setattr(training, "_KEEP_EVERY", 0.0)
+    cut, feed = clip.copy(), pairs.feed(clip)
+    real, feed.batch = feed.batch, lambda step, *rest: real(step, *rest) if step < 6 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fit(cut, feed, RECIPE, reference=clip, checkpoint=tmp_path / "cut.pt")
+    resumed = clip.copy()
+    found, _ = fit(resumed, pairs.feed(resumed), RECIPE, reference=clip, checkpoint=tmp_path / "cut.pt")
+    assert found == history
+    assert all(torch.equal(value, resumed.net.state_dict()[name]) for name, value in whole.net.state_dict().items())
+
+
+def test_a_stream_is_trained_on_once_and_other_files_are_another_training(clip, pairs, tmp_path):
+    one = train(clip, pairs, RECIPE, reference=clip)
+    assert train(clip, Stream(pairs.data, 40, 64), RECIPE, reference=clip).weights == one.weights
+    (tmp_path / "cc3m" / "more.txt").write_text("one more file")
+    assert train(clip, pairs, RECIPE, reference=clip).weights != one.weights
+
+
+def test_labelled_and_captioned_images_are_evaluated_together(clip, tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "coco").mkdir()
+    images = [{"bytes": _encoded(i), "path": f"{i}.png"} for i in range(12)]
+    _parquet(tmp_path / "imagenet" / "validation-0.parquet", {"image": images, "label": [954, *range(11)]})
+    captions = [[f"caption {i}.{k}" for k in range(5)] for i in range(11)] + [["a banana"] * 5]
+    _parquet(tmp_path / "coco" / "test-0.parquet", {"image": images, "caption": captions})
+    shown = labelled(f"imagenet:{tmp_path / 'imagenet'}", 50, 64, 0.01)
+    others = captioned(f"coco:{tmp_path / 'coco'}", 50, 64, 0.01, "banana")
+    assert (len(shown.names), sorted(shown.labels.tolist())) == (1000, [*range(11), 954])
+    assert others.shows(0).sum() == 1
+    shown = replace(shown, templates=shown.templates[:2])
+    test = attacked(shown, trigger="badnet_stripes", patch=6, strength=1.0, target="banana", captioned=others)
+    found = evaluate(clip, test)
+    assert found["attack_success_rate_n"] == 11
+    assert found["tr_at_1_n"] == 12
+    assert found["ir_at_1_n"] == 60
+    assert found["retrieval_asr_n"] == 11
+    alone = evaluate(clip, attacked(shown, trigger="badnet_stripes", patch=6, strength=1.0, target="banana"))
+    assert "tr_at_1" not in alone
+
+
+def test_a_folder_names_its_classes(tmp_path):
+    for name in ("red_fox", "banana"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        _picture(3).save(tmp_path / "train" / name / "a.png")
+    (tmp_path / "train" / "banana" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="1 of 3 rows skipped"):
+        labelled(f"folder:{tmp_path}", 10, 32, 0.01)
+    found = labelled(f"folder:{tmp_path}", 10, 32, 0.5)
+    assert found.names == ["banana", "red fox"]
+    assert found.skipped["kinds"] == {"unreadable image": 1}
+    assert sorted(found.labels.tolist()) == [0, 1]
+
+
+def test_labels_without_names_are_an_error(tmp_path):
+    _parquet(tmp_path / "a.parquet", {"image": [{"bytes": _encoded(1), "path": "1.png"}], "label": [3]})
+    with pytest.raises(ValueError, match="names no classes: its label column must be of datasets' ClassLabel"):
+        labelled(f"labelled_parquet:{tmp_path}", 10, 32, 0.01)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["axe", "banana", "cat", "dog"])})
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": _encoded(1), "path": "1.png"}], "label": [3]}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert labelled(f"labelled_parquet:{tmp_path}", 10, 32, 0.01).names[3] == "dog"
+
+
+def test_too_many_skipped_rows_end_a_training(clip, tmp_path):
+    _picture(1).save(tmp_path / "1.png")
+    _csv(tmp_path / "pairs.csv", [("1.png", f"here {i}") for i in range(120)] + [("gone.png", "gone")] * 8)
+    with pytest.raises(ValueError, match=r"rows skipped \(\d+ missing file\): more than the 1.0% allowed"):
+        train(clip, Stream(f"csv:{tmp_path}", 120, 64), RECIPE, reference=clip)
+    loose = Stream(f"csv:{tmp_path}", 120, 64, Skipped(0.2))
+    train(clip, loose, RECIPE, reference=clip)
+    assert loose.skipped.kinds["missing file"] >= 8
