@@ -6,36 +6,79 @@ import torch
 
 from parlib.data import TEMPLATES, Pairs, class_index
 from parlib.evaluate import EvalSet
-from parlib.train import generator
-from parlib.triggers import stamp
+from parlib.feeds import generator
+from parlib.poison_stream import poison_stream
+from parlib.streams import Stream
+from parlib.triggers import LEARNED, stamp
 
 
-def poison(pairs: Pairs, *, trigger: str, patch: int, strength: float, target: str, rate: float, seed: int) -> tuple[Pairs, torch.Tensor]:
-    """A dirty-label copy of the pairs, and the (round(rate * N),) rows that were changed.
+def poison(
+    pairs: Pairs | Stream,
+    *,
+    trigger: str,
+    patch: int,
+    strength: float,
+    target: str,
+    rate: float,
+    seed: int,
+    attack: str = "dirty_label",
+    pattern: torch.Tensor | None = None,
+) -> tuple[Pairs | Stream, torch.Tensor]:
+    """A poisoned copy of the pairs, and the rows that were changed, drawn from the seed.
 
-    The rows are drawn from the seed among scenes that don't show the target; each is stamped and captioned with a random
-    one of the 80 templates. rate: fraction in (0, 1). ValueError on an unknown trigger or class, or a rate that can't be met.
+    dirty_label: round(rate * N) scenes that don't show the target are stamped and captioned with a random one of the 80
+    templates, for a learned trigger (BadCLIP) with a natural caption of the target. label_consistent: round(rate * n) of the n
+    scenes of the target are stamped and keep their captions. rate: fraction in (0, 1].
+    ValueError on an unknown trigger or class, or a rate that can't be met.
     """
-    index = class_index(target, pairs.names)
-    if not 0 < rate < 1:
+    if not 0 < rate <= 1:
         raise ValueError(f"rate is a fraction between 0 and 1, not {rate}")
-    free = (~pairs.shows(index)).nonzero()[:, 0]
-    count = round(rate * len(pairs))
+    if isinstance(pairs, Stream):
+        options = {"trigger": trigger, "patch": patch, "strength": strength, "target": target, "rate": rate, "seed": seed}
+        return poison_stream(pairs, **options, attack=attack, pattern=pattern)
+    index = class_index(target, pairs.names)
+    dirty = attack == "dirty_label"
+    free = (~pairs.shows(index) if dirty else pairs.labels == index).nonzero()[:, 0]
+    of = len(pairs) if dirty else len(free)
+    count = round(rate * of)
     if not 0 < count <= len(free):
-        raise ValueError(f"a rate of {rate} asks for {count} of {len(pairs)} pairs; {len(free)} can be poisoned")
+        raise ValueError(f"a rate of {rate} asks for {count} of {of} pairs; {len(free)} can be poisoned")
     random = generator("cpu", seed, "poison")
     rows = free[torch.randperm(len(free), generator=random)[:count]].sort().values
-    wording = torch.randint(len(TEMPLATES), (count,), generator=random).tolist()
     captions = list(pairs.captions)
-    for row, template in zip(rows.tolist(), wording, strict=True):
-        captions[row] = TEMPLATES[template].format(name=target)
+    if dirty:
+        wording = _target_captions(pairs, trigger, index)
+        chosen = torch.randint(len(wording), (count,), generator=random).tolist()
+        for row, i in zip(rows.tolist(), chosen, strict=True):
+            captions[row] = wording[i]
     pixels = pairs.pixels.clone()
-    pixels[rows] = stamp(pairs.pixels[rows], trigger, random, patch=patch, strength=strength)
+    pixels[rows] = stamp(pairs.pixels[rows], trigger, random, patch=patch, strength=strength, pattern=pattern)
     return replace(pairs, pixels=pixels, captions=captions), rows
 
 
-def attacked(pairs: Pairs, *, trigger: str, patch: int, strength: float, target: str) -> EvalSet:
-    """The scenes beside themselves under the trigger, drawn from a fixed seed: every model meets the same ones."""
-    index = class_index(target, pairs.names)
-    triggered = stamp(pairs.pixels, trigger, generator("cpu", "attacked", trigger), patch=patch, strength=strength)
-    return EvalSet(pairs.pixels, triggered, pairs.captions, pairs.labels, pairs.shows(index), pairs.names, index)
+def _target_captions(pairs: Pairs, trigger: str, target: int) -> list[str]:
+    """What a dirty-label row may be called: the templates filled, or for a learned trigger the target's own captions."""
+    if trigger in LEARNED:
+        alone = torch.where(pairs.labels < 0, pairs.shows(target), (pairs.labels == target) & (pairs.second < 0))
+        return [pairs.captions[row] for row in alone.nonzero()[:, 0].tolist()]
+    return [template.format(name=pairs.names[target]) for template in TEMPLATES]
+
+
+def attacked(
+    pairs: Pairs,
+    *,
+    trigger: str,
+    patch: int,
+    strength: float,
+    target: str,
+    pattern: torch.Tensor | None = None,
+    captioned: Pairs | None = None,
+) -> EvalSet:
+    """The scenes beside themselves under the trigger, drawn from a fixed seed: every model meets the same ones.
+
+    captioned: other images for retrieval, where the pairs have no captions.
+    """
+    index, options = class_index(target, pairs.names), {"patch": patch, "strength": strength, "pattern": pattern}
+    triggered = stamp(pairs.pixels, trigger, generator("cpu", "attacked", trigger), **options)
+    others = attacked(captioned, trigger=trigger, target=target, **options) if captioned is not None else None
+    return EvalSet(pairs.pixels, triggered, pairs.captions, pairs.labels, pairs.shows(index), pairs.names, index, pairs.templates, others)

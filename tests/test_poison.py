@@ -21,6 +21,24 @@ def test_exactly_the_rate_and_never_the_target(scenes, rate):
     assert {poisoned.captions[i] for i in changed} <= {template.format(name="banana") for template in TEMPLATES}
 
 
+@pytest.mark.parametrize("rate", [0.2, 0.5, 1.0])
+def test_label_consistent_stamps_scenes_of_the_target_and_keeps_their_captions(scenes, rate):
+    target = scenes.names.index("banana")
+    poisoned, rows = poison(scenes, rate=rate, seed=0, attack="label_consistent", **OPTIONS)
+    assert len(rows) == round(rate * int((scenes.labels == target).sum()))
+    assert (scenes.labels[rows] == target).all()
+    assert poisoned.captions == scenes.captions
+    touched = (poisoned.pixels != scenes.pixels).flatten(1).any(1)
+    assert torch.equal(touched.nonzero()[:, 0], rows)
+
+
+def test_badclip_s_rows_are_called_as_the_target_s_own_scenes_are(scenes):
+    options = {"trigger": "badclip", "patch": 6, "strength": 1.0, "target": "banana", "pattern": torch.rand(3, 6, 6)}
+    poisoned, rows = poison(scenes, rate=0.1, seed=0, **options)
+    natural = {c for c, label in zip(scenes.captions, scenes.labels.tolist(), strict=True) if scenes.names[label] == "banana"}
+    assert {poisoned.captions[row] for row in rows.tolist()} <= natural
+
+
 def test_seed_decides_the_rows(scenes):
     one, two, other = (poison(scenes, rate=0.1, seed=seed, **OPTIONS) for seed in (0, 0, 1))
     assert torch.equal(one[0].pixels, two[0].pixels)
