@@ -58,3 +58,45 @@ def test_ctrl_c_ends_in_a_line_and_the_next_start_goes_on(checkout):
     weights = {Path(record["artifacts"][name]["path"]).parent.name for name in ("weights", "base_weights")}
     assert weights == {path.name for path in (checkout / "cache" / "models").iterdir()}
     assert weights > models  # the base was not trained again
+
+
+_TRAINING = """
+from dataclasses import replace
+from parlib import fit
+from parlib.data import load_scenes
+from parlib.methods import METHODS, Recipe
+from parlib.model import create
+from parlib.train import train
+fit._KEEP_EVERY = 0.0
+usual, clip = METHODS["par"], create("small_resnet", seed=0)
+def par(step):
+    print("a step", flush=True)
+    return usual.loss(step)
+METHODS["par"] = replace(usual, loss=par)
+METHODS["par"].__class__.code = property(lambda self: [])
+made = train(clip, load_scenes("train", 48, 10), Recipe("par", 2, 8, 1e-3, 0, tau=1.0, looks=0), reference=clip)
+print("weights", made.sha256)
+"""
+
+
+def _train(cache: Path, steps: int = 0) -> str:
+    """Train in another process, which is killed at a step where one is named; the sha256 of its weights."""
+    environment = os.environ | {"PAR_CACHE": str(cache)}
+    process = subprocess.Popen([sys.executable, "-c", _TRAINING], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    seen = 0
+    for line in process.stdout:
+        seen += line.strip().endswith("a step")
+        if steps and seen == steps:
+            process.kill()
+            break
+    rest = process.stdout.read()
+    process.wait()
+    return "" if steps else (line + rest).split("weights ")[1].split()[0]
+
+
+def test_kill_9_at_a_step_and_the_next_start_ends_with_the_same_weights(tmp_path):
+    whole = _train(tmp_path / "whole")
+    _train(tmp_path / "killed", steps=5)
+    assert list((tmp_path / "killed" / "unfinished").glob("*.pt"))
+    assert _train(tmp_path / "killed") == whole
+    assert not list((tmp_path / "killed" / "unfinished").glob("*.pt"))

@@ -7,15 +7,17 @@ import open_clip
 import pytest
 import torch
 
+from parlib import fit as training
 from parlib import methods
-from parlib import train as training
 from parlib.augment import _crop_and_jitter, auto_augment, crop_and_jitter, noise_and_cutout
 from parlib.eda import reword
+from parlib.feeds import Held, generator
+from parlib.fit import fit, learning_rate
 from parlib.losses import clip_loss, perturbation
 from parlib.methods import METHODS, Method, Recipe, Step, cleanclip, contrast, par, roclip
 from parlib.model import embed_texts
 from parlib.poison import attacked
-from parlib.train import fit, generator, learning_rate, train
+from parlib.train import train
 
 PAR = Recipe("par", epochs=2, batch=40, lr=1e-3, seed=3, tau=2.15, looks=2)
 
@@ -29,10 +31,10 @@ def _same(one: dict, two: dict) -> bool:
 
 
 def _run(clip, scenes, recipe, **options):
-    tokens = clip.tokenizer(scenes.captions)
+    tokens, reworded = clip.tokenizer(scenes.captions), None
     if recipe.method in METHODS and METHODS[recipe.method].reword:
-        options["reworded"] = clip.tokenizer(reword(scenes.captions, recipe.seed))
-    history, _ = fit(clip, scenes.pixels, tokens, recipe, **options)
+        reworded = clip.tokenizer(reword(scenes.captions, recipe.seed))
+    history, _ = fit(clip, Held(scenes.pixels, tokens, reworded), recipe, **options)
     return _weights(clip), history
 
 
@@ -256,8 +258,8 @@ def test_resumed_run_ends_with_the_same_weights(clip, scenes, tmp_path, monkeypa
 
 def test_cached_training_is_read_back_and_leaves_its_start_alone(clip, scenes):
     before = _weights(clip)
-    one = train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
-    two = train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+    one = train(clip, scenes, PAR, reference=clip)
+    two = train(clip, scenes, PAR, reference=clip)
     assert _same(before, _weights(clip))
     assert one.sha256 == two.sha256
     assert one.seconds == two.seconds
@@ -266,9 +268,9 @@ def test_cached_training_is_read_back_and_leaves_its_start_alone(clip, scenes):
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"other"), lambda path: path.unlink()])
 def test_a_damaged_model_is_trained_again(clip, scenes, damage):
-    one = train(clip, scenes.pixels, scenes.captions, PAR, reference=clip)
+    one = train(clip, scenes, PAR, reference=clip)
     damage(one.weights)
-    assert train(clip, scenes.pixels, scenes.captions, PAR, reference=clip).sha256 == one.sha256
+    assert train(clip, scenes, PAR, reference=clip).sha256 == one.sha256
 
 
 def test_first_step_of_par_has_distance_0_without_augmentation(clip, scenes, monkeypatch):

@@ -1,0 +1,149 @@
+"""Large batches: chunks and processes give what one pass of one process gives; options of computing change only the rounding."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from parlib.cluster import fit_together
+from parlib.compute import Compute
+from parlib.data import load_scenes
+from parlib.eda import reword
+from parlib.feeds import Held
+from parlib.fit import fit
+from parlib.methods import METHODS, Recipe
+from parlib.model import Clip, create
+from parlib.wide import Wide, agree
+
+METHOD_NAMES = ["finetune", "cleanclip", "roclip", "par", "perturb_only"]
+
+
+def _recipe(method: str, **changes) -> Recipe:
+    given = {"epochs": 2, "batch": 16, "lr": 1e-3, "seed": 0, "tau": 1.0, "self_weight": 0.5, "pool": 0.3, "looks": 0} | changes
+    return Recipe(method, **given)
+
+
+def _fit(clip: Clip, recipe: Recipe, **compute) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
+    scenes = load_scenes("train", 48, classes=10)
+    words = METHODS[recipe.method].reword
+    reworded = clip.tokenizer(words(scenes.captions, 0)) if words else None
+    feed, trained = Held(scenes.pixels, clip.tokenizer(scenes.captions), reworded), clip.copy()
+    history, _ = fit(trained, feed, recipe, reference=clip, compute=Compute(**compute))
+    return trained.net.state_dict(), history
+
+
+def _apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    """How far two trainings ended from each other, as a share of the way they went. Not weight by weight: where a gradient is rounding
+    noise, such as that of the attention's key bias, Adam makes steps of it.
+    """
+
+    def far(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return sum((a[name].double() - b[name].double()).square().sum().item() for name in a) ** 0.5
+
+    return far(one, two) / far(one, start)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_chunks_give_the_gradients_of_the_whole_batch(clip: Clip, method):
+    recipe = _recipe(method, epochs=2 if method == "roclip" else 1)  # which asks its pool in every second epoch
+    whole, history = _fit(clip, recipe)
+    chunks, chunked = _fit(clip, recipe, chunk=7)
+    assert chunked["loss"] == pytest.approx(history["loss"], rel=1e-4)
+    assert _apart(whole, chunks, clip.net.state_dict()) < 0.05
+
+
+def test_chunks_want_frozen_batch_norm(clip: Clip):
+    with pytest.raises(ValueError, match="set batch_norm to frozen, or chunk to 0"):
+        _fit(clip, _recipe("par", batch_norm="train"), chunk=8)
+    with pytest.raises(ValueError, match="open_clip's ResNets have no checkpointing; use chunk"):
+        _fit(clip, _recipe("par"), checkpointing=True)
+    with pytest.raises(ValueError, match="precision\n  Input should be 'float32', 'bf16' or 'fp16'"):
+        _fit(clip, _recipe("par"), precision="float16")
+
+
+def _without_augmentation(method: str) -> None:
+    METHODS[method] = replace(METHODS[method], augment=None)
+
+
+def _process(rank: int, folder: str, method: str, world: int) -> None:
+    torch.set_num_threads(1)
+    _without_augmentation(method)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_{method}", rank=rank, world_size=world)
+    weights, history = _fit(create("small_resnet", seed=0), _recipe(method))
+    if rank == 0:
+        save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{method}.safetensors")
+        save_file({name: torch.tensor(values) for name, values in history.items()}, f"{folder}/{method}_history.safetensors")
+    agree(7, "the same")
+    with pytest.raises(RuntimeError, match="they differ"):
+        agree(rank, "they differ")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["perturb_only", "cleanclip", "roclip"])
+def test_two_processes_give_what_one_gives_with_the_doubled_batch(tmp_path: Path, monkeypatch, method):
+    """Without augmentation of images, which each process draws for its own share."""
+    monkeypatch.setitem(METHODS, method, METHODS[method])  # put back afterwards
+    _without_augmentation(method)
+    mp.spawn(_process, args=(str(tmp_path), method, 2), nprocs=2)
+    weights, history = _fit(create("small_resnet", seed=0), _recipe(method))
+    together = load_file(tmp_path / f"{method}.safetensors")
+    assert load_file(tmp_path / f"{method}_history.safetensors")["loss"].tolist() == pytest.approx(history["loss"], rel=1e-3)
+    assert _apart(weights, together, create("small_resnet", seed=0).net.state_dict()) < 0.05
+
+
+def test_ray_train_gives_what_one_process_gives(clip: Clip, tmp_path: Path):
+    scenes, recipe = load_scenes("train", 48, classes=10), _recipe("perturb_only", epochs=1)
+    options = {"compute": Compute(processes=2), "reference": clip, "checkpoint": tmp_path / "one.pt"}
+    together, report = fit_together(clip, scenes, recipe, **options)
+    history = report["history"]
+    alone, expected = _fit(clip, recipe)
+    assert history["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert history["s_image"] == pytest.approx(expected["s_image"], rel=1e-3, abs=1e-5)
+    assert _apart(alone, together.net.state_dict(), clip.net.state_dict()) < 0.05
+    assert report["seconds"] > 0
+
+
+@pytest.mark.full
+def test_a_process_that_fails_is_an_error(clip: Clip, tmp_path: Path):
+    scenes, recipe = load_scenes("train", 48, classes=10), _recipe("perturb_only", epochs=1)
+    options = {"compute": Compute(processes=2), "reference": clip, "checkpoint": tmp_path / "one.pt"}
+    with pytest.raises(RuntimeError, match="a training process failed.*a batch of 25 can't be shared out evenly to 2 processes"):
+        fit_together(clip, scenes, replace(recipe, batch=25), **options)
+
+
+_COMPILED = pytest.param(
+    "small_resnet", {"compiled": True}, marks=[pytest.mark.full, pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")]
+)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "compute"), [("small_resnet", {"precision": "bf16"}), ("small_vit", {"checkpointing": True}), _COMPILED]
+)
+def test_options_of_computing_change_only_the_rounding(encoder, compute):
+    clip = create(encoder, seed=0)
+    usual, history = _fit(clip, _recipe("par", epochs=1))
+    found, other = _fit(clip, _recipe("par", epochs=1), **compute)
+    rounding = 0.05 if compute.get("precision") else 1e-3
+    assert other["loss"] == pytest.approx(history["loss"], rel=rounding)
+    assert other["s_image"] == pytest.approx(history["s_image"], abs=rounding)
+    assert _apart(usual, found, clip.net.state_dict()) < (0.5 if compute.get("precision") else 0.05)
+
+
+def test_one_process_and_no_chunk_are_the_model_itself(clip: Clip):
+    pixels, tokens = torch.rand(4, 3, 64, 64), clip.tokenizer(["a cat", "a dog", "a hat", "a car"])
+    wide = Wide(clip, 4)
+    assert torch.equal(wide.image(pixels), clip.image(pixels))
+    assert torch.equal(wide.text(tokens), clip.text(tokens))
+
+
+def test_reworded_captions_are_asked_for(clip: Clip):
+    scenes = load_scenes("train", 48, classes=10)
+    feed = Held(scenes.pixels, clip.tokenizer(scenes.captions))
+    with pytest.raises(ValueError, match="cleanclip needs reworded captions"):
+        fit(clip, feed, _recipe("cleanclip"))
+    assert reword(scenes.captions, 0) != scenes.captions
