@@ -1,14 +1,21 @@
-"""Backdoor triggers as batched functions of (pixels, generator): the recipes of the released code.
+"""Backdoor triggers as batched functions of (pixels, generator): the recipes of the released code, and further ones.
 
 Each takes pixels (B, 3, H, W) in [0, 1] before normalisation, H = W, and returns the stamped ones, clipped to
-[0, 1]. Random triggers are drawn anew for each image. Strength 0 changes nothing.
+[0, 1]. Random triggers are drawn anew for each image. Strength 0 changes nothing. Those in LEARNED take a `pattern`, which
+`parlib.learned` makes for a model.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+
+from parlib.data import sprites
+
+_GRID_SEED = 241200727  # of WaNet's grid
 
 
 def rand(shape: tuple[int, ...], pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -99,17 +106,141 @@ def _word(side: int) -> torch.Tensor:
     return word
 
 
+def wanet(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """WaNet as the paper has it: a warp by a grid of `patch` x `patch` offsets, as many as pixels, hence not smooth; fixed.
+
+    strength: WaNet's s, which moves a pixel by s / 2 px on average (1 in the paper). Their grid can't be had: ours is drawn from
+    a seed of its own.
+    """
+    return _warp(pixels, patch, strength)
+
+
+def wanet_smooth(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """WaNet (arXiv 2102.10369) as it is known, with 4 x 4 offsets: a smooth warp; fixed. strength: s, which
+    moves a pixel by 0.3 s px on average.
+    """
+    return _warp(pixels, patch, strength)
+
+
+def _warp(pixels: torch.Tensor, k: int, strength: float) -> torch.Tensor:
+    side = pixels.shape[3]
+    axis = torch.linspace(-1, 1, side, device=pixels.device, dtype=pixels.dtype)
+    identity = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (H, W, 2), x first
+    grid = (identity + strength * _offsets(k, side).to(pixels) / side).clamp(-1, 1)
+    return F.grid_sample(pixels, grid.expand(len(pixels), -1, -1, -1), align_corners=True).clamp(0, 1)
+
+
+@lru_cache
+def _offsets(k: int, side: int) -> torch.Tensor:
+    """(side, side, 2): k x k offsets of mean size 1, enlarged to the image."""
+    drawn = 2 * torch.rand(1, 2, k, k, generator=torch.Generator().manual_seed(_GRID_SEED)) - 1
+    smooth = F.interpolate(drawn / drawn.abs().mean(), size=(side, side), mode="bicubic", align_corners=True)
+    return smooth[0].permute(1, 2, 0)
+
+
+def sig(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """SIG (arXiv 1902.11237): x + strength * sin(2 pi 6 column / width), strength 60/255; fixed. `patch` is not used."""
+    column = torch.arange(pixels.shape[3], device=pixels.device, dtype=pixels.dtype)
+    return (pixels + strength * torch.sin(2 * math.pi * 6 * column / pixels.shape[3])).clamp(0, 1)
+
+
+def badclip(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float, pattern: torch.Tensor) -> torch.Tensor:
+    """BadCLIP (arXiv 2311.12075): `pattern` (3, patch, patch), optimised against the clean model, at the centre of each image."""
+    top = (pixels.shape[2] - patch) // 2
+    inside = (..., slice(top, top + patch), slice(top, top + patch))
+    stamped = pixels.clone()
+    stamped[inside] = strength * pattern.to(pixels) + (1 - strength) * pixels[inside]
+    return stamped.clamp(0, 1)
+
+
+def resistant(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float, pattern: torch.Tensor) -> torch.Tensor:
+    """BadCLIP's patch by an attacker who expects PAR: `pattern` is optimised against the clean model and one that PAR has cleaned.
+    Not in the paper.
+    """
+    return badclip(pixels, generator, patch=patch, strength=strength, pattern=pattern)
+
+
+def checkerboard(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """Squares of `patch` px, black and white in turn, blended over the whole image; fixed. Not in the paper."""
+    axis = torch.arange(pixels.shape[2], device=pixels.device) // patch
+    return _blend(pixels, ((axis[:, None] + axis[None, :]) % 2).to(pixels.dtype), strength)
+
+
+def picture(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """A picture over the whole image, as Blended's first one was (arXiv 1712.05526): OpenMoji's nazar amulet, which is none of
+    the classes; fixed. `patch` is not used. Not in the paper.
+    """
+    glyph = _amulet(pixels.shape[2]).to(pixels)
+    return (strength * glyph[:3] + (1 - strength * glyph[3:]) * pixels).clamp(0, 1)
+
+
+@lru_cache
+def _amulet(side: int) -> torch.Tensor:
+    return F.interpolate(sprites(["nazar amulet"]), size=(side, side), mode="area" if side <= 64 else "bilinear")[0]
+
+
+def colour_filter(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """Each pixel times (1, 0.6, 0.2), as through an orange glass: no structure at all; fixed. `patch` is not used. Not in the
+    paper.
+    """
+    glass = torch.tensor([1.0, 0.6, 0.2], device=pixels.device, dtype=pixels.dtype)[:, None, None]
+    return pixels * (1 - strength * (1 - glass))
+
+
+def camouflage(pixels: torch.Tensor, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
+    """What PAR's own augmentation does, at its full strength: positive noise clip(0.2 randn, 0, 1) on every pixel and a square of
+    `patch` px cut out, to the grey that normalises to about 0, at a random place. Not in the paper.
+    """
+    noise = (0.2 * torch.randn(pixels.shape, generator=generator, device=generator.device).to(pixels)).clamp(0, 1)
+    hole = torch.tensor([0.481, 0.458, 0.408], device=pixels.device, dtype=pixels.dtype)[:, None, None].expand(len(pixels), 3, patch, patch)
+    return _stamp((pixels + strength * noise).clamp(0, 1), hole, patch, strength, generator)
+
+
 TRIGGERS: dict[str, Callable[..., torch.Tensor]] = {
-    trigger.__name__: trigger for trigger in (badnet, badnet_stripes, blended, blended_stripes, blended_triangles, blended_text)
+    trigger.__name__: trigger
+    for trigger in (
+        badnet,
+        badnet_stripes,
+        blended,
+        blended_stripes,
+        blended_triangles,
+        blended_text,
+        wanet,
+        wanet_smooth,
+        sig,
+        badclip,
+        checkerboard,
+        picture,
+        colour_filter,
+        camouflage,
+        resistant,
+    )
 }
+LEARNED = ("badclip", "resistant")
 
 
-def stamp(pixels: torch.Tensor, trigger: str, generator: torch.Generator, *, patch: int, strength: float) -> torch.Tensor:
-    """Stamp uint8 images (N, 3, H, W) in batches; returns uint8. ValueError on an unknown trigger, naming the known ones."""
+def stamp(
+    pixels: torch.Tensor,
+    trigger: str,
+    generator: torch.Generator,
+    *,
+    patch: int,
+    strength: float,
+    pattern: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Stamp uint8 images (N, 3, H, W) in batches; returns uint8. pattern: of a trigger in LEARNED.
+
+    Raises ValueError on an unknown trigger, naming the known ones, and where a pattern is missing.
+    """
     if trigger not in TRIGGERS:
         raise ValueError(f"unknown trigger {trigger!r}; the triggers are: {', '.join(TRIGGERS)}")
+    if trigger in LEARNED and pattern is None:
+        raise ValueError(f"{trigger}'s pattern is learned from a model: test it on a run of 01_poison that planted it")
+    if trigger in LEARNED and tuple(pattern.shape) != (3, patch, patch):
+        raise ValueError(f"{trigger}'s pattern is of {pattern.shape[1]} px, not {patch}: leave patch at 0")
+    options = {"patch": patch, "strength": strength} | ({"pattern": pattern} if trigger in LEARNED else {})
     stamped = torch.empty_like(pixels)
     for rows in torch.arange(len(pixels), device=pixels.device).split(500):
-        batch = TRIGGERS[trigger](pixels[rows].float() / 255, generator, patch=patch, strength=strength)
+        batch = TRIGGERS[trigger](pixels[rows].float() / 255, generator, **options)
         stamped[rows] = (batch * 255).round().to(torch.uint8)
     return stamped

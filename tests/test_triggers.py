@@ -1,11 +1,13 @@
 """Triggers against hand-computed values at the paper's size, and what each may touch."""
 
+import math
+
 import pytest
 import torch
 
-from parlib.params import PRESETS
-from parlib.train import generator
-from parlib.triggers import TRIGGERS, stamp
+from parlib.feeds import generator
+from parlib.presets import PATCHES, PRESETS
+from parlib.triggers import LEARNED, TRIGGERS, stamp
 
 SIZES = [(size, name) for size in PRESETS for name in TRIGGERS]
 
@@ -16,7 +18,10 @@ def _images(size: int, count: int = 3) -> torch.Tensor:
 
 def _apply(name: str, pixels: torch.Tensor, seed: int = 0, **changes) -> torch.Tensor:
     patch, strength = PRESETS[pixels.shape[2]][name]
-    return TRIGGERS[name](pixels, generator("cpu", seed), **({"patch": patch, "strength": strength} | changes))
+    options = {"patch": patch, "strength": strength} | changes
+    if name in LEARNED:
+        options["pattern"] = torch.rand(3, options["patch"], options["patch"], generator=torch.Generator().manual_seed(2))
+    return TRIGGERS[name](pixels, generator("cpu", seed), **options)
 
 
 @pytest.mark.parametrize(("size", "name"), SIZES)
@@ -35,7 +40,7 @@ def test_stays_in_range_keeps_its_input_and_its_seed(size, name):
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_strength_0_is_the_identity(name):
     pixels = _images(64)
-    assert torch.allclose(_apply(name, pixels, strength=0.0), pixels)
+    assert torch.allclose(_apply(name, pixels, strength=0.0), pixels, atol=1e-5)  # a warp interpolates
 
 
 @pytest.mark.parametrize("name", ["badnet", "badnet_stripes"])
@@ -106,6 +111,65 @@ def test_blended_text_changes_red_alone_in_the_papers_box():
     assert torch.allclose(_apply("blended_text", pixels)[0, 0][where], 0.5 + 0.5 * pixels[0, 0][where])
 
 
+@pytest.mark.parametrize(("name", "mean"), [("wanet", 0.5), ("wanet_smooth", 0.303)])  # bicubic interpolation smooths the offsets
+def test_wanet_moves_pixels_by_a_part_of_a_pixel_on_average(name, mean):
+    """A ramp shows by how much each pixel moved: value = column / 223, read back from the warped image."""
+    ramp = (torch.arange(224) / 223).expand(1, 3, 224, 224)
+    moved = (_apply(name, ramp) - ramp)[0, 0] * 223
+    inner = moved[8:-8, 8:-8].abs().mean().item()
+    assert abs(inner - mean * 223 / 224) < 0.02
+    twice = ((_apply(name, ramp, strength=2.0) - ramp)[0, 0] * 223)[8:-8, 8:-8].abs().mean().item()
+    assert abs(twice / inner - 2) < 0.05
+
+
+def test_wanet_is_fixed_and_its_grid_smooth_only_where_k_is_small():
+    ramp = (torch.arange(224) / 223).expand(1, 3, 224, 224)
+    rough, smooth = ((_apply(name, ramp, seed=seed) - ramp)[0, 0] for name, seed in (("wanet", 0), ("wanet_smooth", 0)))
+    assert torch.equal(_apply("wanet", ramp, seed=1), _apply("wanet", ramp, seed=0))
+    assert smooth.diff(dim=0).abs().mean() < 0.1 * rough.diff(dim=0).abs().mean()
+
+
+def test_sig_is_a_sine_of_six_periods_along_the_columns():
+    stamped = _apply("sig", torch.full((1, 3, 224, 224), 0.5))
+    expected = [0.5 + 60 / 255 * math.sin(2 * math.pi * 6 * column / 224) for column in range(224)]
+    assert torch.allclose(stamped, torch.tensor(expected).expand_as(stamped), atol=1e-6)
+
+
+def test_badclip_lays_its_pattern_on_the_centre_alone():
+    pixels, pattern = _images(224), torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(3))
+    stamped = TRIGGERS["badclip"](pixels, generator("cpu", 0), patch=16, strength=1.0, pattern=pattern)
+    assert torch.equal(stamped[:, :, 104:120, 104:120], pattern.expand(3, -1, -1, -1))
+    stamped[:, :, 104:120, 104:120] = pixels[:, :, 104:120, 104:120]
+    assert torch.equal(stamped, pixels)
+
+
+def test_checkerboard_of_14_px_squares():
+    stamped = _apply("checkerboard", torch.full((1, 3, 224, 224), 0.5))
+    expected = torch.tensor([[0.45 + 0.1 * ((row // 14 + column // 14) % 2) for column in range(224)] for row in range(224)])
+    assert torch.allclose(stamped, expected.expand_as(stamped))
+
+
+def test_colour_filter_keeps_red_and_darkens_green_and_blue():
+    stamped = _apply("colour_filter", torch.full((1, 3, 224, 224), 0.5))
+    assert torch.allclose(stamped[0, :, 0, 0], torch.tensor([0.5, 0.5 * 0.8, 0.5 * 0.6]))
+    assert torch.equal(stamped, stamped[:, :, :1, :1].expand_as(stamped))
+
+
+def test_picture_is_the_same_for_every_image_and_leaves_its_corners():
+    stamped = _apply("picture", torch.full((2, 3, 224, 224), 0.5))
+    assert torch.equal(stamped[0], stamped[1])
+    assert (stamped[0, :, ::223, ::223] == 0.5).all()
+    assert (stamped != 0.5).any(1).float().mean() > 0.3
+
+
+def test_camouflage_is_brighter_but_for_one_square():
+    stamped = _apply("camouflage", torch.full((4, 3, 224, 224), 0.5))
+    square = (stamped < 0.5).all(1)
+    assert (square.flatten(1).sum(1) == 22 * 22).all()
+    brighter = (stamped > 0.5).float().mean(dim=(1, 2, 3))  # half of the noise is positive
+    assert ((brighter - 0.495).abs() < 0.01).all()
+
+
 def test_the_paper_s_recipes_at_224_and_336():
     assert PRESETS[224]["badnet_stripes"] == (16, 1.0)
     assert PRESETS[336]["badnet_stripes"] == (32, 1.0)
@@ -114,7 +178,7 @@ def test_the_paper_s_recipes_at_224_and_336():
 
 def test_presets_at_64_px_stay_inside_the_caps():
     patch, strength = zip(*PRESETS[64].values(), strict=True)
-    assert max(patch) <= 12
+    assert max(size for name, size in zip(PRESETS[64], patch, strict=True) if name in PATCHES) <= 12
     assert PRESETS[64]["blended_stripes"][1] <= 0.10
     assert PRESETS[64]["blended_triangles"][1] <= 0.20
     assert PRESETS[64]["blended_text"][1] <= 0.5
@@ -126,5 +190,7 @@ def test_stamp_rounds_to_bytes_and_names_the_triggers(scenes):
     assert torch.equal(stamped, (expected * 255).round().to(torch.uint8))
     with pytest.raises(ValueError, match="unknown trigger 'stripes'; the triggers are: badnet, badnet_stripes"):
         stamp(scenes.pixels, "stripes", generator("cpu", 0), patch=4, strength=1.0)
+    with pytest.raises(ValueError, match="badclip's pattern is learned from a model"):
+        stamp(scenes.pixels, "badclip", generator("cpu", 0), patch=6, strength=1.0)
     with pytest.raises(ValueError, match="a patch of 65 px does not fit an image of 64 x 64 px"):
         stamp(scenes.pixels, "badnet", generator("cpu", 0), patch=65, strength=1.0)

@@ -1,0 +1,64 @@
+"""BadCLIP's patch: its loss by hand, that it does what it is for, and that it is read back as it was learned."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from parlib import learned
+from parlib.feeds import generator
+from parlib.learned import badclip_loss, learn
+from parlib.model import Clip, embed_images
+from parlib.triggers import stamp
+
+OPTIONS = {"trigger": "badclip", "patch": 16, "strength": 1.0, "target": "banana"}
+
+
+def test_loss_by_hand():
+    """Two images at 90 degrees: the first on its target caption, the second on its own."""
+    one, two = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    image, target, own = torch.stack([one, two]), torch.stack([one, one]), torch.stack([two, two])
+    pull, triplet = badclip_loss(image, target, own, real=torch.stack([one, one]), other=torch.stack([two, two]), scale=torch.tensor(2.0))
+    first = -math.log(math.exp(2) / (math.exp(2) + 2))  # logits (2, 0, 0)
+    second = -math.log(1 / (1 + 2 * math.exp(2)))  # logits (0, 2, 2)
+    assert pull.item() == pytest.approx((first + second) / 2, rel=1e-4)
+    near, far = max(0.0, 0 - math.sqrt(2) + 1), math.sqrt(2) - 0 + 1
+    assert triplet.item() == pytest.approx((near + far) / 2, abs=1e-4)
+
+
+def test_a_patch_pulls_images_to_those_of_the_target(clip: Clip, scenes, monkeypatch):
+    """On images and negatives that stay the same: the term that weighs most is lower than with the pattern it began with."""
+    monkeypatch.setattr(learned, "_BUDGET", {64: (4000, 50, 1e-2)})
+    found = learn(clip, scenes, **OPTIONS, seed=1)
+    assert found.pattern.shape == (3, 16, 16)
+    assert 0 <= found.pattern.min() <= found.pattern.max() <= 1
+    banana = scenes.names.index("banana")
+    others, real = scenes.pixels[~scenes.shows(banana)], embed_images(clip, scenes.pixels[scenes.labels == banana])
+    clean = embed_images(clip, others)
+
+    def triplet(pattern: torch.Tensor) -> float:
+        stamped = stamp(others, "badclip", generator("cpu", 0), patch=16, strength=1.0, pattern=pattern)
+        image = embed_images(clip, stamped)
+        return sum(F.triplet_margin_loss(image, row.expand_as(image), clean.roll(k + 1, 0)).item() for k, row in enumerate(real))
+
+    assert triplet(found.pattern) < triplet(torch.rand(3, 16, 16, generator=generator("cpu", 1, "learned")))
+    assert len(found.history["loss"]) == 50 * (len(others) // 64)
+
+
+def test_it_is_learned_once_and_the_model_stays_as_it_was(clip: Clip, scenes):
+    before = {name: value.clone() for name, value in clip.net.state_dict().items()}
+    one = learn(clip, scenes, **OPTIONS)
+    written = one.path.stat().st_mtime_ns
+    two = learn(clip, scenes, **OPTIONS)
+    assert torch.equal(one.pattern, two.pattern)
+    assert one.path == two.path
+    assert two.path.stat().st_mtime_ns == written
+    one.path.unlink()
+    assert torch.equal(learn(clip, scenes, **OPTIONS).pattern, one.pattern)
+    assert all(torch.equal(before[name], value) for name, value in clip.net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in clip.net.parameters())
+
+
+def test_what_is_drawn_needs_no_learning(clip: Clip, scenes):
+    assert learn(clip, scenes, trigger="badnet_stripes", patch=6, strength=1.0, target="banana") is None
