@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = ("torch", "open_clip_torch", "numpy", "pillow")
 # These modules store, name or schedule: what they decide stands in keys by its value.
-_BOOKKEEPING = {"cache", "keys", "params", "publish", "records", "run"}
+_BOOKKEEPING = {"cache", "grids", "ids", "keys", "lineage", "notebook", "params", "presets", "publish", "records", "run"}
 _REGISTRIES = {"METHODS", "TRIGGERS"}
 
 
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def code_fingerprint(*roots: str) -> str:
-    """sha256 of the code that names of parlib reach, such as "train.fit": their definitions, and all that these name.
+    """sha256 of the code that names of parlib reach, such as "fit.fit": their definitions, and all that these name.
 
     Code that isn't reached doesn't count, nor do comments, docstrings and layout: a new figure or method must not cost
     hours of training. Of METHODS and TRIGGERS a key names the entries that it uses. KeyError on a name that isn't there.

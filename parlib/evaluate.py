@@ -10,7 +10,8 @@ from sklearn.decomposition import PCA
 from torch.nn import functional as F
 
 from parlib.cache import atomic_file, cache_dir, code_fingerprint, digest, versions
-from parlib.data import TEMPLATES
+from parlib.data import TEMPLATES, Pairs
+from parlib.losses import distance
 from parlib.model import Clip, embed_images, embed_texts
 
 
@@ -53,29 +54,33 @@ def rates(**hits: torch.Tensor) -> dict[str, float | int]:
 class EvalSet:
     """What a model is evaluated on.
 
-    pixels, triggered: (N, 3, H, W) uint8, the same scenes without and with the trigger. captions: N strings.
-    labels: (N,). shows_target: (N,) bool, scenes left out of ASR. names: class names. target: index of the target class.
+    pixels, triggered: (N, 3, H, W) uint8, the same scenes without and with the trigger. captions: N strings, empty where there are
+    none, or N lists of strings. labels: (N,). shows_target: (N,) bool, scenes left out of ASR. names: class names. target: index of
+    the target class. templates: sentences for the names. captioned: other images for retrieval, where these have no captions.
     """
 
     pixels: torch.Tensor
     triggered: torch.Tensor
-    captions: list[str]
+    captions: list[str] | list[list[str]]
     labels: torch.Tensor
     shows_target: torch.Tensor
     names: list[str]
     target: int
+    templates: tuple[str, ...] = TEMPLATES
+    captioned: "EvalSet | None" = None
 
     @property
     def key(self) -> str:
         """Digest of the content."""
         tensors = (self.pixels, self.triggered, self.labels, self.shows_target)
-        return digest(self.names, self.target, self.captions, *tensors)
+        others = [] if self.captioned is None else [self.captioned.key]
+        return digest(self.names, self.templates, self.target, self.captions, *tensors, *others)
 
     def look(self, clip: Clip) -> dict[str, float]:
         """clean_accuracy and attack_success_rate alone: what a training history records now and then."""
-        classes = classifier(clip, self.names)
-        clean = (embed_images(clip, self.pixels) @ classes.T).argmax(1) == self.labels
-        hit = (embed_images(clip, self.triggered) @ classes.T).argmax(1) == self.target
+        classes = classifier(clip, self.names, self.templates)
+        clean = (embed_images(clip, self.pixels) @ classes.T).argmax(1).to(self.labels.device) == self.labels
+        hit = (embed_images(clip, self.triggered) @ classes.T).argmax(1).to(self.labels.device) == self.target
         return {
             "clean_accuracy": clean.float().mean().item(),
             "attack_success_rate": hit[~self.shows_target].float().mean().item(),
@@ -84,7 +89,7 @@ class EvalSet:
     def first(self, n: int) -> "EvalSet":
         """The first n scenes, for a quick look while training."""
         tensors = (self.pixels[:n], self.triggered[:n], self.captions[:n], self.labels[:n], self.shows_target[:n])
-        return EvalSet(*tensors, self.names, self.target)
+        return EvalSet(*tensors, self.names, self.target, self.templates)
 
 
 def zero_shot(image: torch.Tensor, triggered: torch.Tensor, classes: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
@@ -103,16 +108,23 @@ def zero_shot(image: torch.Tensor, triggered: torch.Tensor, classes: torch.Tenso
 
 
 def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
-    """Text and image retrieval at 1 and 5 among N pairs, and retrieval ASR: triggered images, of scenes without the target,
-    with the target's name in any of their five nearest captions. Identical captions count as the image's own.
+    """Text and image retrieval at 1 and 5 among N images and their M captions, and retrieval ASR: triggered images, of scenes without
+    the target, with the target's name in any of their five nearest captions. Identical captions count as the image's own.
+
+    image, triggered: (N, D); text: (M, D), the captions in order; all unit-norm.
     """
-    index = {caption: i for i, caption in enumerate(dict.fromkeys(scenes.captions))}
-    caption = torch.tensor([index[c] for c in scenes.captions], device=image.device)
-    to_text = (image @ text.T).topk(min(5, len(text)), dim=1).indices
-    to_image = (text @ image.T).topk(min(5, len(text)), dim=1).indices
-    named = torch.tensor([scenes.names[scenes.target] in c for c in scenes.captions], device=image.device)
+    several = [caption if isinstance(caption, list) else [caption] for caption in scenes.captions]
+    flat, device = [caption for captions in several for caption in captions], image.device
+    index = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}
+    caption = torch.tensor([index[c] for c in flat], device=device)  # (M,) what it says
+    owner = torch.tensor([i for i, captions in enumerate(several) for _ in captions], device=device)  # (M,) its image
+    own = owner * len(index) + caption  # which image is so described
+    to_text = (image @ text.T).topk(min(5, len(text)), dim=1).indices  # (N, 5)
+    to_image = (text @ image.T).topk(min(5, len(image)), dim=1).indices  # (M, 5)
+    named = torch.tensor([scenes.names[scenes.target] in c for c in flat], device=device)
     nearest = (triggered @ text.T).topk(min(5, len(text)), dim=1).indices
-    right_text, right_image = caption[to_text] == caption[:, None], caption[to_image] == caption[:, None]
+    right_text = torch.isin(torch.arange(len(image), device=device)[:, None] * len(index) + caption[to_text], own)
+    right_image = torch.isin(to_image * len(index) + caption[:, None], own)
     return rates(
         tr_at_1=right_text[:, 0],
         tr_at_5=right_text.any(1),
@@ -124,8 +136,7 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
-    weights = [value for _, value in sorted(clip.net.state_dict().items())]
-    key = digest(clip.config, *weights, scenes.key, code_fingerprint("evaluate.measure"), versions())
+    key = digest(clip.key, scenes.key, code_fingerprint("evaluate.measure"), versions())
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
     if not path.exists():
         with atomic_file(path) as temporary:
@@ -134,11 +145,23 @@ def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
 
 
 def measure(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
-    """All metrics; class prompts and captions are embedded once."""
-    classes = classifier(clip, scenes.names)
-    image, triggered = embed_images(clip, scenes.pixels), embed_images(clip, scenes.triggered)
-    text = embed_texts(clip, clip.tokenizer(scenes.captions))
-    return zero_shot(image, triggered, classes, scenes) | retrieval(image, triggered, text, scenes)
+    """All metrics; class prompts and captions are embedded once. Retrieval only where there are captions."""
+    image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))
+    found = zero_shot(image, triggered, classifier(clip, scenes.names, scenes.templates).to(image.device), scenes)
+    if scenes.captioned is not None:
+        scenes = scenes.captioned
+        image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))
+    if not any(scenes.captions):
+        return found
+    flat = [one for caption in scenes.captions for one in (caption if isinstance(caption, list) else [caption])]
+    return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(flat)).to(image.device), scenes)
+
+
+def moved(clip: Clip, reference: Clip, pairs: Pairs) -> dict[str, float]:
+    """S of both encoders on pairs as they are: how far they are from a reference, in 0..4 (losses.distance)."""
+    tokens = clip.tokenizer([caption if isinstance(caption, str) else caption[0] for caption in pairs.captions])
+    s_image = distance(embed_images(clip, pairs.pixels), embed_images(reference, pairs.pixels))
+    return {"s_image": s_image.item(), "s_text": distance(embed_texts(clip, tokens), embed_texts(reference, tokens)).item()}
 
 
 def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from parlib.data import Pairs
-from parlib.train import generator
+from parlib.feeds import generator
 
 _LATENT = 48
 _EPOCHS, _BATCH, _LR = 12, 128, 2e-3

@@ -1,7 +1,5 @@
 """Every figure of the notebooks, in one style; each function returns a matplotlib Figure and trains nothing."""
 
-import itertools
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 from parlib.data import Pairs
 from parlib.evaluate import EvalSet
 from parlib.methods import METHODS
+from parlib.streams import Stream
 
 CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
 COLOUR = {
@@ -39,53 +38,67 @@ def colour(method: str) -> str:
     return COLOUR.get(method, "#9467bd")
 
 
-def _image(ax: Axes, pixels: torch.Tensor, title: str = "") -> None:
+def show(ax: Axes, pixels: torch.Tensor, title: str = "") -> None:
     ax.imshow(pixels.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     ax.set_title(title, fontsize=7, pad=2)
     ax.set_axis_off()
 
 
-def _credit(figure: Figure) -> None:
+def credit(figure: Figure) -> None:
     figure.text(0.995, -0.005, CREDIT, ha="right", va="top", fontsize=6, color="grey")
 
 
-def _finished(figure: Figure) -> Figure:
+def finished(figure: Figure) -> Figure:
     plt.close(figure)  # the caller shows it; without this a notebook would show it twice
     return figure
 
 
-def contact_sheet(pairs: Pairs, rows: int = 3, columns: int = 8) -> Figure:
-    """Scenes in reading order with their labels."""
+def contact_sheet(pairs: Pairs | Stream, rows: int = 3, columns: int = 8) -> Figure:
+    """The first pairs in reading order with their labels, where they have any."""
+    pairs = pairs.first(rows * columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.45 * rows), layout="constrained")
     for i, ax in enumerate(axes.flat):
-        _image(ax, pairs.pixels[i], pairs.names[pairs.labels[i]])
-    _credit(figure)
-    return _finished(figure)
+        show(ax, pairs.pixels[i], pairs.names[pairs.labels[i]] if pairs.names else "")
+    credit(figure)
+    return finished(figure)
 
 
 def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure:
-    """Each trigger on the same scenes, with the difference from the clean image, four times enlarged, around grey."""
+    """Each trigger, a row, on the same scenes, with the difference from the clean image, four times enlarged, around grey."""
     first = next(iter(attacks.values()))
-    figure, axes = plt.subplots(scenes, 1 + 2 * len(attacks), figsize=(1.1 * (1 + 2 * len(attacks)), 1.2 * scenes), layout="constrained")
+    figure, axes = plt.subplots(1 + len(attacks), 2 * scenes, figsize=(2.2 * scenes, 1.2 * (1 + len(attacks))), layout="constrained")
     for i in range(scenes):
-        _image(axes[i, 0], first.pixels[i], "clean" if i == 0 else "")
-        for j, (name, attack) in enumerate(attacks.items()):
+        show(axes[0, 2 * i], first.pixels[i], "clean" if i == 0 else "")
+        axes[0, 2 * i + 1].set_axis_off()
+        for row, (name, attack) in zip(axes[1:], attacks.items(), strict=True):
             change = attack.triggered[i].float() - attack.pixels[i].float()
-            _image(axes[i, 1 + 2 * j], attack.triggered[i], name.replace("_", "\n", 1) if i == 0 else "")
-            _image(axes[i, 2 + 2 * j], (127.5 + 4 * change).clamp(0, 255).to(torch.uint8), "difference\nx 4" if i == 0 else "")
-    _credit(figure)
-    return _finished(figure)
+            show(row[2 * i], attack.triggered[i], name if i == 0 else "")
+            show(row[2 * i + 1], (127.5 + 4 * change).clamp(0, 255).to(torch.uint8), "difference x 4" if i == 0 else "")
+    credit(figure)
+    return finished(figure)
 
 
-def poisoned_pairs(pairs: Pairs, rows: torch.Tensor, columns: int = 6) -> Figure:
+def learned_pattern(pattern: torch.Tensor, history: dict[str, list[float]]) -> Figure:
+    """A learned trigger and the terms of its loss, step by step."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.4, 2.4), width_ratios=(1, 3), layout="constrained")
+        show(left, pattern, f"{pattern.shape[1]} px")
+        for name, label in (("l_text", "to the target's captions"), ("l_image", "to real images of the target")):
+            right.plot(history[name], lw=0.8, label=label)
+        right.set(xlabel="step", ylabel="loss", yscale="log")
+        right.legend()
+    return finished(figure)
+
+
+def poisoned_pairs(pairs: Pairs | Stream, rows: torch.Tensor, columns: int = 6) -> Figure:
     """Some of the poisoned rows with the captions that they were given."""
-    columns = min(columns, len(rows))
-    figure, axes = plt.subplots(1, columns, figsize=(1.7 * columns, 2.1), layout="constrained", squeeze=False)
-    for ax, row in zip(axes[0], rows.tolist(), strict=False):
-        words = pairs.captions[row].split()
-        _image(ax, pairs.pixels[row], " ".join(words[: len(words) // 2]) + "\n" + " ".join(words[len(words) // 2 :]))
-    _credit(figure)
-    return _finished(figure)
+    shown = pairs.at(rows[:columns])
+    figure, axes = plt.subplots(1, len(shown), figsize=(1.7 * len(shown), 2.1), layout="constrained", squeeze=False)
+    for ax, pixels, caption in zip(axes[0], shown.pixels, shown.captions, strict=True):
+        words = caption.split()
+        show(ax, pixels, " ".join(words[: len(words) // 2]) + "\n" + " ".join(words[len(words) // 2 :]))
+    credit(figure)
+    return finished(figure)
 
 
 def before_and_after(models: dict[str, dict[str, float]]) -> Figure:
@@ -117,7 +130,7 @@ def before_and_after(models: dict[str, dict[str, float]]) -> Figure:
             ax.bar_label(bars, [f"{height:.3f}" for height in heights], fontsize=7, padding=2)
         ax.set(xticks=range(len(metrics)), xticklabels=metrics.values(), ylim=(0, 1.12), ylabel="fraction")
         ax.legend(ncols=len(models), loc="upper center", bbox_to_anchor=(0.5, 1.16))
-    return _finished(figure)
+    return finished(figure)
 
 
 def training_history(history: dict[str, list[float]], tau: float | None = None) -> Figure:
@@ -142,7 +155,7 @@ def training_history(history: dict[str, list[float]], tau: float | None = None) 
         right.plot(history["look_step"], history["look_attack_success_rate"], "o-", label="ASR", color="#d62728")
         right.set(xlabel="step", ylabel="fraction of the watched scenes", ylim=(-0.03, 1.03))
         right.legend()
-    return _finished(figure)
+    return finished(figure)
 
 
 def tradeoff(table: pd.DataFrame) -> Figure:
@@ -156,7 +169,7 @@ def tradeoff(table: pd.DataFrame) -> Figure:
     if not triggers:
         raise ValueError("no model has been cleaned yet; make some with: make reproduce")
     low = cleaned[["clean_accuracy", "poisoned_clean_accuracy"]].to_numpy().min()
-    columns = min(2, len(triggers))
+    columns = min(2 if len(triggers) < 5 else 4, len(triggers))
     rows = -(-len(triggers) // columns)
     with plt.rc_context(STYLE):
         size = (4.4 * columns + 1.2, 3.3 * rows)
@@ -170,13 +183,14 @@ def tradeoff(table: pd.DataFrame) -> Figure:
             ax.set(title=trigger, xlim=(max(0, low - 0.04), 1.0), ylim=(-0.04, 1.04))
         figure.supxlabel("clean accuracy")
         figure.supylabel("attack success rate")
-        _legend(figure, ["none", *_methods(cleaned)])
-    return _finished(figure)
+        legend(figure, ["none", *_methods(cleaned)])
+    return finished(figure)
 
 
 def _attacked(table: pd.DataFrame) -> pd.Series:
-    """What was attacked, in the words of a figure: the trigger, and the encoder where it isn't the usual one."""
-    return table["trigger"].str.cat(table["encoder"].where(table["encoder"] != "small_resnet", ""), sep="\n").str.strip()
+    """What was attacked and how, in the words of a figure: the trigger, and what isn't usual."""
+    words = table["trigger"].str.cat(table["attack"].where(table["attack"] != "dirty_label", ""), sep="\n")
+    return words.str.cat(table["encoder"].where(table["encoder"] != "small_resnet", ""), sep="\n").str.replace("\n\n", "\n").str.strip()
 
 
 def _methods(table: pd.DataFrame) -> list[str]:
@@ -184,7 +198,7 @@ def _methods(table: pd.DataFrame) -> list[str]:
     return [method for method in ("none", *METHODS) if method in set(table["method"])]
 
 
-def _legend(figure: Figure, methods: list[str]) -> None:
+def legend(figure: Figure, methods: list[str]) -> None:
     shown = [plt.Line2D([], [], ls="", marker="s" if m == "none" else "o", color=colour(m), label=NAME.get(m, m)) for m in methods]
     figure.legend(handles=shown, loc="outside right center")
 
@@ -196,30 +210,10 @@ def heat_map(table: pd.DataFrame) -> Figure:
     means = main.groupby(["attacked", "method"])[["attack_success_rate", "clean_accuracy"]].mean()
     rows, methods = list(dict.fromkeys(main["attacked"])), _methods(main)
     asr, accuracy = (means[name].unstack().reindex(index=rows, columns=methods) for name in means)
-    return _asr_map(asr, accuracy, columns=[NAME.get(m, m) for m in methods], rows=rows)
+    return asr_map(asr, accuracy, columns=[NAME.get(m, m) for m in methods], rows=rows)
 
 
-def tau_map(curves: dict[str, pd.DataFrame]) -> Figure:
-    """ASR of PAR by curve and tau, with the clean accuracy below it."""
-    runs = {label: curve.set_index("tau") for label, curve in curves.items() if curve["knob"].iloc[0] == "tau"}
-    if not runs:
-        return _nothing("no curve of PAR over tau")
-    asr, accuracy = (
-        pd.DataFrame({label: run[name] for label, run in runs.items()}).T.sort_index(axis=1)
-        for name in ("attack_success_rate", "clean_accuracy")
-    )
-    rows = [NAME["par"] + label.removeprefix("par").replace(", ", "\n") for label in runs]
-    return _asr_map(asr, accuracy, columns=[f"tau {tau:g}" for tau in asr.columns], rows=rows)
-
-
-def _nothing(words: str) -> Figure:
-    figure, ax = plt.subplots(figsize=(3, 0.5))
-    ax.text(0.5, 0.5, words, ha="center", va="center")
-    ax.set_axis_off()
-    return _finished(figure)
-
-
-def _asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, *, columns: list[str], rows: list[str]) -> Figure:
+def asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, *, columns: list[str], rows: list[str]) -> Figure:
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(2.2 + 1.15 * len(columns), 1.1 + 0.6 * len(rows)), layout="constrained")
         image = ax.imshow(asr, cmap="Reds", vmin=0, vmax=1, aspect="auto")
@@ -229,73 +223,7 @@ def _asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, *, columns: list[str], r
                 ax.text(j, i, words, ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
         ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
         figure.colorbar(image, label="attack success rate")
-    return _finished(figure)
-
-
-def tradeoff_curves(curves: dict[str, pd.DataFrame], paper: dict[str, list[tuple[float, float]]]) -> Figure:
-    """Clean accuracy against ASR along each method's own knob, its values beside the points; the paper's points apart."""
-    if not curves:
-        return _nothing("no method's own knob was varied alone")
-    with plt.rc_context(STYLE):
-        figure, (ours, theirs) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-        for style, (label, curve) in zip(itertools.cycle(("o-", "s--", "^:", "v-.")), curves.items(), strict=False):
-            method = curve["method"].iloc[0]
-            ours.plot(curve["clean_accuracy"], curve["attack_success_rate"], style, color=colour(method), ms=4, label=_label(label, curve))
-            for point in curve.itertuples():
-                place = (point.clean_accuracy, point.attack_success_rate)
-                ours.annotate(f"{point.value:g}", place, fontsize=6, xytext=(3, 3), textcoords="offset points")
-        start = pd.concat(curves.values())[["poisoned_clean_accuracy", "poisoned_asr"]].drop_duplicates()
-        ours.plot(start["poisoned_clean_accuracy"], start["poisoned_asr"], "s", color=COLOUR["poisoned"], label="poisoned")
-        for label, points in paper.items():
-            method = {"poisoned": "none", "CleanCLIP": "cleanclip"}.get(label, "par")
-            theirs.plot(*zip(*points, strict=True), "o--" if "," in label else "o-", color=colour(method), ms=4, label=label)
-        ours.set_yscale("symlog", linthresh=0.01)
-        ours.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.005", "0.01", "0.1", "1"])
-        ours.set(title="here (ASR: logarithmic from 0.01)", ylabel="attack success rate", ylim=(-0.001, 1.2))
-        theirs.set(title="the paper's points, read off its figure", ylim=(-0.04, 1.04))
-        for ax in (ours, theirs):
-            ax.set(xlabel="clean accuracy")
-            ax.legend(fontsize=7)
-    return _finished(figure)
-
-
-def _label(label: str, curve: pd.DataFrame) -> str:
-    method = curve["method"].iloc[0]
-    return f"{NAME.get(method, method)}{label.removeprefix(method)} ({curve['knob'].iloc[0]})"
-
-
-def distances(trials: pd.DataFrame) -> Figure:
-    """How far PAR's encoders got from the poisoned model, at most and at the end, over tau: below the dashed line tau never bound."""
-    runs = trials[trials["method"] == "par"].sort_values("tau")
-    if runs.empty:
-        return _nothing("no trial of PAR")
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-        for ax, tower, symbol in zip(axes, ("image", "text"), (r"$S_\phi$ (image)", r"$S_\psi$ (text)"), strict=True):
-            for end, marker, paint in (("max", "o", "#2ca02c"), ("end", "x", "#9467bd")):
-                if f"s_{tower}_{end}" in runs:
-                    label = "largest" if end == "max" else "mean of the last tenth of the steps"
-                    ax.plot(runs["tau"], runs[f"s_{tower}_{end}"], marker, color=paint, label=label)
-            top = max([0.1, *runs["tau"]])
-            ax.plot([0, top], [0, top], "--", color="black", lw=0.9, label="S = tau")
-            ax.set(xlabel="tau", title=symbol)
-        axes[0].set_ylabel("squared distance")
-        axes[0].legend(fontsize=7)
-    return _finished(figure)
-
-
-def settings(trials: pd.DataFrame, axes: list[str]) -> Figure:
-    """Clean accuracy and ASR of every trial, a row a trial, named by the axes of the sweep."""
-    names = [", ".join(_said(axis, trial[axis]) for axis in axes) for trial in trials.to_dict("records")]
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1 + 0.22 * len(trials)), layout="constrained", sharey=True)
-        for ax, metric, label in ((left, "clean_accuracy", "clean accuracy"), (right, "attack_success_rate", "attack success rate")):
-            ax.scatter(trials[metric], range(len(trials)), color=[colour(method) for method in trials["method"]], s=18)
-            ax.set(xlabel=label, yticks=range(len(trials)), yticklabels=names)
-        left.invert_yaxis()
-        right.set_xscale("symlog", linthresh=0.01)
-        right.set_xlim(-0.001, 1.1)
-    return _finished(figure)
+    return finished(figure)
 
 
 def search(trials: pd.DataFrame) -> Figure:
@@ -311,12 +239,14 @@ def search(trials: pd.DataFrame) -> Figure:
         ax.set_yscale("symlog", linthresh=0.01)
         ax.set(xlabel="clean accuracy (validation)", ylabel="attack success rate (validation)", ylim=(-0.002, 1.2))
         ax.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.005", "0.01", "0.1", "1"])
-        _legend(figure, list(dict.fromkeys(trials["method"])))
-    return _finished(figure)
+        legend(figure, list(dict.fromkeys(trials["method"])))
+    return finished(figure)
 
 
 def embedding_view(maps: dict[str, pd.DataFrame]) -> Figure:
     """One panel a model: scenes without and with the trigger, joined by a line, and the target's captions, in 2-D."""
+    if not maps:
+        return nothing("no run of the usual attack was cleaned")
     style = {"clean": ("o", "#1f77b4"), "triggered": ("o", "#d62728"), "target caption": ("^", "#e0a500")}
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
@@ -333,41 +263,11 @@ def embedding_view(maps: dict[str, pd.DataFrame]) -> Figure:
             ax.set_axis_off()
         shown = [plt.Line2D([], [], ls="", marker=marker, color=paint, label=kind) for kind, (marker, paint) in style.items()]
         figure.legend(handles=shown, loc="outside right center")
-    return _finished(figure)
+    return finished(figure)
 
 
-def samples(sets: dict[str, Pairs], columns: int = 8) -> Figure:
-    """A row of pictures of each set of pairs."""
-    figure, axes = plt.subplots(len(sets), columns, figsize=(1.2 * columns, 1.3 * len(sets)), layout="constrained", squeeze=False)
-    for row, (name, pairs) in zip(axes, sets.items(), strict=True):
-        for i, ax in enumerate(row):
-            shown = pairs.names[pairs.labels[i]] if pairs.names else ""
-            _image(ax, pairs.pixels[i], f"{name}: {shown}" if i == 0 else shown)
-    _credit(figure)
-    return _finished(figure)
-
-
-def synthetic_view(trials: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
-    """Clean accuracy and ASR of each method by the data it cleaned with, over the data's gap to the scenes and its diversity."""
-    points = trials.merge(gaps, on=["data", "pairs"])
-    metrics = {"clean_accuracy": "clean accuracy", "attack_success_rate": "attack success rate"}
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(9, 5.6), layout="constrained", sharey="row", sharex="col")
-        measures = {"gap": "Fréchet distance from the scenes", "diversity": "Vendi score"}
-        for row, (metric, label) in zip(axes, metrics.items(), strict=True):
-            for ax, (measure, words) in zip(row, measures.items(), strict=True):
-                for method, runs in points.groupby("method", sort=False):
-                    ax.plot(runs[measure], runs[metric], "o", color=colour(method), ms=7, mfc="none", mew=1.5)
-                for point in points.drop_duplicates("data").to_dict("records"):
-                    ax.annotate(point["data"], (point[measure], point[metric]), fontsize=6, xytext=(4, 4), textcoords="offset points")
-                ax.set_xlabel(words if metric == "attack_success_rate" else "")
-            row[0].set_ylabel(label)
-        axes[1][0].set_ylim(-0.005, max(0.105, 1.05 * points["attack_success_rate"].max()))  # differences of a few scenes stay small
-        _legend(figure, list(dict.fromkeys(points["method"])))
-    return _finished(figure)
-
-
-def _said(axis: str, value: object) -> str:
-    if axis == "batch_norm":
-        return f"BatchNorm {value}"
-    return value if isinstance(value, str) else f"{axis} {value:g}"
+def nothing(words: str) -> Figure:
+    figure, ax = plt.subplots(figsize=(3, 0.5))
+    ax.text(0.5, 0.5, words, ha="center", va="center")
+    ax.set_axis_off()
+    return finished(figure)

@@ -11,10 +11,11 @@ from typing import Any
 
 import nbformat
 
-from parlib import records, report
+from parlib import keys, records, report
 from parlib.cache import ROOT, atomic_folder
+from parlib.ids import run_id
 from parlib.keys import notebook_path
-from parlib.params import NOTEBOOKS, check, run_id
+from parlib.params import NOTEBOOKS, check
 from parlib.report import BEGIN, END, REFERENCE, readme_table
 from parlib.run import plan
 
@@ -103,7 +104,7 @@ def publish() -> None:
     ready = [run for run, reason in reasons.items() if not reason]
     if missing := [run for run in shown.values() if run not in ready or not (folder / f"{run}.ipynb").exists()]:
         raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
-    fresh = records.fresh("small")
+    fresh = keys.fresh("small")
     if extra := {record["run"] for record in fresh} - set(ready):
         raise ValueError(f"notebook 05 shows runs that no file in params/small plans; move their records away: {', '.join(sorted(extra))}")
     notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}

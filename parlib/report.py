@@ -3,18 +3,24 @@
 from typing import Any
 
 import pandas as pd
-from nbconvert import HTMLExporter
 
-from parlib import records
+from parlib import keys, records
 from parlib.cache import ROOT, atomic_file
+from parlib.data import Pairs
+from parlib.evaluate import evaluate
+from parlib.ids import scale_defaults, specific
+from parlib.lineage import learned_pattern
 from parlib.methods import ABLATIONS, METHODS
-from parlib.params import PROPORTION, Clean, Poison, check, scale_defaults
+from parlib.model import Clip
+from parlib.params import Clean, Poison, check
 from parlib.plots import NAME
+from parlib.poison import attacked
+from parlib.presets import NEW, PATCHES, PROPORTION
 
 REFERENCE = ROOT / "outputs" / "reference"
 # The paper's figures (fractions) for the encoder that ours stands for: trigger -> method -> (ASR, CA or None). From a secondary
 # summary of v3 that could not be checked against the paper itself: second-hand, and another scale than ours.
-PAPER_ENCODER = {"small_resnet": "RN50", "small_vit": "ViT-B/32"}
+PAPER_ENCODER = {"small_resnet": "RN50", "small_vit": "ViT-B/32", "RN50": "RN50", "ViT-B-32": "ViT-B/32"}
 _RN50: dict[str, dict[str, tuple[float, float | None]]] = {
     "badnet": {"cleanclip": (0.145, None), "roclip": (0.751, None), "par": (0.063, 0.533)},
     "badnet_stripes": {"cleanclip": (0.623, None), "roclip": (0.820, None), "par": (0.424, 0.530)},
@@ -22,6 +28,8 @@ _RN50: dict[str, dict[str, tuple[float, float | None]]] = {
     "blended_stripes": {"cleanclip": (0.618, None), "roclip": (0.070, None), "par": (0.001, 0.535)},
     "blended_triangles": {"cleanclip": (0.487, None), "roclip": (0.371, None), "par": (0.103, 0.529)},
     "blended_text": {"cleanclip": (0.424, None), "roclip": (0.591, None), "par": (0.181, 0.534)},
+    "wanet": {"cleanclip": (0.000, None), "roclip": (0.020, None), "par": (0.000, 0.544)},
+    "badclip": {"cleanclip": (0.401, None), "par": (0.304, 0.534)},
 }
 _VIT_B_32: dict[str, dict[str, tuple[float, float | None]]] = {
     "badnet_stripes": {"cleanclip": (0.868, None), "par": (0.001, None)},
@@ -65,7 +73,7 @@ BEGIN, END = "<!-- table: written by make publish -->", "<!-- end of table -->"
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a record, for sweeps a row a trial, with the columns of table.csv; table is 1 in the main table, 2 in that of the
-    ablations, else 0.
+    ablations, 3 in that of the new triggers, else 0.
     """
     rows = [row for record in found for row in (_trial_rows(record) if "timings" in record else [_row(record)])]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -73,7 +81,7 @@ def table(found: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _trial_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     trials = pd.DataFrame(record["history"]).assign(seconds=record["timings"]["seconds"])
-    same = {"notebook": record["notebook"], "table": 0, "attack": "dirty_label"}
+    same = {"notebook": record["notebook"], "table": 0}
     rows = []
     for i, trial in enumerate(trials.to_dict("records")):  # what diverged or was stopped too, without results
         unused = {"tau", "self_weight", "pool"} - set(METHODS[trial["method"]].options)
@@ -91,18 +99,19 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     params, metrics, history = record["params"], record["metrics"], record["history"]
     poisoning = record["notebook"] == "01_poison"
     kind, name = (Poison, "contrast") if poisoning else (Clean, params["method"])
-    named = {axis: params[axis] for axis in ("scale", "encoder", "trigger", "seed")} | ({} if poisoning else {"method": name})
-    usual = check(record["notebook"], scale_defaults(record["notebook"], params["scale"]) | named)
+    named = {axis: params[axis] for axis in ("scale", "encoder", "trigger", "attack", "seed")} | ({} if poisoning else {"method": name})
+    defaults = scale_defaults(record["notebook"], params["scale"], *specific(named))
+    usual = check(record["notebook"], defaults | named)
+    aside: dict[str, Any] = {"compute": {}} | ({} if poisoning else {"tests": []})  # which don't make it another run
+    same = kind(**params | aside) == kind(**usual.model_dump() | aside)
     row = {column: params[column] for column in params if column in COLUMNS}
     row |= {column: metrics[column] for column in metrics if column in COLUMNS}
     row |= _proportion(params["trigger"])
     row |= {
         "notebook": record["notebook"],
         "run": record["run"],
-        "table": (2 if name in ABLATIONS else 1) if kind(**params) == usual else 0,
-        "attack": "dirty_label",
+        "table": (2 if name in ABLATIONS else 3 if params["trigger"] in NEW else 1) if same else 0,
         "method": "none" if poisoning else name,
-        "data": "scenes",
         "pairs": params["train_scenes"] if poisoning else params["pairs"],
         "schedule": "warmup_cosine" if poisoning else params["schedule"],
         "batch_norm": "train" if poisoning else params["batch_norm"],
@@ -148,10 +157,11 @@ def ablations(table: pd.DataFrame) -> pd.DataFrame:
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
     rows, triggers = [], list(dict.fromkeys(table["trigger"]))
-    groups = table.groupby(["trigger", "encoder"])
-    for (trigger, encoder), attack in sorted(groups, key=lambda group: (triggers.index(group[0][0]), group[0][1])):
-        head = {"encoder": encoder, "trigger": trigger, "size (paper's)": _size(attack.iloc[0])}
-        published = PAPER.get(PAPER_ENCODER.get(encoder, ""), {}).get(trigger, {})
+    groups = table.groupby(["trigger", "attack", "encoder"])
+    for (trigger, kind, encoder), attack in sorted(groups, key=lambda group: (triggers.index(group[0][0]), *group[0][1:])):
+        shown = trigger if kind == "dirty_label" else f"{trigger}, {kind}"
+        head = {"encoder": encoder, "trigger": shown, "size (paper's)": _size(attack.iloc[0])}
+        published = PAPER.get(PAPER_ENCODER.get(encoder, ""), {}).get(trigger, {}) if kind == "dirty_label" else {}
         base = attack[(attack["method"] == "none") & attack["base_clean_accuracy"].notna()].head(1)
         if len(base):
             values = {label: _spread(base[BASE[name]]) for name, label in SHOWN.items()}
@@ -190,15 +200,30 @@ def choose(runs: pd.DataFrame) -> Any:
     return (runs["clean_accuracy"] - runs["attack_success_rate"]).sort_values(ascending=False).index[0]
 
 
-def planted_triggers(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each trigger of the main table's poisoned models, with the options that it was planted with, in small_resnet first."""
+def tried(models: dict[str, Clip], images: Pairs, triggers: list[dict[str, Any]]) -> pd.DataFrame:
+    """What each model does under each trigger, given by its options: a row a trigger and model."""
+    shown = ("clean_accuracy", "attack_success_rate", "attack_success_rate_ci_low", "attack_success_rate_ci_high", "triggered_accuracy")
+    rows = []
+    for options in triggers:
+        test = attacked(images, **options)  # one at a time: each takes as much memory as the images
+        for name, clip in models.items():
+            found = evaluate(clip, test)
+            rows.append({"trigger": options["trigger"], "model": name} | {metric: found[metric] for metric in shown})
+    return pd.DataFrame(rows)
+
+
+def planted_triggers(found: list[dict[str, Any]], kind: int = 1) -> list[dict[str, Any]]:
+    """Each trigger of a table's poisoned models (1: the main one), with the options that it was planted with."""
     rows = table(found)
-    runs = set(rows.loc[(rows["table"] == 1) & (rows["notebook"] == "01_poison"), "run"])
+    runs = set(rows.loc[(rows["table"] == kind) & (rows["notebook"] == "01_poison"), "run"])
     planted: dict[str, dict[str, Any]] = {}
     for record in found:
         if record["run"] in runs:
-            planted.setdefault(record["params"]["trigger"], record["params"])
-    return [{name: params[name] for name in ("trigger", "target", "patch", "strength")} for params in planted.values()]
+            planted.setdefault(record["params"]["trigger"], record)  # small_resnet's come first
+    return [
+        {name: record["params"][name] for name in ("trigger", "target", "patch", "strength")} | learned_pattern(record)
+        for record in planted.values()
+    ]
 
 
 def maps(found: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -213,7 +238,7 @@ def maps(found: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
 
 def mapped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records whose embedding maps notebook 05 shows."""
-    rows, usual = table(found), {name: Clean.model_fields[name].default for name in ("encoder", "trigger", "seed")}
+    rows, usual = table(found), {name: Clean.model_fields[name].default for name in ("encoder", "trigger", "attack", "seed")}
     shown = (rows[list(usual)] == pd.Series(usual)).all(axis=1) & (rows["table"] > 0) & (rows["notebook"] == "02_clean")
     runs = rows.loc[shown, "run"]
     return [record for record in found if record["run"] in set(runs)]
@@ -226,10 +251,11 @@ def _spread(values: pd.Series) -> str:
 
 
 def _size(run: pd.Series) -> str:
-    """Patch in px or strength of the pattern, and the paper's proportion."""
-    if run["strength"] == 1:
-        return f"{run['patch']:.0f} px ({run['proportion_patch']:.0f} px)"
-    return f"{run['strength']:.2f} ({run['proportion_strength']:.2f})"
+    """Patch in px or strength of the pattern, and the paper's proportion, where the trigger is the paper's."""
+    patch = run["trigger"] in PATCHES
+    ours, theirs = (run["patch"], run["proportion_patch"]) if patch else (run["strength"], run["proportion_strength"])
+    said = [f"{size:.0f} px" if patch else f"{size:.2f}" for size in (ours, theirs) if pd.notna(size)]
+    return " ".join([said[0], *(f"({size})" for size in said[1:])])
 
 
 def _plain(value: float | None) -> str:
@@ -251,7 +277,7 @@ def show(scale: str, runs: list[str]) -> None:
     """Print the summary of a scale, the difference of these runs from the published ones, and where to look."""
     folder = records.outputs(scale)
     if records.read_all(folder):
-        frame = table(records.fresh(scale))
+        frame = table(keys.fresh(scale))
         with atomic_file(folder / "table.csv") as temporary:
             frame.to_csv(temporary, index=False)
         if (frame["table"] == 1).any():
@@ -267,6 +293,8 @@ def show(scale: str, runs: list[str]) -> None:
         print(f"{run} against outputs/reference: {changed or 'no difference'}")
     executed = folder / "05_evaluate.ipynb"
     if "05_evaluate" in runs and executed.exists():
+        from nbconvert import HTMLExporter  # here, as it takes a second and a half, and notebooks import this module
+
         page, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))
         with atomic_file(folder / "report.html") as temporary:
             temporary.write_text(page)

@@ -21,11 +21,14 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from parlib import records, report
+from parlib import keys, lineage, records, report
 from parlib.cache import ROOT, lock
+from parlib.checkpoints import SOURCES
+from parlib.grids import distinct_attacks, expand
+from parlib.ids import run_id, scale_defaults
 from parlib.keys import notebook_path
 from parlib.methods import METHODS
-from parlib.params import NOTEBOOKS, Clean, Params, Poison, Sweep, check, distinct_attacks, expand, run_id, scale_defaults
+from parlib.params import NOTEBOOKS, Clean, Params, Poison, Sweep, check
 from parlib.triggers import TRIGGERS
 
 _AROUND = 15.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
@@ -47,7 +50,7 @@ class Planned:
     def state(self) -> str:
         """done, missing, or why it must be made again."""
         try:
-            return records.state(self.params.scale, self.id, records.planned_key(self.params))
+            return keys.state(self.params.scale, self.id, keys.planned_key(self.params))
         except FileNotFoundError:
             return "missing"
         except ValueError as error:  # such as an upstream run that will be made again before this one
@@ -90,9 +93,9 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
     found: dict[str, Planned] = {}
     for run in wanted:
         for cleaning in _cleanings(run.params):
-            needed = cleaning.poisoned or records.poisoned_run(cleaning)
+            needed = cleaning.poisoned or lineage.poisoned_run(cleaning)
             if needed not in known and not cleaning.poisoned:
-                params = records.poisoned_params(cleaning)
+                params = lineage.poisoned_params(cleaning)
                 known[needed] = Planned("01_poison", params.model_dump(exclude_defaults=True), params)
             if needed in known:
                 found[needed] = known[needed]
@@ -102,7 +105,7 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
 
 def _cleanings(params: Params) -> list[Clean]:
     """The cleanings of a run that start from a run of 01, one for each attack."""
-    return [cleaning for cleaning in distinct_attacks(params) if not cleaning.poisoned.startswith(("local-dir:", "hf-hub:"))]
+    return [cleaning for cleaning in distinct_attacks(params) if not cleaning.poisoned.startswith(SOURCES)]
 
 
 def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
@@ -122,10 +125,11 @@ def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
 
 
 def _named(run: str, scale: str) -> Planned | None:
-    """The run of an id that names method, trigger, encoder and seed alone; None where it says more or something else."""
+    """The run of an id that names method, trigger, attack, encoder and seed alone; None where it says more or something else."""
     notebook, _, name = run.partition("/")
     longest = sorted(TRIGGERS, key=len, reverse=True)  # badnet_stripes before badnet
-    pattern = rf"(?:(?P<method>{'|'.join(METHODS)})_)?(?P<trigger>{'|'.join(longest)})(?:_(?P<encoder>.+))?_s(?P<seed>\d+)"
+    attacked = rf"(?P<trigger>{'|'.join(longest)})(?:_(?P<attack>label_consistent))?"
+    pattern = rf"(?:(?P<method>{'|'.join(METHODS)})_)?{attacked}(?:_(?P<encoder>.+))?_s(?P<seed>\d+)"
     found = re.fullmatch(pattern, name)
     if notebook not in NOTEBOOKS or found is None:
         return None
@@ -221,6 +225,20 @@ def make(runs: list[Planned]) -> None:
         execute(run)
 
 
+def dry_run(runs: list[Planned]) -> int:
+    """Print what each run would meet; 1 where something will not do."""
+    from parlib.rehearsal import rehearse
+
+    good = True
+    for run in runs:
+        print(f"{run.id}:", flush=True)
+        for what, found, fine in rehearse(run.params):
+            print(f"  {'ok' if fine else 'NO'}  {what}: {found}", flush=True)
+            good = good and fine
+    print("nothing was trained; all of it will do" if good else "nothing was trained; mend what is marked NO")
+    return 0 if good else 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m parlib.run", description=__doc__)
@@ -229,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", nargs="+", metavar="ID", help="make these runs and what they need, such as 02_clean/par_badnet_stripes_s0"
     )
     parser.add_argument("--list", action="store_true", help="say what there is to do, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="look at checkpoint, data, disk, time and memory, and train nothing")
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write the notebooks with their parameters there, unexecuted")
     asked = parser.parse_args(arguments)
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -238,6 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
         runs = with_needs(wanted, planned)
         if asked.prepare:
             prepare(runs, asked.prepare)
+        elif asked.dry_run:
+            return dry_run(wanted)
         elif asked.list:
             for run in runs:
                 print(f"{run.id}: {run.state()}")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import version
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -16,9 +17,11 @@ from safetensors.torch import save_file
 
 from parlib.cache import atomic_file, cache_dir, code_fingerprint, digest, versions
 from parlib.data import _AN, SIDE, TEMPLATES, Pairs, _paste, class_names, load_scenes, sprites
+from parlib.feeds import generator
+from parlib.model import Clip, embed_images
 from parlib.paint import paint, painter
-from parlib.sources import load_outside
-from parlib.train import generator
+from parlib.sources import Skipped
+from parlib.streams import Stream
 
 # Another grammar than the scenes': sentences as a language model writes them, about the object alone.
 SENTENCES = (
@@ -129,11 +132,13 @@ def load_synthetic(name: str, n: int, classes: int, seed: int = 0) -> Pairs:
         return Pairs(file.get_tensor("pixels"), captions, labels, torch.full_like(labels, -1), names)
 
 
-def load_pairs(data: str, n: int, classes: int) -> Pairs:
-    """n pairs to clean with: `scenes` (the clean split), the synthetic data of that name, or LAYOUT:PATH for data of others."""
+def load_pairs(data: str, n: int, classes: int, side: int = SIDE, limit: float = 0.01, split: str = "clean") -> Pairs | Stream:
+    """n pairs: `scenes` (of a split), the synthetic data of that name, or LAYOUT:PATH for data of others, which are read as they are
+    needed. side: px; limit: the share of unusable rows above which it fails; both for data of others.
+    """
     if ":" in data:
-        return load_outside(data, n)
-    return load_scenes("clean", n, classes) if data == "scenes" else load_synthetic(data, n, classes)
+        return Stream(data, n, side, Skipped(limit))
+    return load_scenes(split, n, classes) if data == "scenes" else load_synthetic(data, n, classes)
 
 
 def frechet(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -150,3 +155,16 @@ def vendi(embeddings: torch.Tensor) -> float:
     """Vendi score (arXiv 2210.02410) of unit-norm embeddings (N, D): the effective number of different ones, 1..min(N, D)."""
     values = torch.linalg.eigvalsh(embeddings.double().T @ embeddings.double() / len(embeddings)).clamp_min(1e-12)
     return (-(values * values.log()).sum()).exp().item()
+
+
+def gaps(clip: Clip, pairs: dict[tuple[str, int], Pairs | Stream], classes: int, count: int = 4000) -> pd.DataFrame:
+    """How far each set of pairs lies from scenes of the training split (Fréchet distance), and how varied it is (Vendi score), in a
+    model's image embedding: a row a set, by the first `count` pairs. For models of other sizes than the scenes', from the first set.
+    """
+    (_, n), first = next(iter(pairs.items()))
+    real = load_scenes("train", min(count, 120 * classes), classes) if clip.side == SIDE else first.first(min(count, n))
+    known, rows = embed_images(clip, real.pixels), []
+    for (data, n), found in pairs.items():
+        image = embed_images(clip, found.first(min(count, n)).pixels)
+        rows.append({"data": data, "pairs": n, "gap": frechet(image, known), "diversity": vendi(image)})
+    return pd.DataFrame(rows)

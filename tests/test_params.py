@@ -1,15 +1,19 @@
 """Parameters: one source of defaults, clear errors, run ids."""
 
 import ast
+from typing import Literal
 
 import nbformat
 import pytest
 import yaml
 
 from parlib.cache import ROOT
+from parlib.compute import Compute
+from parlib.ids import run_id, scale_defaults
 from parlib.keys import notebook_path
 from parlib.methods import ABLATIONS
-from parlib.params import NOTEBOOKS, TUNED, check, literals, preset, run_id, scale_defaults
+from parlib.params import NOTEBOOKS, check, literals
+from parlib.presets import TUNED, preset
 
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
 
@@ -28,8 +32,10 @@ def test_parameter_cell_repeats_names_types_defaults_and_help(notebook):
     for node, line in zip(nodes, lines, strict=True):
         field = fields[node.target.id]
         kind = getattr(field.annotation, "__origin__", field.annotation)
-        assert node.annotation.id == (kind.__name__ if isinstance(kind, type) else "str")
-        assert ast.literal_eval(node.value) == field.default
+        names = {Compute: "dict", Literal: "str"}
+        assert node.annotation.id == (names.get(kind) or kind.__name__)
+        value = ast.literal_eval(node.value)
+        assert (type(field.default)(**value) if isinstance(value, dict) else value) == field.default
         assert line.partition("  # ")[2] == field.description
 
 
@@ -56,8 +62,17 @@ def test_int_for_a_float_and_tuned_values():
         ("01_poison", {"encoder": "small_resent"}, "unknown encoder 'small_resent', did you mean 'small_resnet'"),
         ("01_poison", {"encoder": "RN50"}, "encoder 'RN50' takes images of 224 px; the embedded scenes are of 64 px"),
         ("01_poison", {"target": "bananna"}, "unknown class 'bananna', did you mean 'banana'"),
-        ("01_poison", {"rate": 0.0}, "rate = 0.0: input should be greater than 0"),
-        ("01_poison", {"rate": 1}, "rate = 1: input should be less than 1"),
+        ("01_poison", {"rate": -0.1}, "rate = -0.1: input should be greater than or equal to 0"),
+        ("02_clean", {"compute": {"precison": "bf16"}}, "unknown parameter 'compute.precison', did you mean 'precision'?"),
+        ("02_clean", {"compute": {"precision": "bf8"}}, "compute.precision = 'bf8': input should be 'float32', 'bf16' or 'fp16'"),
+        ("02_clean", {"compute": {"chunk": 8}}, "set batch_norm to frozen, or chunk to 0"),
+        ("02_clean", {"compute": {"processes": 3}}, "a batch of 128 can't be shared out evenly to 3 processes"),
+        ("02_clean", {"normalised": False}, "normalised = False is for a checkpoint of others: name it"),
+        ("02_clean", {"retrieval": "coco:data/coco"}, "retrieval comes beside evaluation"),
+        ("02_clean", {"evaluation": "cc3m:data/cc3m"}, "cc3m holds captions, not labels"),
+        ("02_clean", {"tests": ["bagnet"]}, "unknown trigger 'bagnet', did you mean 'badnet'?"),
+        ("01_poison", {"data": "cc3m:data/cc3m"}, "wants a base, such as openai"),
+        ("01_poison", {"rate": 1.5}, "rate = 1.5: input should be less than or equal to 1"),
     ],
 )
 def test_one_clear_line(notebook, values, message):

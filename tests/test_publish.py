@@ -46,13 +46,13 @@ def grid(tmp_path, monkeypatch):
     record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one", "artifacts": artifacts})
     (reference / "02_clean" / "one.json").write_text(record)
     (reference / "02_clean" / "one_points.csv").write_text("x,y\n")
-    keys = {"02_clean/one": "k", "02_clean/two": "k"}
+    known = {"02_clean/one": "k", "02_clean/two": "k"}
     for module in (publish, records):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(publish, "REFERENCE", reference)
-    planned = [SimpleNamespace(id=run, state=lambda run=run: records.state("small", run, keys[run])) for run in keys]
+    planned = [SimpleNamespace(id=run, state=lambda run=run: keys.state("small", run, known[run])) for run in known]
     monkeypatch.setattr(publish, "plan", lambda path: planned)
-    return tmp_path, keys
+    return tmp_path, known
 
 
 def test_a_published_run_that_is_not_here_is_never_lost(grid):

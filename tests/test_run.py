@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from parlib import records, report, run
+from parlib import keys, lineage, records, report, run
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
+from parlib.ids import run_id
 from parlib.methods import METHODS, contrast
-from parlib.params import check, run_id
+from parlib.notebook import Run, start
+from parlib.params import check
 from parlib.triggers import TRIGGERS
 
 METRICS = {
@@ -28,13 +30,14 @@ METRICS = {
 def _own_outputs(tmp_path, monkeypatch):
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     (tmp_path / "params").symlink_to(ROOT / "params")
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    for module in ("records", "notebook"):
+        monkeypatch.setattr(f"parlib.{module}.ROOT", tmp_path)
 
 
 def _record(tmp_path, notebook="01_poison", **values) -> dict:
     weights = tmp_path / "weights"
     weights.write_bytes(b"weights")
-    started = records.start(notebook, values)
+    started = start(notebook, values)
     history = {"s_image": [0.5, 3.0], "s_text": [0.1, 0.2]} if notebook == "02_clean" else {}
     return started.save(metrics=METRICS, seconds=1.5, n=10, history=history, weights=weights)
 
@@ -51,20 +54,20 @@ def test_record_is_flat_and_complete(tmp_path):
 def test_states(tmp_path):
     record = _record(tmp_path)
     name, key = record["run"], record["key"]
-    assert records.state("small", name, key) == "done"
-    assert records.state("small", "01_poison/blended_s0", key) == "missing"
-    assert records.state("small", name, "other").startswith("stale")
+    assert keys.state("small", name, key) == "done"
+    assert keys.state("small", "01_poison/blended_s0", key) == "missing"
+    assert keys.state("small", name, "other").startswith("stale")
     (tmp_path / "weights").write_bytes(b"touched")
-    assert records.state("small", name, key) == "its weights is not the file that was written"
+    assert keys.state("small", name, key) == "its weights is not the file that was written"
     (tmp_path / "weights").unlink()
-    assert records.state("small", name, key) == "its weights is gone"
+    assert keys.state("small", name, key) == "its weights is gone"
 
 
 def test_key_changes_with_parameters_and_inputs():
-    base = records.key("01_poison", check("01_poison", {}), {})
-    assert base == records.key("01_poison", check("01_poison", {"rate": 0.08}), {})
-    assert base != records.key("01_poison", check("01_poison", {"rate": 0.09}), {})
-    assert base != records.key("01_poison", check("01_poison", {}), {"poisoned": {"sha256": "1"}})
+    base = keys.key("01_poison", check("01_poison", {}), {})
+    assert base == keys.key("01_poison", check("01_poison", {"rate": 0.08}), {})
+    assert base != keys.key("01_poison", check("01_poison", {"rate": 0.09}), {})
+    assert base != keys.key("01_poison", check("01_poison", {}), {"poisoned": {"sha256": "1"}})
 
 
 def test_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
@@ -94,14 +97,14 @@ def test_fingerprint_sees_code_and_not_words(tmp_path, monkeypatch):
 
 def test_a_key_names_the_entries_of_the_registries_that_it_uses(monkeypatch):
     params = check("02_clean", {"method": "cleanclip"})
-    before, usual = records.key("02_clean", params, {}), METHODS["cleanclip"]
-    assert records.key("02_clean", params, {}) == before
+    before, usual = keys.key("02_clean", params, {}), METHODS["cleanclip"]
+    assert keys.key("02_clean", params, {}) == before
     for changed in ({"weight_decay": 0.2}, {"learns_scale": False}, {"needs_reference": True}, {"reword": None}, {"loss": contrast}):
         monkeypatch.setitem(METHODS, "cleanclip", replace(usual, **changed))
-        assert records.key("02_clean", params, {}) != before, changed
+        assert keys.key("02_clean", params, {}) != before, changed
     monkeypatch.setitem(METHODS, "cleanclip", usual)
     monkeypatch.setitem(METHODS, "par", replace(METHODS["par"], weight_decay=0.2))  # not its own
-    assert records.key("02_clean", params, {}) == before
+    assert keys.key("02_clean", params, {}) == before
     assert METHODS["par"].code == ["methods.par", "augment.noise_and_cutout"]
     assert METHODS["cleanclip"].code == ["methods.cleanclip", "augment.auto_augment", "eda.reword"]
 
@@ -113,8 +116,11 @@ def test_other_parameters_are_never_overwritten(tmp_path, monkeypatch):
     held["params"]["rate"] = 0.5
     path.write_text(json.dumps(held))
     with pytest.raises(ValueError, match=r"holds a run with other parameters .*rate.*move it away first"):
-        records.start("01_poison", {})
+        start("01_poison", {})
     assert json.loads(path.read_text()) == held
+    del held["params"]["rate"]  # as in a record from before there was such a parameter
+    path.write_text(json.dumps(held))
+    assert start("01_poison", {}).id == record["run"]
 
 
 def test_the_runner_moves_other_parameters_aside_and_keeps_them(tmp_path):
@@ -140,16 +146,16 @@ def test_a_table_needs_records_and_no_weights(tmp_path):
     _record(tmp_path)
     _record(tmp_path, "02_clean")
     (tmp_path / "weights").unlink()
-    assert [item["notebook"] for item in records.fresh("small")] == ["01_poison", "02_clean"]
+    assert [item["notebook"] for item in keys.fresh("small")] == ["01_poison", "02_clean"]
     with pytest.raises(FileNotFoundError, match="the weights of 01_poison/badnet_stripes_s0 are gone or damaged; make them again with"):
-        records.upstream(check("02_clean", {}))
+        lineage.upstream(check("02_clean", {}))
 
 
 def test_only_a_poisoned_run_can_be_cleaned(tmp_path):
     _record(tmp_path)
     _record(tmp_path, "02_clean")
     with pytest.raises(ValueError, match="02_clean/par_badnet_stripes_s0 is no poisoned model"):
-        records.start("02_clean", {"poisoned": "02_clean/par_badnet_stripes_s0"})
+        start("02_clean", {"poisoned": "02_clean/par_badnet_stripes_s0"})
 
 
 def test_an_upstream_that_no_longer_fits_makes_a_run_stale(tmp_path):
@@ -166,18 +172,18 @@ def test_rerun_says_whether_it_is_equal(tmp_path, capsys):
 
 def test_missing_upstream_names_the_command():
     with pytest.raises(FileNotFoundError, match="--only 01_poison/badnet_stripes_s0"):
-        records.start("02_clean", {})
+        start("02_clean", {})
     with pytest.raises(FileNotFoundError, match="--only 01_poison/nothing_s9"):
-        records.start("02_clean", {"poisoned": "01_poison/nothing_s9"})
+        start("02_clean", {"poisoned": "01_poison/nothing_s9"})
     with pytest.raises(FileNotFoundError, match="make reproduce"):
-        records.start("05_evaluate", {})
+        start("05_evaluate", {})
 
 
 def test_a_named_poisoned_run_must_be_of_the_same_attack(tmp_path):
     _record(tmp_path, trigger="blended_text")
     with pytest.raises(ValueError, match="01_poison/blended_text_s0 was made with trigger = 'blended_text', not 'badnet_stripes'"):
-        records.start("02_clean", {"poisoned": "01_poison/blended_text_s0"})
-    named = records.start("02_clean", {"poisoned": "01_poison/blended_text_s0", "trigger": "blended_text"})
+        start("02_clean", {"poisoned": "01_poison/blended_text_s0"})
+    named = start("02_clean", {"poisoned": "01_poison/blended_text_s0", "trigger": "blended_text"})
     assert named.inputs["poisoned"]["run"] == "01_poison/blended_text_s0"
 
 
@@ -185,32 +191,32 @@ def test_a_trigger_is_tested_as_it_was_planted(tmp_path):
     _record(tmp_path, patch=11)
     record = records.read("small", "01_poison/badnet_stripes_s0_patch11")
     params = check("02_clean", {"poisoned": record["run"]})
-    assert records.planted(params, record)["patch"] == 11
-    assert records.inputs(params)["poisoned"]["patch"] == 11
-    assert records.planted(check("02_clean", {"poisoned": record["run"], "patch": 4}), record)["patch"] == 4
+    assert lineage.planted(params, record)["patch"] == 11
+    assert keys.inputs(params)["poisoned"]["patch"] == 11
+    assert lineage.planted(check("02_clean", {"poisoned": record["run"], "patch": 4}), record)["patch"] == 4
 
 
 def test_stale_records_are_left_out_of_the_table(tmp_path, capsys):
     record = _record(tmp_path)
-    assert [item["run"] for item in records.fresh("small")] == [record["run"]]
+    assert [item["run"] for item in keys.fresh("small")] == [record["run"]]
     path = records.record_path("small", record["run"])
     path.write_text(json.dumps(record | {"key": "of older code"}))
     with pytest.raises(FileNotFoundError):
-        records.fresh("small")
+        keys.fresh("small")
     assert "left out, because it is stale: 01_poison/badnet_stripes_s0" in capsys.readouterr().out
 
 
 def test_unwritable_outputs_end_before_any_work(tmp_path):
     (tmp_path / "outputs").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="cannot write .*01_poison"):
-        records.start("01_poison", {})
+        start("01_poison", {})
 
 
 def test_a_full_disk_leaves_no_half_record(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    started = records.start("01_poison", {})
+    started = start("01_poison", {})
     monkeypatch.setattr("pathlib.Path.write_text", full)
     with pytest.raises(OSError, match="No space left on device"):
         started.save(metrics=METRICS, seconds=1.0, n=1)
@@ -241,13 +247,13 @@ def test_table_has_the_columns_and_main_rows(tmp_path):
 
 def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_own(tmp_path):
     base = {"base_clean_accuracy": 0.8, "base_asr": 0.004, "base_triggered_accuracy": 0.7, "base_retrieval_asr": 0.01}
-    planted = records.start("01_poison", {})
+    planted = start("01_poison", {})
     found = [planted.save(metrics=METRICS | base, seconds=1.5, n=10)]
     (tmp_path / "weights").write_bytes(b"weights")
     control = {"method": "finetune", "lr": 4e-3, "batch": 128, "schedule": "cosine"}
     for values in ({"method": "par"}, {"method": "finetune"}, {"method": "perturb_only"}, control, {"method": "par", "lr": 2e-3}):
         params = check("02_clean", values)
-        started = records.Run("02_clean", run_id("02_clean", params), params)
+        started = Run("02_clean", run_id("02_clean", params), params)
         found.append(started.save(metrics=METRICS, seconds=1.5, n=10))
     frame = report.table(found)
     assert frame["table"].tolist() == [1, 1, 1, 2, 0, 0]
@@ -286,10 +292,12 @@ def test_plan_expands_lists_and_orders():
     ids = [item.id for item in planned]
     assert ids == [
         "01_poison/badnet_stripes_s0",
+        "01_poison/resistant_s0",
         "02_clean/finetune_badnet_stripes_s0",
         "02_clean/cleanclip_badnet_stripes_s0",
         "02_clean/roclip_badnet_stripes_s0",
         "02_clean/par_badnet_stripes_s0",
+        "02_clean/finetune_resistant_s0",
         "03_tau_sweep/grid_badnet_stripes_s0",
         "03_tau_sweep/optuna_badnet_stripes_s0",
         "04_synthetic/badnet_stripes_s0_datascenes-outline-painted_methodpar_seeds0",
@@ -313,7 +321,7 @@ def test_only_adds_what_is_needed():
 
 def test_command_line_errors(tmp_path, capsys):
     assert run.main([str(tmp_path / "params" / "large")]) == 1
-    assert "does not exist; the parameter folders are: params/small, params/smoke" in capsys.readouterr().err
+    assert "does not exist; the parameter folders are: params/paper, params/small, params/smoke" in capsys.readouterr().err
     (tmp_path / "02_clean_typo.yaml").write_text("tau: high\n")
     assert run.main([str(tmp_path / "02_clean_typo.yaml")]) == 1
     assert "02_clean: tau = 'high'" in capsys.readouterr().err

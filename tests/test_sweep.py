@@ -4,13 +4,18 @@ import pandas as pd
 import pytest
 import torch
 
-from parlib import train as training
+from parlib import fit as training
+from parlib.grids import attack_of, distinct_attacks, expand
+from parlib.ids import run_id
 from parlib.keys import key
-from parlib.params import TUNED, attack_of, check, distinct_attacks, expand, preset, run_id
+from parlib.params import check
 from parlib.poison import attacked
+from parlib.presets import TUNED, preset
 from parlib.run import Planned, with_needs
-from parlib.sweep import Material, area, below, clean, curves, failures, rule_and_best, sweep, tau_rule
+from parlib.sweep import failures, sweep
+from parlib.tradeoff import area, below, curves, rule_and_best, tau_rule
 from parlib.train import Told, training_key
+from parlib.trials import Material, Poisoned, clean
 
 TINY = {"scale": "smoke", "classes": 10, "eval_scenes": 60, "pairs": 120, "epochs": 1}
 
@@ -25,7 +30,7 @@ def material(clip, scenes):
     options = preset(trial.trigger)
     test = attacked(scenes.first(60), **options)
     found = {"poisoned_clean_accuracy": 0.5, "poisoned_asr": 0.5}
-    return Material({attack_of(trial): (clip, test, test, options, found)}, {("scenes", 120): scenes})
+    return Material({attack_of(trial): Poisoned(clip, test, test, options, found)}, {("scenes", 120): scenes})
 
 
 def test_a_space_is_every_combination_once():
@@ -129,20 +134,19 @@ def test_failures_are_named_and_divergence_is_none():
 
 
 def test_a_told_watch_counts_as_the_watch_inside(clip, scenes, material):
-    _, _, watched, _, _ = next(iter(material.attacks.values()))
-    recipe, tokens = training.Recipe("finetune", 1, 40, 1e-3, 0), clip.tokenizer(scenes.captions)
-    options = {"reworded": None, "reference": None}
-    keys = [training_key(clip, scenes.pixels, tokens, recipe, watch=watch, **options) for watch in (watched, Told(watched, print))]
+    watched = next(iter(material.attacks.values())).watched
+    recipe, feed = training.Recipe("finetune", 1, 40, 1e-3, 0), scenes.feed(clip)
+    keys = [training_key(clip, feed, recipe, watch=watch, reference=None) for watch in (watched, Told(watched, print))]
     assert keys[0] == keys[1]
 
 
 def test_the_number_of_threads_is_part_of_a_training_s_key(clip, scenes):
-    recipe, tokens, threads = training.Recipe("finetune", 1, 40, 1e-3, 0), clip.tokenizer(scenes.captions), torch.get_num_threads()
+    recipe, threads = training.Recipe("finetune", 1, 40, 1e-3, 0), torch.get_num_threads()
     keys = set()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            keys.add(training_key(clip, scenes.pixels, tokens, recipe, reworded=None, reference=None, watch=None))
+            keys.add(training_key(clip, scenes.feed(clip), recipe, reference=None, watch=None))
     finally:
         torch.set_num_threads(threads)
     assert len(keys) == 2

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from parlib.data import class_names, load_scenes
+from parlib.feeds import generator
 from parlib.paint import paint, painter
 from parlib.synthetic import DRAWN, SYNTHETIC, flat, frechet, load_pairs, load_synthetic, outline, relit, vendi
-from parlib.train import generator
 
 
 def _rows(pixels: torch.Tensor) -> set[bytes]:
@@ -25,13 +25,13 @@ def test_generators_keep_their_seed(name, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_sets_are_whole_and_hold_no_scene(name):
-    made, scenes = load_synthetic(name, 60, 10), load_scenes("clean", 60, 10)
-    assert made.pixels.shape == (60, 3, 64, 64)
+    made, scenes = load_synthetic(name, 200, 10), load_scenes("clean", 200, 10)  # as many as smoke's notebook 04 takes: made once
+    assert made.pixels.shape == (200, 3, 64, 64)
     assert made.pixels.dtype == torch.uint8
     away = torch.cdist(made.pixels.flatten(1).float(), scenes.pixels.flatten(1).float(), p=1) / scenes.pixels[0].numel()
     assert away.min() > 10  # no picture is within 10 of 255 levels, on average over its pixels, of a scene
-    assert len(_rows(made.pixels)) == 60
-    assert made.labels.bincount().tolist() == [6] * 10
+    assert len(_rows(made.pixels)) == 200
+    assert made.labels.bincount().tolist() == [20] * 10
     assert all(made.names[label] in caption.lower() for label, caption in zip(made.labels.tolist(), made.captions, strict=True))
 
 

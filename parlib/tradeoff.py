@@ -1,0 +1,82 @@
+"""What a sweep's table says: trade-off curves of clean accuracy and ASR, how good one is, and which tau to take."""
+
+import itertools
+from typing import Any
+
+import pandas as pd
+
+from parlib.methods import METHODS
+from parlib.report import MARGIN, choose
+
+_AXES = ("encoder", "trigger", "seed", "data", "tau", "self_weight", "pool", "lr", "schedule", "batch_norm", "pairs", "epochs", "batch")
+
+
+_REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
+
+
+def area(trials: pd.DataFrame) -> float:
+    """The hypervolume of a trade-off curve: the share of the unit square of clean accuracy and 1 - ASR that its points dominate."""
+    best, total = 0.0, 0.0
+    for accuracy, asr in sorted(zip(trials["clean_accuracy"], trials["attack_success_rate"], strict=True), reverse=True):
+        total += accuracy * max(0.0, 1 - asr - best)
+        best = max(best, 1 - asr)
+    return total
+
+
+def below(one: pd.DataFrame, other: pd.DataFrame) -> float | None:
+    """The share of the clean accuracies that two trade-off curves both attain at which the first one's ASR is the lower; None where
+    they share none.
+
+    At a clean accuracy a curve's ASR is the lowest of its points that are at least so accurate.
+    """
+    found = [curve[["clean_accuracy", "attack_success_rate"]].to_numpy() for curve in (one, other)]
+    low, high = max(points[:, 0].min() for points in found), min(points[:, 0].max() for points in found)
+    if low >= high:
+        return None
+    cuts = sorted({low, high, *(accuracy for points in found for accuracy, _ in points if low < accuracy < high)})
+    total = 0.0
+    for start, end in itertools.pairwise(cuts):  # between two cuts neither changes
+        ours, theirs = (points[points[:, 0] >= end, 1].min() for points in found)
+        total += (end - start) * (ours < theirs)
+    return total / (high - low)
+
+
+def tau_rule(curve: pd.DataFrame) -> Any:
+    """The label of the trial whose tau to take without knowing the trigger, among trials of PAR that differ in tau alone: the largest
+    tau that both encoders hold, S_phi and S_psi ending at it or above, at a clean accuracy within MARGIN of the poisoned model's;
+    the smallest tau where there is none.
+    """
+    held = curve[["s_image_end", "s_text_end"]].min(axis=1) >= curve["tau"]
+    good = curve[held & (curve["clean_accuracy"] >= curve["poisoned_clean_accuracy"] - MARGIN)]
+    return good["tau"].idxmax() if len(good) else curve["tau"].idxmin()
+
+
+def rule_and_best(traced: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """For each curve over tau, what `tau_rule` takes beside what one would take who knew the trigger (report.choose)."""
+    rows = []
+    for label, curve in traced.items():
+        if curve["knob"].iloc[0] == "tau" and len(curve) > 1:
+            ours, best = curve.loc[tau_rule(curve)], curve.loc[choose(curve)]
+            row = {"curve": label, "encoder": ours["encoder"], "trigger": ours["trigger"]}
+            for name, trial in (("rule", ours), ("best", best)):
+                row |= {f"{name}_tau": trial["tau"], f"{name}_clean_accuracy": trial["clean_accuracy"]}
+                row[f"{name}_asr"] = trial["attack_success_rate"]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A grid's trade-off curves by label: two or more trials that differ only in their method's own knob (tau, self_weight, pool,
+    or else lr), in its order, with the columns `knob` and `value`.
+    """
+    found = {}
+    for method, runs in trials.groupby("method", sort=False):
+        knob, others = (METHODS[method].options or ("lr",))[0], []
+        for axis in (*_AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
+            if axis != knob and len(runs[[*others, axis]].drop_duplicates()) > (len(runs[others].drop_duplicates()) if others else 1):
+                others.append(axis)
+        for values, curve in runs.groupby(others, sort=False) if others else [((), runs)]:
+            label = ", ".join([method, *(f"{axis} {value}" for axis, value in zip(others, values, strict=True))])
+            if len(curve) > 1:
+                found[label] = curve.sort_values(knob).assign(knob=knob, value=curve[knob])
+    return found
