@@ -8,7 +8,7 @@ NEEDED_GB := 8
 # Tests leave the user's cache alone: theirs lives under outputs/smoke, and is emptied first.
 SMOKE := outputs/smoke
 
-.PHONY: help reproduce reproduce-all test lab publish clean
+.PHONY: help reproduce reproduce-all test test-full bench lab publish clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,7 +33,13 @@ test: $(INSTALLED) ## ruff, then unit tests and the notebooks at smoke scale
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
 	@rm -rf $(SMOKE)
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks \
-	  && $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests $(SMOKE)/notebooks
+	  && $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -m "not full" tests $(SMOKE)/notebooks
+
+test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process
+	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest -m full tests
+
+bench: $(INSTALLED) ## how fast the core is on this machine: steps, loader, evaluation, memory
+	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest tests/benchmarks --benchmark-columns=mean,stddev,rounds -s
 
 lab: $(INSTALLED) ## JupyterLab in this folder, with its token
 	@$(BIN)/jupyter lab --notebook-dir=.
