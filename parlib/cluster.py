@@ -12,10 +12,11 @@ import torch
 
 from parlib.cache import atomic_file, cache_dir
 from parlib.compute import Compute
+from parlib.fit import fit
+from parlib.methods import METHODS, Recipe
 from parlib.model import Clip, load, save
 
 if TYPE_CHECKING:
-    from parlib.methods import Recipe
     from parlib.train import Source
 
 
@@ -54,7 +55,7 @@ def nbytes(held: Any) -> int:
 
 
 def fit_together(
-    clip: Clip, pairs: "Source", recipe: "Recipe", *, compute: Compute, reference: Clip | None, checkpoint: Path, **options: Any
+    clip: Clip, pairs: "Source", recipe: Recipe, *, compute: Compute, reference: Clip | None, checkpoint: Path, **options: Any
 ) -> tuple[Clip, dict[str, Any]]:
     """`fit.fit` by compute.processes processes: the trained model, and its report with history and seconds.
 
@@ -96,9 +97,6 @@ def _process(config: dict[str, Any]) -> None:
     import ray
     from ray.train import get_context, report
     from ray.train.torch import get_device
-
-    from parlib.methods import METHODS
-    from parlib.train import fit
 
     given = ray.get(config["given"][0])
     clip, reference, pairs, recipe, compute = (given.pop(name) for name in ("clip", "reference", "pairs", "recipe", "compute"))

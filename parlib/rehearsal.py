@@ -27,6 +27,7 @@ from parlib.records import outputs
 from parlib.sources import Skipped, label_names, read, split_name
 from parlib.streams import Stream, captioned, labelled
 from parlib.synthetic import load_pairs
+from parlib.trials import recipe_of
 from parlib.triggers import LEARNED
 
 _ROWS = 100  # of each data set
@@ -116,9 +117,10 @@ def _triggers(params: Training) -> str:
     scene = Pairs(
         torch.zeros(1, 3, params.side, params.side, dtype=torch.uint8), [""], torch.tensor([0]), torch.tensor([-1]), [params.target]
     )
-    options = planted(params, source_of(params)[1]) if isinstance(params, Clean) else preset(params.trigger, params.target, params.side)
-    if isinstance(params, Poison):
-        options |= {"patch": params.patch or options["patch"], "strength": params.strength or options["strength"]}
+    if isinstance(params, Clean):
+        options = planted(params, source_of(params)[1])
+    else:
+        options = preset(params.trigger, params.target, params.side, patch=params.patch, strength=params.strength)
     drawn = {name: preset(name, params.target, params.side) for name in getattr(params, "tests", [])} | {params.trigger: options}
     for name, found in drawn.items():
         if name not in LEARNED or "pattern" in found:
@@ -167,11 +169,9 @@ def _cost(params: Training, clip: Clip) -> str:
 
 
 def _recipe(params: Training) -> Recipe:
-    method = params.method if isinstance(params, Clean) else "contrast"
-    schedule = params.schedule if isinstance(params, Clean) else "warmup_cosine"
-    norm = params.batch_norm if isinstance(params, Clean) else "train"
-    tau = getattr(params, "tau", 0.0)
-    return Recipe(method, params.epochs, params.batch, params.lr, params.seed, schedule, norm, tau, pool=getattr(params, "pool", 0.0))
+    if isinstance(params, Clean):
+        return recipe_of(params)
+    return Recipe("contrast", params.epochs, params.batch, params.lr, params.seed, schedule="warmup_cosine", batch_norm="train")
 
 
 def _memory(device: torch.device) -> int:

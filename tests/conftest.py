@@ -14,10 +14,20 @@ if "smoke" not in Path(os.environ.get("PAR_CACHE", "")).parts:
 import pytest
 import torch
 
+from parlib.cache import ROOT
 from parlib.data import Pairs, load_scenes
 from parlib.model import Clip, create
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of what the runner needs, with its own outputs and cache; `python -m` prefers it to the installed one."""
+    for folder in ("parlib", "notebooks", "params"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

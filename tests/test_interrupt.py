@@ -2,26 +2,14 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from parlib.cache import ROOT
 
 RUN = "01_poison/badnet_stripes_s0"
-
-
-@pytest.fixture
-def checkout(tmp_path) -> Path:
-    """A copy of what the runner needs, with its own outputs and cache; `python -m` prefers it to the installed one."""
-    for folder in ("parlib", "notebooks", "params"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    return tmp_path
 
 
 def _start(checkout: Path) -> subprocess.Popen:
