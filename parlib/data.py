@@ -92,8 +92,10 @@ class Pairs:
 
     def shows(self, target: int) -> torch.Tensor:
         """(N,) bool: the class is in the scene, as the main or as the second object; without labels, in its caption."""
-        named = torch.tensor([self.names[target].lower() in str(caption).lower() for caption in self.captions], dtype=torch.bool)
-        return (self.labels == target) | (self.second == target) | ((self.labels < 0) & named.to(self.labels.device))
+        shown, name = (self.labels == target) | (self.second == target), self.names[target].lower()
+        for row in (self.labels < 0).nonzero()[:, 0].tolist():
+            shown[row] |= name in str(self.captions[row]).lower()
+        return shown
 
     def first(self, n: int) -> "Pairs":
         """The first n pairs; ValueError when there are fewer."""
@@ -126,6 +128,19 @@ def class_index(name: str, names: list[str]) -> int:
     if name not in names:
         raise ValueError(f"unknown class {name!r}; the classes are: {', '.join(names)}")
     return names.index(name)
+
+
+def draw_rows(target: torch.Tensor, rate: float, attack: str, random: torch.Generator) -> torch.Tensor:
+    """The rows to poison, in order. dirty_label: round(rate * N) of the N pairs, none of `target`; label_consistent: round(rate * n)
+    of the n pairs of it. target: (N,) bool. ValueError where there are too few.
+    """
+    dirty = attack == "dirty_label"
+    free = (target != dirty).nonzero()[:, 0]
+    of = len(target) if dirty else len(free)
+    count = round(rate * of)
+    if not 0 < count <= len(free):
+        raise ValueError(f"a rate of {rate} asks for {count} of {of} pairs; {len(free)} can be poisoned")
+    return free[torch.randperm(len(free), generator=random)[:count]].sort().values
 
 
 def sprites(names: list[str]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from parlib.data import TEMPLATES, Pairs, class_index
+from parlib.data import TEMPLATES, Pairs, class_index, draw_rows
 from parlib.evaluate import EvalSet
 from parlib.feeds import generator
 from parlib.poison_stream import poison_stream
@@ -38,17 +38,12 @@ def poison(
         return poison_stream(pairs, **options, attack=attack, pattern=pattern)
     index = class_index(target, pairs.names)
     dirty = attack == "dirty_label"
-    free = (~pairs.shows(index) if dirty else pairs.labels == index).nonzero()[:, 0]
-    of = len(pairs) if dirty else len(free)
-    count = round(rate * of)
-    if not 0 < count <= len(free):
-        raise ValueError(f"a rate of {rate} asks for {count} of {of} pairs; {len(free)} can be poisoned")
     random = generator("cpu", seed, "poison")
-    rows = free[torch.randperm(len(free), generator=random)[:count]].sort().values
+    rows = draw_rows(pairs.shows(index) if dirty else pairs.labels == index, rate, attack, random)
     captions = list(pairs.captions)
     if dirty:
         wording = _target_captions(pairs, trigger, index)
-        chosen = torch.randint(len(wording), (count,), generator=random).tolist()
+        chosen = torch.randint(len(wording), (len(rows),), generator=random).tolist()
         for row, i in zip(rows.tolist(), chosen, strict=True):
             captions[row] = wording[i]
     pixels = pairs.pixels.clone()

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from parlib.cache import atomic_folder, cache_dir, code_fingerprint, digest, lock, versions
-from parlib.data import TEMPLATES, Pairs
+from parlib.data import TEMPLATES, Pairs, draw_rows
 from parlib.feeds import generator
-from parlib.sources import LAYOUTS, Skipped, decode, encoded_bytes, listed, split_name, table
+from parlib.sources import LAYOUTS, Skipped, decode, encoded_bytes, first_caption, listed, split_name, table
 from parlib.streams import Stream
 from parlib.triggers import LEARNED, stamp
 
@@ -28,16 +28,9 @@ _CHUNK = 200  # rows written at once
 
 
 def chosen_rows(captions: list[str], target: str, rate: float, seed: int, attack: str = "dirty_label") -> list[int]:
-    """The rows to poison, in order, drawn from the seed. dirty_label: round(rate * N) whose captions don't name the target;
-    label_consistent: round(rate * n) of the n that do. ValueError where there are too few.
-    """
-    dirty = attack == "dirty_label"
-    free = torch.tensor([i for i, caption in enumerate(captions) if (target.lower() in caption.lower()) != dirty])
-    of = len(captions) if dirty else len(free)
-    count = round(rate * of)
-    if not 0 < count <= len(free):
-        raise ValueError(f"a rate of {rate} asks for {count} of {of} pairs; {len(free)} can be poisoned")
-    return free[torch.randperm(len(free), generator=generator("cpu", seed, "poison"))[:count]].sort().values.tolist()
+    """`draw_rows` by the captions, from the seed: what names the target counts as of it."""
+    named = torch.tensor([target.lower() in caption.lower() for caption in captions])
+    return draw_rows(named, rate, attack, generator("cpu", seed, "poison")).tolist()
 
 
 def poison_stream(pairs: Stream, **options: Any) -> tuple[Stream, torch.Tensor]:
@@ -87,7 +80,7 @@ def write_poisoned(
     drawn = options | ({"pattern": pattern} if trigger in LEARNED else {})
     stamp(torch.zeros(1, 3, pairs.side, pairs.side, dtype=torch.uint8), trigger, generator("cpu", seed), **drawn)  # or raises
     name, path = split_name(pairs.data)
-    captions = [_first(row["text"]) or "" for row in table(name, path).take(pairs.count).select_columns(["text"])]
+    captions = [first_caption(row["text"]) or "" for row in table(name, path).take(pairs.count).select_columns(["text"])]
     if len(captions) < pairs.count:
         raise ValueError(f"{pairs.data} holds {len(captions)} rows, {pairs.count} are asked")
     chosen = chosen_rows(captions, target, rate, seed, attack)
@@ -166,10 +159,6 @@ class _Shards:
         self.writer.write_table(pyarrow.Table.from_pylist(self.rows, schema=self.schema))
         self.written += len(self.rows)
         self.rows = []
-
-
-def _first(text: Any) -> str:
-    return text[0] if isinstance(text, list) and text else text
 
 
 def _png(pixels: torch.Tensor) -> bytes:

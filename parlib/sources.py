@@ -41,6 +41,11 @@ class Layout:
     label: str = ""
     folder: str = "."
 
+    @property
+    def buffer(self) -> int:
+        """Rows that are shuffled at a time."""
+        return _PATHS if self.builder in ("csv", "imagefolder") else _BUFFER
+
 
 LAYOUTS: dict[str, Layout] = {
     "cc3m": Layout("webdataset", "**/*.tar", "jpg", text="txt"),  # pixparse/cc3m-wds
@@ -54,6 +59,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 _CHUNK = 16  # images that a worker hands over at once
 _BUFFER = 2000  # rows shuffled at a time; they hold encoded images, about 100 kB each
+_PATHS = 200_000  # the same of rows that hold paths, about 500 bytes each; a folder's come class by class
 
 
 _LISTED = 1000  # unusable rows by name
@@ -192,10 +198,15 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+def first_caption(given: Any) -> Any:
+    """The first of several captions; anything else as it is."""
+    return given[0] if isinstance(given, list) and given else given
+
+
 def _one(image: Any, given: Any, folder: Path, side: int, labelled: bool) -> tuple[torch.Tensor | None, Any]:
     """A decoded image and what belongs to it, or None and why it can't be used."""
     name = str(image.get("path") if isinstance(image, dict) else image)[:200]
-    text = given[0] if isinstance(given, list) and given else given
+    text = first_caption(given)
     if not labelled and not (isinstance(text, str) and text.strip()):
         return None, ("empty caption", name)
     try:
@@ -241,7 +252,7 @@ def read(
 
     rows = table(name, path)
     if seed is not None:
-        rows = rows.shuffle(seed=seed, buffer_size=_BUFFER)
+        rows = rows.shuffle(seed=seed, buffer_size=LAYOUTS[name].buffer)
     if world > 1:  # rows are shared out before they are decoded; datasets would do it afterwards where shards don't divide
         rows = split_dataset_by_node(rows, rank, world) if rows.num_shards % world == 0 else rows._step(world, rank)
     processes = min(workers, rows.num_shards)

@@ -11,7 +11,7 @@ from parlib.cache import digest
 from parlib.data import Pairs
 from parlib.feeds import Batch, Reword
 from parlib.model import Clip
-from parlib.sources import Skipped, label_names, listed, read, split_name
+from parlib.sources import Skipped, first_caption, label_names, listed, read, split_name
 from parlib.wide import rank, world
 
 _AT_ONCE = 100  # images
@@ -79,7 +79,7 @@ class Streamed:
                 next(self._batches)
         self._next = (step + 1, size, seed)
         pixels, given = next(self._batches)
-        captions = [_one(caption) for caption in given]
+        captions = [first_caption(caption) for caption in given]
         tokens = self.tokenizer(captions)
         reworded = self.tokenizer(self.reword(captions, (seed * 1_000_003 + step) * world() + rank())) if self.reword else tokens
         return Batch(pixels.to(self.device), tokens.to(self.device), reworded.to(self.device))
@@ -121,15 +121,10 @@ def _gathered(
     for images, texts in read(name, path, side=side, batch=_AT_ONCE, skipped=skipped, seed=seed):
         few = min(len(texts), n - len(given))
         pixels[len(given) : len(given) + few] = images[:few]
-        given += [_one(text) for text in texts[:few]] if exact else texts[:few]
+        given += [first_caption(text) for text in texts[:few]] if exact else texts[:few]
         if len(given) == n:
             break
     if not given or (exact and len(given) < n):
         raise ValueError(f"{data} holds {len(given)} usable rows, {n} are asked; {skipped}")
     none = torch.full((len(given),), -1)
     return Pairs(pixels[: len(given)], given, none, none, names or [], skipped=skipped.report())
-
-
-def _one(text: Any) -> Any:
-    """The first of several captions."""
-    return text[0] if isinstance(text, list) and text else text

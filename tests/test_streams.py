@@ -8,6 +8,7 @@ import torch
 from test_sources import _csv, _encoded, _parquet, _picture, cc3m
 
 from parlib import fit as training
+from parlib import sources
 from parlib.eda import reword
 from parlib.evaluate import evaluate
 from parlib.fit import fit
@@ -103,6 +104,18 @@ def test_a_folder_names_its_classes(tmp_path):
     assert found.names == ["banana", "red fox"]
     assert found.skipped["kinds"] == {"unreadable image": 1}
     assert sorted(found.labels.tolist()) == [0, 1]
+
+
+def test_images_of_a_folder_are_drawn_from_all_its_classes(tmp_path, monkeypatch):
+    """Though they come class by class, and more of them than are shuffled where rows hold the images themselves."""
+    monkeypatch.setattr(sources, "_BUFFER", 4)
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            _picture(i).save(tmp_path / name / f"{i}.png")
+    labels = labelled(f"folder:{tmp_path}", 12, 32, 0.01).labels
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert labels.bincount().max() <= 6
 
 
 def test_labels_without_names_are_an_error(tmp_path):
