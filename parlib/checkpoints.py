@@ -1,7 +1,7 @@
 """Checkpoints of others, hostile until proven otherwise: read without pickle's code, recognised by their keys, loaded strictly.
 
 open_clip:NAME:TAG      a pretrained tag of open_clip
-hf-hub:ID               open_clip's folder on the hub
+hf-hub:ID               open_clip's folder on the hub, read as the next; ID@REVISION for one state of it
 local-dir:PATH          open_clip's folder
 file:PATH               one file of weights (.safetensors, or .pt by weights_only), whose encoder is named beside it: a plain
                         state dict, or the {"state_dict": ...} of a training run, its keys with or without "module.", in
@@ -14,11 +14,12 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from parlib.cache import ROOT
-from parlib.model import Clip, create, load
+from parlib.cache import ROOT, cache_dir
+from parlib.model import CONFIG, WEIGHTS, Clip, create, load
 
 SOURCES = ("open_clip:", "hf-hub:", "local-dir:", "file:")
 _OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's code keeps among the weights
@@ -42,13 +43,26 @@ def read_checkpoint(source: str, *, encoder: str = "", normalised: bool = True) 
         clip = _from_file(ROOT / Path(source.removeprefix("file:")).expanduser(), encoder)
     elif source.startswith("open_clip:"):
         clip = _pretrained(source)
-    elif source.startswith(SOURCES):
+    elif source.startswith("hf-hub:"):
+        clip = load(f"local-dir:{_fetched(source)}")
+    elif source.startswith("local-dir:"):
         clip = load(source)
     else:
         raise ValueError(f"unknown checkpoint {source!r}; it begins with one of: {', '.join(SOURCES)}")
     if not normalised:
         clip.net.visual.image_mean, clip.net.visual.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return clip
+
+
+def _fetched(source: str) -> str:
+    """The folder in the cache into which a checkpoint's two files are downloaded from the hub: no other file, no pickle."""
+    name, _, revision = source.removeprefix("hf-hub:").partition("@")
+    options = {"revision": revision or None, "cache_dir": cache_dir() / "hub", "allow_patterns": [CONFIG, WEIGHTS]}
+    try:
+        return snapshot_download(name, **options)
+    except Exception as error:  # of the hub's client or of the network's
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{source} could not be downloaded: {type(error).__name__}: {reason}") from None
 
 
 def _pretrained(source: str) -> Clip:

@@ -109,36 +109,28 @@ def has_batch_norm(encoder: str) -> bool:
 
 
 def load(source: str) -> Clip:
-    """A model from `local-dir:PATH` (open_clip's folder, safetensors only) or `hf-hub:ID`, strictly.
+    """A model from `local-dir:PATH`, open_clip's folder, safetensors only, strictly.
 
     Raises FileNotFoundError when the folder or its files are missing, ValueError when a file can't be read as what it
     should be: a truncated or foreign file, a pickle, other keys or shapes than the config's.
     """
-    if source.startswith("local-dir:"):
-        folder = ROOT / Path(source.removeprefix("local-dir:")).expanduser()
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
-        try:
-            config = json.loads((folder / CONFIG).read_text())["model_cfg"]
-            clip = _create(f"local-dir:{folder}", config, require_pretrained=True)
-            with safe_open(folder / WEIGHTS, "pt") as file:  # open_clip would stretch positional embeddings, silently
-                other = [name for name, value in clip.net.state_dict().items() if file.get_slice(name).get_shape() != list(value.shape)]
-            if other:
-                raise ValueError(f"{other[0]} has another shape than its configuration says")
-            return clip
-        except Exception as error:  # open_clip, safetensors and torch each have their own; all mean the same here
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{folder} is not a readable open_clip checkpoint in safetensors: {type(error).__name__}: {reason}") from None
-    if source.startswith("hf-hub:"):
-        try:
-            from open_clip.factory import _get_hf_config
-
-            return _create(source, _get_hf_config(source.removeprefix("hf-hub:"))["model_cfg"], require_pretrained=True)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{source} could not be loaded from the hub: {type(error).__name__}: {reason}") from None
-    raise ValueError(f"unknown checkpoint {source!r}; name it local-dir:PATH or hf-hub:ID")
+    if not source.startswith("local-dir:"):
+        raise ValueError(f"unknown checkpoint {source!r}; name it local-dir:PATH")
+    folder = ROOT / Path(source.removeprefix("local-dir:")).expanduser()
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+        clip = _create(f"local-dir:{folder}", config, require_pretrained=True)
+        with safe_open(folder / WEIGHTS, "pt") as file:  # open_clip would stretch positional embeddings, silently
+            other = [name for name, value in clip.net.state_dict().items() if file.get_slice(name).get_shape() != list(value.shape)]
+        if other:
+            raise ValueError(f"{other[0]} has another shape than its configuration says")
+        return clip
+    except Exception as error:  # open_clip, safetensors and torch each have their own; all mean the same here
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder} is not a readable open_clip checkpoint in safetensors: {type(error).__name__}: {reason}") from None
 
 
 def save(clip: Clip, folder: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from parlib.checkpoints import read_checkpoint, recognise
-from parlib.model import Clip, create, load, save
+from parlib.model import WEIGHTS, Clip, create, load, save
 
 OPENAI = {"input_resolution": torch.tensor(64), "context_length": torch.tensor(32), "vocab_size": torch.tensor(49408)}
 
@@ -70,6 +70,25 @@ def test_what_is_wrong_is_told_apart(weights, tmp_path):
         read_checkpoint("weights.pt")
     with pytest.raises(ValueError, match="open_clip has no weights 'clean' of 'RN50'; it has: openai"):
         read_checkpoint("open_clip:RN50:clean")
+
+
+def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monkeypatch):
+    """Laid out as the hub's client leaves it: offline it answers from the cache."""
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="hf-hub:nobody/nothing could not be downloaded"):
+        read_checkpoint("hf-hub:nobody/nothing")
+    commit = "0" * 40
+    snapshot = tmp_path / "hub" / "models--nobody--something" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    save(clip, snapshot)
+    assert _equal(read_checkpoint("hf-hub:nobody/something"), clip.net.state_dict())
+    assert _equal(read_checkpoint(f"hf-hub:nobody/something@{commit}"), clip.net.state_dict())
+    (snapshot / WEIGHTS).write_bytes(pickle.dumps({}))
+    with pytest.raises(ValueError, match="is not a readable open_clip checkpoint in safetensors"):
+        read_checkpoint("hf-hub:nobody/something")
 
 
 class _Hostile:
