@@ -21,6 +21,8 @@ PINNED = ("torch", "open_clip_torch", "numpy", "pillow")
 # These modules store, name or schedule: what they decide stands in keys by its value.
 _BOOKKEEPING = {"cache", "grids", "ids", "keys", "lineage", "notebook", "params", "presets", "publish", "records", "run"}
 _REGISTRIES = {"METHODS", "TRIGGERS"}
+# These read data and checkpoints of others: runs on the embedded scenes alone don't execute them.
+_OUTSIDE = {"checkpoints", "poison_stream", "sources", "streams"}
 
 
 def cache_dir() -> Path:
@@ -51,17 +53,20 @@ def versions() -> dict[str, str]:
     return {name: version(name).split("+")[0] for name in PINNED}
 
 
-def code_fingerprint(*roots: str) -> str:
+def code_fingerprint(*roots: str, outside: bool = True) -> str:
     """sha256 of the code that names of parlib reach, such as "fit.fit": their definitions, and all that these name.
+
+    outside: False where no data and no checkpoint of others are read, so that the code that reads them doesn't count.
 
     Code that isn't reached doesn't count, nor do comments, docstrings and layout: a new figure or method must not cost
     hours of training. Of METHODS and TRIGGERS a key names the entries that it uses. KeyError on a name that isn't there.
     """
     seen: dict[str, list[str]] = {}
+    uncounted = _BOOKKEEPING if outside else _BOOKKEEPING | _OUTSIDE
     todo = list(roots)
     while todo:
         module, name = todo.pop().split(".")
-        if f"{module}.{name}" in seen or module in _BOOKKEEPING or name in _REGISTRIES:
+        if f"{module}.{name}" in seen or module in uncounted or name in _REGISTRIES:
             continue
         path = ROOT / "parlib" / f"{module}.py"
         defined, imported = _names(path, path.stat().st_mtime_ns)

