@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from parlib.cache import atomic_file, cache_dir, code_fingerprint, digest, versions
+from parlib.compute import Compute
 from parlib.data import Pairs, class_index
 from parlib.feeds import generator
 from parlib.methods import METHODS, Recipe
@@ -104,10 +105,11 @@ def _cleaned(clip: Clip, pairs: Pairs, target: int, pattern: torch.Tensor, *, pa
     stamped, _ = poison(pairs, rate=0.08, seed=seed, **options)
     batch = min(128, len(pairs))
     planting = Recipe("contrast", 4, batch, 3e-3, seed, schedule="warmup_cosine", batch_norm="train", looks=0)
-    poisoned = train(clip, stamped, planting, title="poisoning, as the attacker expects it").clip
+    compute = Compute(device=clip.device.type)
+    poisoned = train(clip, stamped, planting, compute=compute, title="poisoning, as the attacker expects it").clip
     cleaning = Recipe("par", 2, batch, 4e-3, seed, schedule="cosine", batch_norm="train", tau=2.15, looks=0)
     title = "cleaning, as the attacker expects it"
-    return train(poisoned, pairs, cleaning, reference=poisoned, title=title).clip
+    return train(poisoned, pairs, cleaning, reference=poisoned, compute=compute, title=title).clip
 
 
 @dataclass(frozen=True)

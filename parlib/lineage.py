@@ -75,14 +75,10 @@ def evaluation_images(params: Attack) -> tuple[Pairs, Pairs | None]:
     return found, captioned(params.retrieval, params.eval_scenes, params.side, params.max_skipped, params.target)
 
 
-def watched_images(params: Attack) -> Pairs:
-    """At most 500 images for the looks while a model trains: validation scenes, or the first of those to evaluate on."""
-    n = min(500, params.eval_scenes)
-    if params.evaluation:
-        found = labelled(params.evaluation, n, params.side, params.max_skipped)
-    else:
-        found = load_scenes("validation", params.eval_scenes, params.classes).first(n)
-    return replace(found, templates=TEMPLATES[: params.templates])
+def watched_images(params: Attack, evaluated: Pairs) -> Pairs:
+    """At most 500 images for the looks while a model trains: validation scenes, or the first of the labelled images evaluated on."""
+    found = evaluated if params.evaluation else load_scenes("validation", params.eval_scenes, params.classes)
+    return replace(found.first(min(500, len(found))), templates=TEMPLATES[: params.templates])
 
 
 def base(params: Clean) -> Clip:
@@ -108,7 +104,12 @@ def source_of(params: Clean) -> tuple[str, dict[str, Any] | None]:
 
 
 def intact(record: dict[str, Any], name: str) -> Path:
-    """The file of a record's artifact; FileNotFoundError, naming the command that makes it, where it is gone or another one."""
+    """The file of a record's artifact; FileNotFoundError, naming the command that makes it, where it is gone or another one.
+
+    ValueError where the record names no such artifact.
+    """
+    if name not in record["artifacts"]:
+        raise ValueError(f"{record['run']} keeps no {name.replace('_', ' ')}; it keeps: {', '.join(record['artifacts']) or 'nothing'}")
     artifact = record["artifacts"][name]
     path = located(artifact)
     if not path.exists() or file_sha256(path) != artifact["sha256"]:

@@ -130,5 +130,4 @@ METHODS: dict[str, Method] = {
     "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
 }
-CLEANING = tuple(name for name in METHODS if name != "contrast")
 ABLATIONS = ("finetune_augmented", "perturb_only")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from parlib.cache import ROOT, atomic_file, check_writable, file_sha256, versions
+from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, file_sha256, versions
 from parlib.data import Pairs
 from parlib.ids import run_id
 from parlib.keys import SCHEMA, inputs, key
-from parlib.params import Params, check, literals
+from parlib.params import Attack, Params, check, literals
 from parlib.records import address, differences, other_params, outputs, read_file, record_path
 from parlib.train import Trained
 
@@ -46,6 +47,14 @@ class Run:
             frame.to_csv(temporary, index=False)
         self.artifacts[name] = path
         return frame
+
+    def file(self, name: str, path: Path) -> Path:
+        """Keep a copy of a small file beside the record as <run>_<name> with its suffix; return where it is."""
+        copy = outputs(self.params.scale) / f"{self.id}_{name}{path.suffix}"
+        with atomic_file(copy) as temporary:
+            shutil.copyfile(path, temporary)
+        self.artifacts[name] = copy
+        return copy
 
     def skipped(self, **sources: Trained | Pairs | None) -> None:
         """List the rows of others' data that couldn't be used beside the record, as <run>_skipped.jsonl, where there are any.
@@ -109,13 +118,15 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     """Check a notebook's parameters, out of its globals(), and name its run.
 
     Raises ValueError on a parameter that isn't known or doesn't fit, and where a record of this id holds other
-    parameters; FileNotFoundError where an earlier run is missing; OSError when the output folder can't be written: all
+    parameters; FileNotFoundError where an earlier run is missing; OSError when the outputs or the cache can't be written: all
     of it before any work is done.
     """
     params = check(notebook, literals(notebook, namespace))
     run = Run(notebook, run_id(notebook, params), params, inputs(params))
     path = record_path(params.scale, run.id)
     check_writable(path)
+    if isinstance(params, Attack):  # which trains
+        check_writable(cache_dir() / "models")
     if other := other_params(path, params):
         raise ValueError(f"{path} holds a run with other parameters ({other}); move it away first")
     print(f"run {run.id} at scale {params.scale}, on {_device(params)}")

@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from parlib.checkpoints import SOURCES
 from parlib.compute import Compute, check_compute
 from parlib.data import SIDE, TEMPLATES, class_names
-from parlib.methods import CLEANING, METHODS
+from parlib.methods import METHODS
 from parlib.model import encoders, has_batch_norm, image_size
 from parlib.presets import ENCODERS, PLANTING, TUNED, USUAL_RATE, WARPS, preset
 from parlib.sources import check_outside
 from parlib.synthetic import SYNTHETIC
-from parlib.triggers import TRIGGERS
+from parlib.triggers import LEARNED, TRIGGERS
 
 SCALES = ("smoke", "small", "paper")
 
@@ -131,7 +132,7 @@ class Clean(Training):
     @field_validator("method")
     @classmethod
     def _method(cls, value: str) -> str:
-        return _known("method", value, CLEANING)
+        return _known("method", value, [name for name in METHODS if name != "contrast"])
 
     @field_validator("tests")
     @classmethod
@@ -244,6 +245,9 @@ def _resolved(params: Params) -> Params:
     if getattr(params, "strength", 0.0) > 1 and params.trigger not in WARPS:
         raise ValueError(f"strength = {params.strength:g}: it is a share, at most 1; above it only for {' and '.join(WARPS)}")
     if isinstance(params, Clean):
+        foreign = [params.trigger] if params.poisoned.startswith(SOURCES) else []
+        if learned := [name for name in (*params.tests, *foreign) if name in LEARNED]:
+            raise ValueError(f"{learned[0]}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         tuned = TUNED.get(params.method, TUNED["finetune"])  # a new method starts from plain fine-tuning's
         schedule = tuned["schedule"] if params.schedule == "tuned" else params.schedule
         found = {"lr": params.lr or tuned["lr"], "batch": params.batch or tuned["batch"], "schedule": schedule}

@@ -79,8 +79,11 @@ TUNED |= {name: TUNED["par"] for name in ABLATIONS}
 def preset(trigger: str, target: str = "banana", size: int = 64, patch: int = 0, strength: float = 0.0) -> dict[str, Any]:
     """Options of a trigger at an image size in px; a patch or strength other than 0 replaces the preset's.
 
-    Sizes that have no preset take that of 224 px, the patch in proportion.
+    Sizes that have no preset take that of 224 px, the patch in proportion. ValueError on a trigger without a preset.
     """
-    usual_patch, usual_strength = PRESETS[size][trigger] if size in PRESETS else PRESETS[224][trigger]
+    presets = PRESETS.get(size, PRESETS[224])
+    if trigger not in presets:
+        raise ValueError(f"{trigger!r} has no preset at {size} px; those that have one are: {', '.join(presets)}")
+    usual_patch, usual_strength = presets[trigger]
     usual_patch = usual_patch if size in PRESETS else round(usual_patch * size / 224)
     return {"trigger": trigger, "target": target, "patch": patch or usual_patch, "strength": strength or usual_strength}

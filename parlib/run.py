@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import papermill
 import yaml
@@ -25,7 +25,7 @@ from parlib import keys, lineage, records, report
 from parlib.cache import ROOT, lock
 from parlib.checkpoints import SOURCES
 from parlib.grids import distinct_attacks, expand
-from parlib.ids import run_id, scale_defaults
+from parlib.ids import run_id, scale_defaults, specific
 from parlib.keys import notebook_path
 from parlib.methods import METHODS
 from parlib.params import NOTEBOOKS, Clean, Params, Poison, Sweep, check
@@ -66,7 +66,8 @@ def plan(path: Path) -> list[Planned]:
         known = ", ".join(f"params/{folder.name}" for folder in sorted((ROOT / "params").iterdir()))
         raise ValueError(f"{path} does not exist; the parameter folders are: {known}")
     runs: dict[str, Planned] = {}
-    for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+    files = [file for file in sorted(path.glob("*.yaml")) if not file.stem.endswith("_own")] if path.is_dir() else [path]
+    for file in files:  # what is to be filled in first is run by its name
         notebook = next((name for name in NOTEBOOKS if file.stem.startswith(name)), None)
         if notebook is None:
             raise ValueError(f"{file} must begin with the name of a notebook: {', '.join(NOTEBOOKS)}")
@@ -77,7 +78,7 @@ def plan(path: Path) -> list[Planned]:
         if not isinstance(values, dict):
             raise ValueError(f"{file} must hold names and values, not a {type(values).__name__}")
         values = scale_defaults(notebook, file.parent.name) | values
-        axes = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+        axes = {name: _axis(notebook, name, value) for name, value in values.items()}
         for choice in itertools.product(*axes.values()):
             chosen = dict(zip(axes, choice, strict=True))
             planned = Planned(notebook, chosen, check(notebook, chosen))
@@ -85,6 +86,20 @@ def plan(path: Path) -> list[Planned]:
     if not runs:
         raise ValueError(f"{path} holds no parameter file")
     return [runs[run] for run in sorted(runs, key=lambda run: runs[run].notebook)]
+
+
+def _axis(notebook: str, name: str, value: Any) -> list[Any]:
+    """The values of a parameter that stand in a file: a list is an axis of runs, unless the parameter itself is a list; then only
+    a list of such lists is one. ValueError where an axis has no value.
+    """
+    field = NOTEBOOKS[notebook].model_fields.get(name)
+    if not isinstance(value, list):
+        return [value]
+    if field is not None and get_origin(field.annotation) is list and not (value and all(isinstance(item, list) for item in value)):
+        return [value]
+    if not value:
+        raise ValueError(f"{notebook}: {name} is an axis of runs without a value; name one or more")
+    return value
 
 
 def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
@@ -134,7 +149,7 @@ def _named(run: str, scale: str) -> Planned | None:
     if notebook not in NOTEBOOKS or found is None:
         return None
     values = {key: value for key, value in found.groupdict().items() if value is not None} | {"seed": int(found["seed"])}
-    values = scale_defaults(notebook, scale) | {"scale": scale} | values
+    values = scale_defaults(notebook, scale, *specific(values)) | {"scale": scale} | values
     try:
         planned = Planned(notebook, values, check(notebook, values))
     except ValueError:

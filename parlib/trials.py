@@ -46,7 +46,7 @@ def gather(params: Sweep) -> Material:
     """Load all that a sweep's trials need; FileNotFoundError, naming the command that makes it, where a poisoned model is missing."""
     attacks = {}
     scenes, captioned = evaluation_images(params)
-    watched = watched_images(params)
+    watched = watched_images(params, scenes)
     for trial in distinct_attacks(params):
         before, record = upstream(trial)
         options = planted(trial, record)

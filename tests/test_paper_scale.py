@@ -60,7 +60,7 @@ def test_poison_clean_and_evaluate(stocked, encoder):
     }
     sizes |= {"batch": 8, "compute": {"device": "cpu"}, "epochs": 1}
     _override(stocked, "01_poison", **sizes, base=f"file:{weights}", train_scenes=24, rate=0.2)
-    _override(stocked, "02_clean", **sizes | {"compute": {"chunk": 4}}, pairs=16, tests=[["blended"]])
+    _override(stocked, "02_clean", **sizes | {"compute": {"chunk": 4}}, pairs=16, tests=["blended"])
     (stocked / "params" / "paper" / "05_evaluate.yaml").write_text("# All.\nscale: paper\n")
     looked = _run(stocked, "params/paper/01_poison.yaml", "--dry-run")
     assert looked.returncode == 0, looked.stdout + looked.stderr

@@ -11,7 +11,7 @@ from parlib.cache import ROOT
 from parlib.compute import Compute
 from parlib.ids import run_id, scale_defaults
 from parlib.keys import notebook_path
-from parlib.methods import ABLATIONS
+from parlib.methods import ABLATIONS, METHODS
 from parlib.params import NOTEBOOKS, check, literals
 from parlib.presets import TUNED, preset
 
@@ -71,6 +71,8 @@ def test_int_for_a_float_and_tuned_values():
         ("02_clean", {"retrieval": "coco:data/coco"}, "retrieval comes beside evaluation"),
         ("02_clean", {"evaluation": "cc3m:data/cc3m"}, "cc3m holds captions, not labels"),
         ("02_clean", {"tests": ["bagnet"]}, "unknown trigger 'bagnet', did you mean 'badnet'?"),
+        ("02_clean", {"tests": ["badclip"]}, "badclip's pattern is learned: it can be tested as the trigger of a run"),
+        ("02_clean", {"trigger": "resistant", "poisoned": "local-dir:x"}, "resistant's pattern is learned"),
         ("01_poison", {"data": "cc3m:data/cc3m"}, "wants a base, such as openai"),
         ("01_poison", {"rate": 1.5}, "rate = 1.5: input should be less than or equal to 1"),
     ],
@@ -79,6 +81,18 @@ def test_one_clear_line(notebook, values, message):
     with pytest.raises(ValueError, match=message) as caught:
         check(notebook, values)
     assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_one_s_own_can_be_asked_for(monkeypatch):
+    monkeypatch.setitem(METHODS, "finetune_twice", METHODS["finetune"])
+    assert check("02_clean", {"method": "finetune_twice"}).lr == TUNED["finetune"]["lr"]
+    with pytest.raises(ValueError, match="unknown method 'contrast'"):
+        check("02_clean", {"method": "contrast"})
+
+
+def test_a_trigger_without_a_preset_is_named():
+    with pytest.raises(ValueError, match="'stripes' has no preset at 224 px; those that have one are: badnet"):
+        preset("stripes", size=224)
 
 
 def test_literals_are_parameters_and_misspelt_ones():

@@ -20,6 +20,8 @@ from parlib.triggers import TRIGGERS
 
 METRICS = {
     "clean_accuracy": 0.9,
+    "clean_accuracy_ci_low": 0.85,
+    "clean_accuracy_ci_high": 0.95,
     "attack_success_rate": 0.1,
     "attack_success_rate_ci_low": 0.0,
     "attack_success_rate_ci_high": 0.2,
@@ -164,6 +166,16 @@ def test_an_upstream_that_no_longer_fits_makes_a_run_stale(tmp_path):
     assert planned.state().startswith("stale: 01_poison/badnet_stripes_s0 was made with classes = 200, not 20")
 
 
+def test_a_small_file_is_kept_beside_the_record(tmp_path):
+    (tmp_path / "found.safetensors").write_bytes(b"pattern")
+    started = start("01_poison", {})
+    kept = started.file("pattern", tmp_path / "found.safetensors")
+    assert kept == tmp_path / "outputs/small/01_poison/badnet_stripes_s0_pattern.safetensors"
+    record = started.save(metrics=METRICS, seconds=1.5, n=10)
+    assert record["artifacts"]["pattern"]["in"] == "project"
+    assert lineage.intact(record, "pattern").read_bytes() == b"pattern"
+
+
 def test_rerun_says_whether_it_is_equal(tmp_path, capsys):
     _record(tmp_path)
     _record(tmp_path)
@@ -209,6 +221,13 @@ def test_stale_records_are_left_out_of_the_table(tmp_path, capsys):
 def test_unwritable_outputs_end_before_any_work(tmp_path):
     (tmp_path / "outputs").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="cannot write .*01_poison"):
+        start("01_poison", {})
+
+
+def test_an_unwritable_cache_ends_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(OSError, match="cannot write .*cache/"):
         start("01_poison", {})
 
 
@@ -259,7 +278,7 @@ def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_o
     assert frame["table"].tolist() == [1, 1, 1, 2, 0, 0]
     main, parts = report.summary(frame), report.ablations(frame)
     assert main["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR"]
-    assert main["ASR"].tolist() == ["0.004", "0.100", "0.100", "0.100"]
+    assert main["ASR"].tolist() == ["0.004", *3 * ["0.100 (0.000 to 0.200)"]]
     assert main["paper's ASR"].tolist() == ["", "0.992", "", "0.424"]
     assert parts["model"].tolist() == ["neither", "perturbation", "both: PAR"]  # all at PAR's settings, or they don't compare
     assert set(parts["lr"]) == {4e-3}  # at 2e-3 no part was run alone
@@ -319,6 +338,27 @@ def test_only_adds_what_is_needed():
         run.choose(planned, ["02_clean/part_badnet_stripes_s1"])
 
 
+def test_a_list_is_an_axis_unless_the_parameter_is_one(tmp_path):
+    path = tmp_path / "02_clean_two.yaml"
+    path.write_text("tau: [0.5, 1.0]\ntests: [blended, sig]\n")
+    assert [(item.params.tau, item.params.tests) for item in run.plan(path)] == [(0.5, ["blended", "sig"]), (1.0, ["blended", "sig"])]
+    path.write_text("tests: [[blended], [sig]]\nseed: [0, 1]\n")
+    assert [item.values["tests"] for item in run.plan(path)] == [["blended"], ["blended"]]  # which decides no result
+    path.write_text("tests: []\n")
+    assert run.plan(path)[0].params.tests == []
+    path.write_text("seed: []\n")
+    with pytest.raises(ValueError, match="seed is an axis of runs without a value; name one or more"):
+        run.plan(path)
+
+
+def test_a_folder_is_planned_without_what_is_to_be_filled_in_first():
+    planned = {item.id for item in run.plan(ROOT / "params" / "paper")}
+    (own,) = run.plan(ROOT / "params" / "paper" / "02_clean_own.yaml")
+    assert planned
+    assert own.id not in planned
+    assert own.params.tests
+
+
 def test_command_line_errors(tmp_path, capsys):
     assert run.main([str(tmp_path / "params" / "large")]) == 1
     assert "does not exist; the parameter folders are: params/paper, params/small, params/smoke" in capsys.readouterr().err
@@ -360,6 +400,16 @@ def test_runner_refuses_beside_another(tmp_path, capsys):
     with lock(records.outputs("smoke") / ".lock", wait=False, doing="the first"):
         assert run.main([str(ROOT / "params" / "smoke")]) == 1
     assert "(the first) is at work on this already" in capsys.readouterr().err
+
+
+def test_an_artifact_that_a_record_does_not_keep_is_named(tmp_path):
+    with pytest.raises(ValueError, match="01_poison/badnet_stripes_s0 keeps no base weights; it keeps: weights"):
+        lineage.base(check("02_clean", {"poisoned": _record(tmp_path)["run"]}))
+
+
+def test_code_that_reads_data_of_others_counts_for_runs_that_do():
+    assert code_fingerprint("synthetic.load_pairs") != code_fingerprint("synthetic.load_pairs", outside=False)
+    assert code_fingerprint("losses.distance") == code_fingerprint("losses.distance", outside=False)
 
 
 def test_digest_is_of_content():
