@@ -19,6 +19,8 @@ from parlib.params import NOTEBOOKS, check
 from parlib.report import BEGIN, END, REFERENCE, readme_table
 from parlib.run import plan
 
+_PATTERN = ("pattern", "learning")  # of a learned trigger: what it is, and how it was learned
+
 
 def stored_outputs_of(notebook: str) -> str:
     """The run whose outputs a notebook stores: the one of its own defaults."""
@@ -61,15 +63,17 @@ def _tidy(output: Any) -> Any:
 
 
 def restore() -> None:
-    """Copy the published records of runs that were not made here to outputs/small, so that notebook 05 and the next `make
-    publish` see them: for a grid that is made in several sittings or on several machines. Their weights stay away.
+    """Copy the published records of runs that were not made here to outputs/small, with what is published beside them, so that
+    notebook 05 and the next `make publish` see them: for a grid that is made in several sittings or on several machines.
+    Their weights stay away.
     """
     folder, count = records.outputs("small"), 0
     for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
         target = folder / path.relative_to(REFERENCE)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            for part in (path, *path.parent.glob(f"{path.stem}_points.csv")):
+            beside = {path.parent / Path(artifact["path"]).name for artifact in records.read_file(path)["artifacts"].values()}
+            for part in (path, *filter(Path.exists, beside)):
                 shutil.copy(part, target.parent)
             count += 1
     print(f"restored {count} records to {folder.relative_to(ROOT)}")
@@ -82,9 +86,7 @@ def publishable() -> dict[str, str]:
     """
     reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
     for run, reason in reasons.items():
-        here, published = records.record_path("small", run), REFERENCE / f"{run}.json"
-        restored = here.exists() and published.exists() and records.read_file(here) == records.read_file(published)
-        if reason == "done" or (restored and re.fullmatch(r"its \w+ is gone", reason)):  # only records and points are restored
+        if reason == "done" or (_restored(run) and re.fullmatch(r"its \w+ is gone", reason)):  # only what is published is restored
             reasons[run] = ""
     if lost := [run for run, reason in reasons.items() if reason and (REFERENCE / f"{run}.json").exists()]:
         remedy = "make them again, or take them back with: python -m parlib.publish --restore"
@@ -92,22 +94,29 @@ def publishable() -> dict[str, str]:
     return reasons
 
 
+def _restored(run: str) -> bool:
+    """Whether a run's record is the published one."""
+    here, published = records.record_path("small", run), REFERENCE / f"{run}.json"
+    return here.exists() and published.exists() and records.read_file(here) == records.read_file(published)
+
+
 def publish() -> None:
     """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's table.
 
-    Only runs that params/small plans and that are done, or restored, are published. ValueError when one that the notebooks
-    show is not done here.
+    Only runs that params/small plans and that are done, or restored, are published. A notebook whose run was restored keeps the
+    outputs that it stores. ValueError when one that the notebooks show is neither done here nor restored.
     """
     folder = records.outputs("small")
     shown = {notebook: stored_outputs_of(notebook) for notebook in NOTEBOOKS}
     reasons = publishable()
     ready = [run for run, reason in reasons.items() if not reason]
-    if missing := [run for run in shown.values() if run not in ready or not (folder / f"{run}.ipynb").exists()]:
+    executed = {name: folder / f"{run}.ipynb" for name, run in shown.items() if (folder / f"{run}.ipynb").exists()}
+    if missing := [run for name, run in shown.items() if run not in ready or (name not in executed and not _restored(run))]:
         raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
     fresh = keys.fresh("small")
     if extra := {record["run"] for record in fresh} - set(ready):
         raise ValueError(f"notebook 05 shows runs that no file in params/small plans; move their records away: {', '.join(sorted(extra))}")
-    notebooks = {name: stored_notebook(name, folder / f"{run}.ipynb") for name, run in shown.items()}
+    notebooks = {name: stored_notebook(name, path) for name, path in executed.items()}
     mapped = {record["run"] for record in report.mapped(fresh)}
     with atomic_folder(REFERENCE) as reference:
         for run in ready:
@@ -116,7 +125,7 @@ def publish() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
             for name, artifact in record["artifacts"].items():
-                wanted = run in shown.values() or "timings" in record or (run in mapped and name == "points")
+                wanted = run in shown.values() or "timings" in record or (run in mapped and name == "points") or name in _PATTERN
                 if artifact["in"] == "project" and wanted:  # of sweeps, which have timings, all figures and tables
                     shutil.copy(ROOT / artifact["path"], target.parent)
         report.table(records.read_all(reference)).to_csv(reference / "table.csv", index=False)

@@ -50,9 +50,10 @@ PAPER_CURVES: dict[str, list[tuple[float, float]]] = {
 }
 COLUMNS = """
 notebook run table attack encoder trigger patch strength proportion_patch proportion_strength rate method data pairs tau
-self_weight pool lr schedule batch_norm epochs batch seed split clean_accuracy attack_success_rate asr_ci_low asr_ci_high
-asr_with_target_class triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy
-base_retrieval_asr poisoned_clean_accuracy poisoned_asr share_above_tau_image share_above_tau_text seconds
+self_weight pool lr schedule batch_norm epochs batch seed split clean_accuracy ca_ci_low ca_ci_high attack_success_rate
+asr_ci_low asr_ci_high asr_with_target_class triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr
+base_triggered_accuracy base_retrieval_asr poisoned_clean_accuracy poisoned_asr share_above_tau_image share_above_tau_text
+seconds
 """.split()
 SHOWN = {
     "clean_accuracy": "clean accuracy",
@@ -115,6 +116,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "pairs": params["train_scenes"] if poisoning else params["pairs"],
         "schedule": "warmup_cosine" if poisoning else params["schedule"],
         "batch_norm": "train" if poisoning else params["batch_norm"],
+        "ca_ci_low": metrics.get("clean_accuracy_ci_low"),
+        "ca_ci_high": metrics.get("clean_accuracy_ci_high"),
         "asr_ci_low": metrics["attack_success_rate_ci_low"],
         "asr_ci_high": metrics["attack_success_rate_ci_high"],
         "seconds": record["seconds"],
@@ -129,7 +132,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The main table: per trigger the clean base, the poisoned model and each method, every metric as mean ± std over the
-    seeds, the paper's figures beside.
+    seeds, of a single run clean accuracy and ASR with their 95 % intervals; the paper's figures beside.
     """
     return _summary(table[table["table"] == 1])
 
@@ -171,6 +174,7 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
             if len(runs):
                 row = head | {"model": NAME.get(method, method), "seeds": len(runs)}
                 row |= {label: _spread(runs[name]) for name, label in SHOWN.items()}
+                row |= _with_interval(runs.iloc[0]) if len(runs) == 1 else {}
                 asr, accuracy = published.get(method, (None, None))
                 model = PAPER_ENCODER[encoder] if method in published else ""
                 rows.append(row | {"paper's model": model, "paper's ASR": _plain(asr), "paper's CA": _plain(accuracy)})
@@ -248,6 +252,12 @@ def _spread(values: pd.Series) -> str:
     if len(values) == 1:
         return _plain(values.iloc[0])
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+
+
+def _with_interval(run: pd.Series) -> dict[str, str]:
+    """Clean accuracy and ASR of one run with their 95 % intervals, where they are known."""
+    ends = {"clean_accuracy": ("ca_ci_low", "ca_ci_high"), "attack_success_rate": ("asr_ci_low", "asr_ci_high")}
+    return {SHOWN[name]: f"{run[name]:.3f} ({run[low]:.3f} to {run[high]:.3f})" for name, (low, high) in ends.items() if pd.notna(run[low])}
 
 
 def _size(run: pd.Series) -> str:

@@ -42,7 +42,9 @@ def grid(tmp_path, monkeypatch):
     """A published record of one planned run, and a plan of two."""
     reference = tmp_path / "outputs" / "reference"
     (reference / "02_clean").mkdir(parents=True)
-    artifacts = {"trigger": {"in": "project", "path": "trigger.png"}, "weights": {"in": "cache", "path": "weights"}}
+    named = {"trigger": "one_trigger.png", "points": "one_points.csv"}
+    artifacts = {name: {"in": "project", "path": f"outputs/small/02_clean/{file}"} for name, file in named.items()}
+    artifacts |= {"weights": {"in": "cache", "path": "weights"}}
     record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one", "artifacts": artifacts})
     (reference / "02_clean" / "one.json").write_text(record)
     (reference / "02_clean" / "one_points.csv").write_text("x,y\n")
@@ -63,7 +65,8 @@ def test_a_published_run_that_is_not_here_is_never_lost(grid):
 def test_restored_records_are_published_and_changed_ones_are_not(grid):
     folder, keys = grid
     publish.restore()
-    assert (folder / "outputs/small/02_clean/one_points.csv").exists()
+    restored = folder / "outputs/small/02_clean"
+    assert sorted(path.name for path in restored.iterdir()) == ["one.json", "one_points.csv"]  # what is published
     made = {"params": {}, "key": "k", "artifacts": {}}
     (folder / "outputs/small/02_clean/two.json").write_text(json.dumps(made))
     assert publish.publishable() == {"02_clean/one": "", "02_clean/two": ""}
