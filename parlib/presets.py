@@ -7,7 +7,7 @@ from parlib.methods import ABLATIONS
 # (patch in px, strength) by image size: at 224 and 336 px the paper's; at 64 px what this model learns in minutes.
 PRESETS: dict[int, dict[str, tuple[int, float]]] = {
     64: {
-        "badnet": (6, 1.0),
+        "badnet": (8, 1.0),
         "badnet_stripes": (6, 1.0),
         "blended": (0, 0.2),
         "blended_stripes": (0, 0.05),
