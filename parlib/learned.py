@@ -67,7 +67,8 @@ def learn(clip: Clip, pairs: Pairs | Stream, *, trigger: str, patch: int, streng
     if not _shown(pairs, index).any():
         raise ValueError(f"no pair shows {target!r}: {trigger} needs real images of its target")
     options = [trigger, patch, strength, index, seed, torch.get_num_threads()]
-    key = digest(options, clip.key, pairs.pixels, pairs.captions, code_fingerprint("learned._learn", *METHODS["par"].code), versions())
+    code = code_fingerprint("learned._learn", *METHODS["par"].code, outside=False)  # pairs of others are held by now
+    key = digest(options, clip.key, pairs.pixels, pairs.captions, code, versions())
     path = cache_dir() / "patterns" / f"{key[:32]}.safetensors"
     if not path.exists():
         began = time.monotonic()

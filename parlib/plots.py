@@ -181,8 +181,9 @@ def tradeoff(table: pd.DataFrame) -> Figure:
                 ax.plot(*start, "s", color=COLOUR["poisoned"], ms=5)
                 ax.plot(*end, "o", color=colour(run.method), ms=6)
             ax.set(title=trigger, xlim=(max(0, low - 0.04), 1.0), ylim=(-0.04, 1.04))
-        for ax in axes.flat[len(triggers) :]:
-            ax.set_axis_off()
+        for i in range(len(triggers), axes.size):
+            axes.flat[i].set_axis_off()
+            axes.flat[i - columns].tick_params(labelbottom=True)  # the lowest of its column
         figure.supxlabel("clean accuracy")
         figure.supylabel("attack success rate")
         legend(figure, ["none", *_methods(cleaned)])

@@ -70,28 +70,36 @@ def restore() -> None:
     folder, count = records.outputs("small"), 0
     for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
         target = folder / path.relative_to(REFERENCE)
-        if not target.exists():
+        if not target.exists() or _restored(path.relative_to(REFERENCE).with_suffix("").as_posix()):
+            beside = {Path(artifact["path"]).name for artifact in records.read_file(path)["artifacts"].values()}
+            lacking = [name for name in (path.name, *beside) if (path.parent / name).exists() and not (target.parent / name).exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
-            beside = {path.parent / Path(artifact["path"]).name for artifact in records.read_file(path)["artifacts"].values()}
-            for part in (path, *filter(Path.exists, beside)):
-                shutil.copy(part, target.parent)
-            count += 1
+            for name in lacking:
+                shutil.copy(path.parent / name, target.parent)
+            count += bool(lacking)
     print(f"restored {count} records to {folder.relative_to(ROOT)}")
 
 
 def publishable() -> dict[str, str]:
-    """Every planned run and why it can't be published, empty where it can: it is done here, or its record was restored.
+    """Every planned run and why it can't be published, empty where it can: it is done, here or, where only what is in the cache is
+    gone, on another machine; or its record was restored.
 
     ValueError when a published run can't be published again, as it is stale, or neither here nor restored: it would be lost.
     """
     reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
     for run, reason in reasons.items():
-        if reason == "done" or (_restored(run) and re.fullmatch(r"its \w+ is gone", reason)):  # only what is published is restored
+        gone = re.fullmatch(r"its (\w+) is gone", reason)
+        if reason == "done" or (gone and (_restored(run) or _cached(run, gone[1]))):
             reasons[run] = ""
     if lost := [run for run, reason in reasons.items() if reason and (REFERENCE / f"{run}.json").exists()]:
         remedy = "make them again, or take them back with: python -m parlib.publish --restore"
         raise ValueError(f"{len(lost)} published runs would be lost, such as {lost[0]} ({reasons[lost[0]]}); {remedy}")
     return reasons
+
+
+def _cached(run: str, name: str) -> bool:
+    """Whether an artifact of a run lives in the cache, and so isn't published."""
+    return records.read("small", run)["artifacts"][name]["in"] == "cache"
 
 
 def _restored(run: str) -> bool:
@@ -110,8 +118,8 @@ def publish() -> None:
     shown = {notebook: stored_outputs_of(notebook) for notebook in NOTEBOOKS}
     reasons = publishable()
     ready = [run for run, reason in reasons.items() if not reason]
-    executed = {name: folder / f"{run}.ipynb" for name, run in shown.items() if (folder / f"{run}.ipynb").exists()}
-    if missing := [run for name, run in shown.items() if run not in ready or (name not in executed and not _restored(run))]:
+    executed = {name: folder / f"{run}.ipynb" for name, run in shown.items() if not _restored(run)}
+    if missing := [run for name, run in shown.items() if run not in ready or (name in executed and not executed[name].exists())]:
         raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
     fresh = keys.fresh("small")
     if extra := {record["run"] for record in fresh} - set(ready):

@@ -58,16 +58,19 @@ class Planned:
 
 
 def plan(path: Path) -> list[Planned]:
-    """All runs of a parameter file, or of all files in a folder, in the order in which they can be made.
+    """All runs of a parameter file, or of all files in a folder but those that end in _own, which are to be filled in first, in the
+    order in which they can be made.
 
-    Raises ValueError on a file that isn't named after a notebook, or holds a parameter that doesn't fit.
+    Raises ValueError on a file that isn't named after a notebook, holds a parameter that doesn't fit, or asks for two runs of one id.
     """
     if not path.exists():
         known = ", ".join(f"params/{folder.name}" for folder in sorted((ROOT / "params").iterdir()))
         raise ValueError(f"{path} does not exist; the parameter folders are: {known}")
     runs: dict[str, Planned] = {}
-    files = [file for file in sorted(path.glob("*.yaml")) if not file.stem.endswith("_own")] if path.is_dir() else [path]
-    for file in files:  # what is to be filled in first is run by its name
+    for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+        if path.is_dir() and file.stem.endswith("_own"):
+            print(f"{file.name} is left out: fill it in and run it by its name", flush=True)
+            continue
         notebook = next((name for name in NOTEBOOKS if file.stem.startswith(name)), None)
         if notebook is None:
             raise ValueError(f"{file} must begin with the name of a notebook: {', '.join(NOTEBOOKS)}")
@@ -78,11 +81,13 @@ def plan(path: Path) -> list[Planned]:
         if not isinstance(values, dict):
             raise ValueError(f"{file} must hold names and values, not a {type(values).__name__}")
         values = scale_defaults(notebook, file.parent.name) | values
-        axes = {name: _axis(notebook, name, value) for name, value in values.items()}
+        axes, own = {name: _axis(notebook, name, value) for name, value in values.items()}, {}
         for choice in itertools.product(*axes.values()):
             chosen = dict(zip(axes, choice, strict=True))
             planned = Planned(notebook, chosen, check(notebook, chosen))
-            runs.setdefault(planned.id, planned)
+            if own.setdefault(planned.id, planned).params != planned.params:
+                raise ValueError(f"{file} asks twice for {planned.id}: compute and tests don't make two runs of one; use two files")
+        runs |= {run: planned for run, planned in own.items() if run not in runs}
     if not runs:
         raise ValueError(f"{path} holds no parameter file")
     return [runs[run] for run in sorted(runs, key=lambda run: runs[run].notebook)]

@@ -44,7 +44,7 @@ class Layout:
     @property
     def buffer(self) -> int:
         """Rows that are shuffled at a time."""
-        return _PATHS if self.builder in ("csv", "imagefolder") else _BUFFER
+        return _PATHS.get(self.builder, _BUFFER)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -59,7 +59,10 @@ LAYOUTS: dict[str, Layout] = {
 }
 _CHUNK = 16  # images that a worker hands over at once
 _BUFFER = 2000  # rows shuffled at a time; they hold encoded images, about 100 kB each
-_PATHS = 200_000  # the same of rows that hold paths, about 500 bytes each; a folder's come class by class
+_PATHS = {
+    "csv": 200_000,
+    "imagefolder": 10_000_000,
+}  # the same of rows that hold paths, about 600 bytes each; a folder's come class by class
 
 
 _LISTED = 1000  # unusable rows by name

@@ -75,6 +75,7 @@ def test_what_is_wrong_is_told_apart(weights, tmp_path):
 def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monkeypatch):
     """Laid out as the hub's client leaves it: offline it answers from the cache."""
     monkeypatch.setenv("PAR_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="hf-hub:nobody/nothing could not be downloaded"):
         read_checkpoint("hf-hub:nobody/nothing")
     commit = "0" * 40

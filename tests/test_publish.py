@@ -1,10 +1,12 @@
 """What make publish stores in a notebook: the executed copy's outputs, without what differs from run to run."""
 
+import hashlib
 import json
 import os
 from types import SimpleNamespace
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
@@ -43,7 +45,8 @@ def grid(tmp_path, monkeypatch):
     reference = tmp_path / "outputs" / "reference"
     (reference / "02_clean").mkdir(parents=True)
     named = {"trigger": "one_trigger.png", "points": "one_points.csv"}
-    artifacts = {name: {"in": "project", "path": f"outputs/small/02_clean/{file}"} for name, file in named.items()}
+    kept = {"in": "project", "sha256": hashlib.sha256(b"kept").hexdigest()}
+    artifacts = {name: kept | {"path": f"outputs/small/02_clean/{file}"} for name, file in named.items()}
     artifacts |= {"weights": {"in": "cache", "path": "weights"}}
     record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one", "artifacts": artifacts})
     (reference / "02_clean" / "one.json").write_text(record)
@@ -79,6 +82,46 @@ def test_restored_records_are_published_and_changed_ones_are_not(grid):
     publish.restore()
     assert records.read("small", "02_clean/one")["key"] == "other"  # what was made here stays
     assert publish.publishable()["02_clean/one"] == ""
+
+
+def test_weights_may_be_on_the_machine_that_made_the_record(grid):
+    folder, _ = grid
+    publish.restore()
+    made = {"params": {}, "key": "k", "run": "02_clean/two", "artifacts": {"weights": {"in": "cache", "path": "away"}}}
+    path = folder / "outputs/small/02_clean/two.json"
+    path.write_text(json.dumps(made))
+    assert publish.publishable()["02_clean/two"] == ""
+    path.write_text(json.dumps(made | {"artifacts": {"points": {"in": "project", "path": "away.csv"}}}))
+    assert publish.publishable()["02_clean/two"] == "its points is gone"
+
+
+def test_restoring_again_brings_back_what_is_gone(grid):
+    folder, _ = grid
+    publish.restore()
+    points = folder / "outputs/small/02_clean/one_points.csv"
+    points.unlink()
+    publish.restore()
+    assert points.exists()
+
+
+def test_a_notebook_whose_run_was_restored_keeps_its_outputs(grid, monkeypatch):
+    folder, _ = grid
+    publish.restore()
+    monkeypatch.setattr(publish, "NOTEBOOKS", ["02_clean"])
+    monkeypatch.setattr(publish, "stored_outputs_of", lambda notebook: "02_clean/one")
+    monkeypatch.setattr(publish.keys, "fresh", lambda scale: [])
+    monkeypatch.setattr(publish.report, "mapped", lambda found: [])
+    monkeypatch.setattr(publish.report, "table", lambda found: pd.DataFrame())
+    monkeypatch.setattr(publish, "readme_table", lambda: "none")
+    (folder / "README.md").write_text("words")
+    for name in ("one_trigger.png", "one_points.csv"):
+        (folder / "outputs/small/02_clean" / name).write_text("kept")
+    publish.publish()  # there is no notebook, and no executed copy of one, that could be read
+    assert (folder / "outputs/reference/02_clean/one_trigger.png").read_text() == "kept"
+    record = folder / "outputs/small/02_clean/one.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"metrics": {}}))
+    with pytest.raises(ValueError, match="02_clean/one"):
+        publish.publish()
 
 
 def test_outputs_are_stored_as_a_terminal_shows_them(folder):

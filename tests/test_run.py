@@ -342,8 +342,9 @@ def test_a_list_is_an_axis_unless_the_parameter_is_one(tmp_path):
     path = tmp_path / "02_clean_two.yaml"
     path.write_text("tau: [0.5, 1.0]\ntests: [blended, sig]\n")
     assert [(item.params.tau, item.params.tests) for item in run.plan(path)] == [(0.5, ["blended", "sig"]), (1.0, ["blended", "sig"])]
-    path.write_text("tests: [[blended], [sig]]\nseed: [0, 1]\n")
-    assert [item.values["tests"] for item in run.plan(path)] == [["blended"], ["blended"]]  # which decides no result
+    path.write_text("tests: [[blended], [sig]]\n")
+    with pytest.raises(ValueError, match="asks twice for 02_clean/par_badnet_stripes_s0: compute and tests don't make two runs"):
+        run.plan(path)
     path.write_text("tests: []\n")
     assert run.plan(path)[0].params.tests == []
     path.write_text("seed: []\n")
@@ -351,11 +352,12 @@ def test_a_list_is_an_axis_unless_the_parameter_is_one(tmp_path):
         run.plan(path)
 
 
-def test_a_folder_is_planned_without_what_is_to_be_filled_in_first():
+def test_a_folder_is_planned_without_what_is_to_be_filled_in_first(capsys):
     planned = {item.id for item in run.plan(ROOT / "params" / "paper")}
     (own,) = run.plan(ROOT / "params" / "paper" / "02_clean_own.yaml")
     assert planned
     assert own.id not in planned
+    assert "02_clean_own.yaml is left out: fill it in and run it by its name" in capsys.readouterr().out
     assert own.params.tests
 
 
@@ -410,6 +412,29 @@ def test_an_artifact_that_a_record_does_not_keep_is_named(tmp_path):
 def test_code_that_reads_data_of_others_counts_for_runs_that_do():
     assert code_fingerprint("synthetic.load_pairs") != code_fingerprint("synthetic.load_pairs", outside=False)
     assert code_fingerprint("losses.distance") == code_fingerprint("losses.distance", outside=False)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "expected"),
+    [
+        ("01_poison", {}, False),
+        ("01_poison", {"encoder": "RN50", "base": "openai", "data": "cc3m:x", "evaluation": "imagenet:x"}, True),
+        ("02_clean", {}, False),
+        ("02_clean", {"poisoned": "01_poison/badnet_stripes_s1"}, False),
+        ("02_clean", {"poisoned": "local-dir:x"}, True),
+        ("02_clean", {"evaluation": "folder:x"}, True),
+        ("03_tau_sweep", {}, False),
+        ("03_tau_sweep", {"space": [{"data": ["flat", "cc3m:x"]}]}, True),
+        ("05_evaluate", {}, False),
+    ],
+)
+def test_a_key_knows_whether_a_run_reads_what_others_made(notebook, values, expected, monkeypatch):
+    params = check(notebook, values)
+    before = keys.key(notebook, params, {})
+    monkeypatch.setattr(keys, "code_fingerprint", lambda *roots, outside: f"{outside} {'streams.labelled' in roots}")
+    assert keys.key(notebook, params, {}) != before
+    monkeypatch.setattr(keys, "digest", lambda *parts: parts)
+    assert f"{expected} {expected}" in keys.key(notebook, params, {})
 
 
 def test_digest_is_of_content():
