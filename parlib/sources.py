@@ -59,10 +59,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 _CHUNK = 16  # images that a worker hands over at once
 _BUFFER = 2000  # rows shuffled at a time; they hold encoded images, about 100 kB each
-_PATHS = {
-    "csv": 200_000,
-    "imagefolder": 10_000_000,
-}  # the same of rows that hold paths, about 600 bytes each; a folder's come class by class
+# The same of rows that hold paths, about 600 bytes each, by datasets' builder; a folder's come class by class.
+_PATHS = {"csv": 200_000, "imagefolder": 10_000_000}
 
 
 _LISTED = 1000  # unusable rows by name
