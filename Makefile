@@ -44,7 +44,7 @@ bench: $(INSTALLED) ## how fast the core is on this machine: steps, loader, eval
 lab: $(INSTALLED) ## JupyterLab in this folder, with its token
 	@$(BIN)/jupyter lab --notebook-dir=.
 
-publish: $(INSTALLED) ## outputs/reference, the notebooks' stored outputs and README's table, from outputs/small
+publish: $(INSTALLED) ## outputs/reference, the notebooks' stored outputs and README's tables, from outputs/small
 	@$(BIN)/python -m parlib.publish
 
 clean: ## remove what runs wrote: outputs/small and outputs/smoke (the cache of weights stays)

@@ -129,7 +129,7 @@ def inputs(params: Params) -> dict[str, Any]:
     """What a run builds on, as its record names it: {name: {run, sha256}}.
 
     01: its base, where it is a checkpoint. 02: the poisoned model. 03, 04: those of their trials. Of weights the sha256, empty for
-    what is downloaded; of data of others that of the names and sizes of the files. 05: every record, by its metrics.
+    what is downloaded; of data of others that of the names and sizes of the files. 05, 06: every record, by its metrics.
     """
     if isinstance(params, Swept):
         found = [inputs(trial)["poisoned"] for trial in distinct_attacks(params)]

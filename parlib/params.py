@@ -188,12 +188,17 @@ class Evaluate(Params):
     """Parameters of 05_evaluate."""
 
 
+class NewTriggers(Params):
+    """Parameters of 06_new_triggers."""
+
+
 NOTEBOOKS: dict[str, type[Params]] = {
     "01_poison": Poison,
     "02_clean": Clean,
     "03_tau_sweep": Sweep,
     "04_synthetic": Synthetic,
     "05_evaluate": Evaluate,
+    "06_new_triggers": NewTriggers,
 }
 
 

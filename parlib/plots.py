@@ -1,5 +1,8 @@
 """Every figure of the notebooks, in one style; each function returns a matplotlib Figure and trains nothing."""
 
+import itertools
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -206,9 +209,9 @@ def legend(figure: Figure, methods: list[str]) -> None:
     figure.legend(handles=shown, loc="outside right center")
 
 
-def heat_map(table: pd.DataFrame) -> Figure:
-    """ASR by attack and method, means over the seeds, with the clean accuracy below it."""
-    main = table[table["table"] == 1]
+def heat_map(table: pd.DataFrame, kind: int = 1) -> Figure:
+    """ASR by attack and method, means over the seeds, with the clean accuracy below it. kind: of the tables in `report.table`."""
+    main = table[table["table"] == kind]
     main = main.assign(attacked=_attacked(main))
     means = main.groupby(["attacked", "method"])[["attack_success_rate", "clean_accuracy"]].mean()
     rows, methods = list(dict.fromkeys(main["attacked"])), _methods(main)
@@ -230,19 +233,51 @@ def asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, *, columns: list[str], ro
 
 
 def search(trials: pd.DataFrame) -> Figure:
-    """Clean accuracy against ASR of every trial by method; a ring marks the chosen ones, a line the accuracy they must keep."""
+    """Clean accuracy against ASR of every trial by method, one panel an encoder; a ring marks the chosen ones, a line the accuracy
+    they must keep.
+    """
+    if trials.empty:
+        return nothing("no cleaning was judged on validation scenes")
+    encoders = list(dict.fromkeys(trials["encoder"]))
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-        for method, runs in trials.groupby("method", sort=False):
-            ax.plot(runs["clean_accuracy"], runs["attack_success_rate"], "o", color=colour(method), ms=5, alpha=0.8)
-            best = runs[runs["chosen"]]
-            ax.plot(best["clean_accuracy"], best["attack_success_rate"], "o", ms=12, mfc="none", mec=colour(method), mew=1.6)
-        if len(trials):
-            ax.axvline(trials["limit"].iloc[0], ls="--", color="black", lw=0.9)
-        ax.set_yscale("symlog", linthresh=0.01)
-        ax.set(xlabel="clean accuracy (validation)", ylabel="attack success rate (validation)", ylim=(-0.002, 1.2))
-        ax.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.005", "0.01", "0.1", "1"])
+        size = (1.4 + 5.8 * len(encoders), 3.6)
+        figure, axes = plt.subplots(1, len(encoders), figsize=size, layout="constrained", squeeze=False, sharey=True)
+        for ax, encoder in zip(axes[0], encoders, strict=True):
+            ours = trials[trials["encoder"] == encoder]
+            for method, runs in ours.groupby("method", sort=False):
+                ax.plot(runs["clean_accuracy"], runs["attack_success_rate"], "o", color=colour(method), ms=5, alpha=0.8)
+                best = runs[runs["chosen"]]
+                ax.plot(best["clean_accuracy"], best["attack_success_rate"], "o", ms=12, mfc="none", mec=colour(method), mew=1.6)
+            ax.axvline(ours["limit"].iloc[0], ls="--", color="black", lw=0.9)
+            ax.set_yscale("symlog", linthresh=0.01)
+            ax.set(title=encoder, xlabel="clean accuracy (validation)", ylim=(-0.002, 1.2))
+            ax.set_yticks([0, 0.005, 0.01, 0.1, 1], ["0", "0.005", "0.01", "0.1", "1"])
+        axes[0, 0].set_ylabel("attack success rate (validation)")
         legend(figure, list(dict.fromkeys(trials["method"])))
+    return finished(figure)
+
+
+def course(found: list[dict[str, Any]]) -> Figure:
+    """ASR and clean accuracy of the watched scenes while models are cleaned, out of their records: a colour a trigger, a line style a
+    learning rate.
+    """
+    if not found:
+        return nothing("no such model was cleaned")
+    triggers = list(dict.fromkeys(record["params"]["trigger"] for record in found))
+    rates = sorted({record["params"]["lr"] for record in found}, reverse=True)
+    paint = {trigger: f"C{i}" for i, trigger in enumerate(triggers)}
+    style = dict(zip(rates, itertools.cycle(("-", "--", ":", "-.")), strict=False))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharey=True)
+        for record in found:
+            history, look = record["history"], {"color": paint[record["params"]["trigger"]], "ls": style[record["params"]["lr"]]}
+            for ax, name in zip(axes, ("look_attack_success_rate", "look_clean_accuracy"), strict=True):
+                ax.plot(history["look_step"], history[name], marker="o", ms=3, **look)
+        axes[0].set(xlabel="step", ylabel="attack success rate", ylim=(-0.03, 1.03))
+        axes[1].set(xlabel="step", ylabel="clean accuracy")
+        shown = [plt.Line2D([], [], color=paint[trigger], label=trigger) for trigger in triggers]
+        shown += [plt.Line2D([], [], color="black", ls=style[rate], label=f"lr {rate:g}") for rate in rates]
+        figure.legend(handles=shown, loc="outside right center")
     return finished(figure)
 
 

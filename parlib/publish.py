@@ -16,7 +16,7 @@ from parlib.cache import ROOT, atomic_folder
 from parlib.ids import run_id
 from parlib.keys import notebook_path
 from parlib.params import NOTEBOOKS, check
-from parlib.report import BEGIN, END, REFERENCE, readme_table
+from parlib.report import REFERENCE
 from parlib.run import plan
 
 _PATTERN = ("pattern", "learning")  # of a learned trigger: what it is, and how it was learned
@@ -64,7 +64,7 @@ def _tidy(output: Any) -> Any:
 
 def restore() -> None:
     """Copy the published records of runs that were not made here to outputs/small, with what is published beside them, so that
-    notebook 05 and the next `make publish` see them: for a grid that is made in several sittings or on several machines.
+    notebooks 05 and 06 and the next `make publish` see them: for a grid that is made in several sittings or on several machines.
     Their weights stay away.
     """
     folder, count = records.outputs("small"), 0
@@ -109,7 +109,7 @@ def _restored(run: str) -> bool:
 
 
 def publish() -> None:
-    """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's table.
+    """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's tables.
 
     Only runs that params/small plans and that are done, or restored, are published. A notebook whose run was restored keeps the
     outputs that it stores. ValueError when one that the notebooks show is neither done here nor restored.
@@ -140,11 +140,11 @@ def publish() -> None:
     for name, notebook in notebooks.items():
         nbformat.write(notebook, notebook_path(name))
     readme = ROOT / "README.md"
-    readme.write_text(re.sub(f"{BEGIN}.*?{END}", f"{BEGIN}\n{readme_table()}\n{END}", readme.read_text(), flags=re.S))
+    readme.write_text(report.with_tables(readme.read_text()))
     for run, reason in reasons.items():
         if reason:
             print(f"not published: {run} ({reason})")
-    print(f"published {len(ready)} records, {len(notebooks)} notebooks and README's table")
+    print(f"published {len(ready)} records, {len(notebooks)} notebooks and README's tables")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From records to what people read: table.csv, the summary beside the paper's figures, README's table."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -69,7 +70,6 @@ BASE = {
 }
 PART = {"finetune": "neither", "finetune_augmented": "augmentation", "perturb_only": "perturbation", "par": "both: PAR"}
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
-BEGIN, END = "<!-- table: written by make publish -->", "<!-- end of table -->"
 
 
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
@@ -137,15 +137,41 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return _summary(table[table["table"] == 1])
 
 
+def new_triggers(table: pd.DataFrame) -> pd.DataFrame:
+    """The same of the triggers that the paper has not, without its figures."""
+    found = _summary(table[table["table"] == 3]).rename(columns={"size (paper's)": "size"})
+    return found.drop(columns=["paper's model", "paper's ASR", "paper's CA"], errors="ignore")
+
+
+def at_rates(table: pd.DataFrame, method: str = "par") -> pd.DataFrame:
+    """What a method leaves at each learning rate that was tried, all else as it was tuned: ASR (clean accuracy) on the test scenes,
+    means over the seeds, a row a trigger and a column a rate.
+    """
+    runs = table[table["method"] == method]
+    means = (
+        _tuned_but_for_the_rate(runs, method)
+        .groupby(["encoder", "trigger", "lr"], sort=False)[["attack_success_rate", "clean_accuracy"]]
+        .mean()
+    )
+    cells = [f"{asr:.3f} ({accuracy:.3f})" for asr, accuracy in means.to_numpy()]
+    wide = pd.Series(cells, index=means.index, dtype=str).unstack(fill_value="").sort_index(axis=1)
+    return wide.rename(columns=lambda rate: f"{NAME.get(method, method)} at {rate:g}").reset_index().rename_axis(columns=None)
+
+
+def _tuned_but_for_the_rate(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The cleanings of dirty-label attacks at the settings of a method, whatever their learning rate."""
+    usual = check("02_clean", {"method": method}).model_dump()
+    same = ["attack", "data", "batch", "schedule", "batch_norm", "epochs", "pairs", "split"]
+    runs = table[table["notebook"] == "02_clean"]
+    return runs[(runs[same] == pd.Series(usual)[same]).all(axis=1) & (runs["tau"].isna() | (runs["tau"] == usual["tau"]))]
+
+
 def ablations(table: pd.DataFrame) -> pd.DataFrame:
     """Which part of PAR does the work: neither (fine-tuning), each alone, and both, on the test scenes and at one setting, PAR's,
     but for the learning rate: per rate at which a part was run alone, mean ± std over the seeds.
     """
     parts = ("finetune", *ABLATIONS, "par")
-    usual = check("02_clean", {"method": "par"}).model_dump()
-    same = ["batch", "schedule", "batch_norm", "epochs", "pairs", "split"]
-    runs = table[(table["notebook"] == "02_clean") & table["method"].isin(parts)]
-    runs = runs[(runs[same] == pd.Series(usual)[same]).all(axis=1) & (runs["tau"].isna() | (runs["tau"] == usual["tau"]))]
+    runs = _tuned_but_for_the_rate(table[table["method"].isin(parts)], "par")
     axes = ["encoder", "trigger", "lr"]
     alone = runs.loc[runs["method"].isin(ABLATIONS), axes].drop_duplicates()
     rows = []
@@ -183,17 +209,17 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def trials(table: pd.DataFrame) -> pd.DataFrame:
     """The searches: every cleaning that was judged on the validation split, with the one that the rule chooses per method
-    (`chosen`) and the clean accuracy that it must keep (`limit`).
+    and encoder (`chosen`) and the clean accuracy that it must keep (`limit`).
 
-    The rule: of a method's trials with clean accuracy >= the poisoned model's - 0.06 the lowest ASR, between equal ones the
-    higher clean accuracy; where there is none, the highest clean accuracy - ASR.
+    The rule: of a method's trials on an encoder with clean accuracy >= the poisoned model's - 0.06 the lowest ASR, between equal
+    ones the higher clean accuracy; where there is none, the highest clean accuracy - ASR.
     """
     found = table[(table["notebook"] == "02_clean") & (table["split"] == "validation")].copy()
     found["limit"], found["chosen"] = found["poisoned_clean_accuracy"] - MARGIN, False
-    for _, runs in found.groupby("method"):
+    for _, runs in found.groupby(["encoder", "method"]):
         found.loc[choose(runs), "chosen"] = True
     found["order"] = found["method"].map(list(METHODS).index)
-    return found.sort_values(["order", "lr", "tau", "self_weight", "pool", "batch"]).drop(columns="order")
+    return found.sort_values(["encoder", "order", "lr", "tau", "self_weight", "pool", "batch"]).drop(columns="order")
 
 
 def choose(runs: pd.DataFrame) -> Any:
@@ -217,13 +243,18 @@ def tried(models: dict[str, Clip], images: Pairs, triggers: list[dict[str, Any]]
 
 
 def planted_triggers(found: list[dict[str, Any]], kind: int = 1) -> list[dict[str, Any]]:
-    """Each trigger of a table's poisoned models (1: the main one), with the options that it was planted with."""
+    """Each trigger of a table's poisoned models (1: the main one), with the options that it was planted with.
+
+    Raises ValueError when none is planted.
+    """
     rows = table(found)
     runs = set(rows.loc[(rows["table"] == kind) & (rows["notebook"] == "01_poison"), "run"])
     planted: dict[str, dict[str, Any]] = {}
     for record in found:
         if record["run"] in runs:
             planted.setdefault(record["params"]["trigger"], record)  # small_resnet's come first
+    if not planted:
+        raise ValueError("no such trigger has been planted yet; the runs that plant one: python -m parlib.run params/small --list")
     return [
         {name: record["params"][name] for name in ("trigger", "target", "patch", "strength")} | learned_pattern(record)
         for record in planted.values()
@@ -278,9 +309,13 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def readme_table() -> str:
-    """What stands between the marks in README: the summary of the published records."""
-    return markdown(summary(pd.read_csv(REFERENCE / "table.csv")))
+def with_tables(text: str) -> str:
+    """README with its tables made from the published records, each between its marks."""
+    published = pd.read_csv(REFERENCE / "table.csv")
+    for name, made in {"table": summary, "new triggers": new_triggers}.items():
+        begin, end = f"<!-- {name}: written by make publish -->", f"<!-- end of {name} -->"
+        text = re.sub(f"{begin}.*?{end}", f"{begin}\n{markdown(made(published))}\n{end}", text, flags=re.S)
+    return text
 
 
 def show(scale: str, runs: list[str]) -> None:
@@ -294,7 +329,7 @@ def show(scale: str, runs: list[str]) -> None:
             print("\n" + summary(frame).iloc[:, 1:9].to_string(index=False))
     for run in runs:
         published = REFERENCE / f"{run}.json"
-        if scale != "small" or run.startswith("05"):
+        if scale != "small" or run.startswith(("05", "06")):
             continue
         if not published.exists():
             print(f"{run} is not among the published runs")

@@ -112,7 +112,7 @@ def test_a_notebook_whose_run_was_restored_keeps_its_outputs(grid, monkeypatch):
     monkeypatch.setattr(publish.keys, "fresh", lambda scale: [])
     monkeypatch.setattr(publish.report, "mapped", lambda found: [])
     monkeypatch.setattr(publish.report, "table", lambda found: pd.DataFrame())
-    monkeypatch.setattr(publish, "readme_table", lambda: "none")
+    monkeypatch.setattr(publish.report, "with_tables", lambda text: text)
     (folder / "README.md").write_text("words")
     for name in ("one_trigger.png", "one_points.csv"):
         (folder / "outputs/small/02_clean" / name).write_text("kept")

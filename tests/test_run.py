@@ -288,7 +288,7 @@ def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_o
 def _trials(*rows: tuple[str, float, float]) -> pd.DataFrame:
     values = [{"method": method, "clean_accuracy": ca, "attack_success_rate": asr, "lr": i} for i, (method, ca, asr) in enumerate(rows)]
     frame = pd.DataFrame(values, columns=report.COLUMNS)
-    return frame.assign(notebook="02_clean", split="validation", poisoned_clean_accuracy=0.95)
+    return frame.assign(notebook="02_clean", split="validation", encoder="small_resnet", poisoned_clean_accuracy=0.95)
 
 
 def test_the_rule_that_chooses_a_trial():
@@ -298,6 +298,39 @@ def test_the_rule_that_chooses_a_trial():
     none = _trials(("par", 0.80, 0.3), ("par", 0.70, 0.1), ("par", 0.85, 0.9))
     assert report.trials(none)["chosen"].tolist() == [False, True, False]  # the highest CA - ASR
     assert report.trials(kept.assign(split="test")).empty
+    both = report.trials(pd.concat([kept, none.assign(encoder="small_vit", poisoned_clean_accuracy=0.75)], ignore_index=True))
+    chosen = both[both["chosen"]]
+    assert chosen["encoder"].tolist() == ["small_resnet", "small_resnet", "small_vit"]  # one a method and encoder
+    assert chosen["clean_accuracy"].tolist() == [0.80, 0.91, 0.70]
+    assert chosen["limit"].round(2).tolist() == [0.89, 0.89, 0.69]
+
+
+def test_new_triggers_have_a_table_of_their_own(tmp_path):
+    planted = Run("01_poison", "01_poison/picture_s0", check("01_poison", {"trigger": "picture"}))
+    found = [planted.save(metrics=METRICS, seconds=1.5, n=10)]
+    for values in (
+        {},
+        {"lr": 1e-3},
+        {"lr": 1e-3, "seed": 1},
+        {"lr": 1e-3, "tau": 1.0},
+        {"lr": 1e-3, "split": "validation"},
+        {"lr": 1e-3, "schedule": "paper"},
+        {"method": "finetune"},
+    ):
+        params = check("02_clean", {"trigger": "picture"} | values)
+        found.append(Run("02_clean", run_id("02_clean", params), params).save(metrics=METRICS, seconds=1.5, n=10))
+    frame = report.table(found)
+    assert frame["table"].tolist() == [3, 3, 0, 0, 0, 0, 0, 3]
+    assert report.new_triggers(frame)["model"].tolist() == ["poisoned", "fine-tuning", "PAR"]
+    assert report.summary(frame).empty
+    frame.loc[2:3, "attack_success_rate"] = [0.2, 0.4]  # 1e-3, seeds 0 and 1; what differs in more stays out
+    rates = report.at_rates(frame)
+    assert rates.columns.tolist() == ["encoder", "trigger", "PAR at 0.001", "PAR at 0.004"]
+    assert rates.to_numpy().tolist() == [["small_resnet", "picture", "0.300 (0.900)", "0.100 (0.900)"]]
+    assert report.at_rates(frame, "cleanclip").empty
+    assert [options["trigger"] for options in report.planted_triggers(found, kind=3)] == ["picture"]
+    with pytest.raises(ValueError, match="no such trigger has been planted yet"):
+        report.planted_triggers(found)
 
 
 def test_summary_is_mean_and_sample_std(tmp_path):
@@ -321,6 +354,7 @@ def test_plan_expands_lists_and_orders():
         "03_tau_sweep/optuna_badnet_stripes_s0",
         "04_synthetic/badnet_stripes_s0_datascenes-outline-painted_methodpar_seeds0",
         "05_evaluate",
+        "06_new_triggers",
     ]
 
 
