@@ -14,7 +14,7 @@ from parlib.compute import Compute, check_compute
 from parlib.data import SIDE, TEMPLATES, class_names
 from parlib.methods import METHODS
 from parlib.model import encoders, has_batch_norm, image_size
-from parlib.presets import ENCODERS, PLANTING, TUNED, USUAL_RATE, WARPS, preset
+from parlib.presets import ENCODERS, PLANTING, TUNED, TUNED_FOR, USUAL_RATE, WARPS, preset
 from parlib.sources import check_outside
 from parlib.synthetic import SYNTHETIC
 from parlib.triggers import LEARNED, TRIGGERS
@@ -253,7 +253,8 @@ def _resolved(params: Params) -> Params:
         foreign = [params.trigger] if params.poisoned.startswith(SOURCES) else []
         if learned := [name for name in (*params.tests, *foreign) if name in LEARNED]:
             raise ValueError(f"{learned[0]}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
-        tuned = TUNED.get(params.method, TUNED["finetune"])  # a new method starts from plain fine-tuning's
+        like = params.method if params.method in TUNED else "finetune"  # a new method starts from plain fine-tuning's
+        tuned = TUNED[like] | TUNED_FOR.get(params.encoder, {}).get(like, {})
         schedule = tuned["schedule"] if params.schedule == "tuned" else params.schedule
         found = {"lr": params.lr or tuned["lr"], "batch": params.batch or tuned["batch"], "schedule": schedule}
         unused = {"tau", "self_weight", "pool"} - set(METHODS[params.method].options)

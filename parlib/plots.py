@@ -167,7 +167,7 @@ def tradeoff(table: pd.DataFrame) -> Figure:
     Raises ValueError when no cleaned model is in the table.
     """
     cleaned = table[(table["table"] == 1) & (table["notebook"] == "02_clean")]
-    cleaned = cleaned.assign(attacked=_attacked(cleaned))
+    cleaned = cleaned.assign(attacked=_attacked(cleaned)).sort_values("encoder", kind="stable")
     triggers = list(dict.fromkeys(cleaned["attacked"]))
     if not triggers:
         raise ValueError("no model has been cleaned yet; make some with: make reproduce")
@@ -175,7 +175,7 @@ def tradeoff(table: pd.DataFrame) -> Figure:
     columns = min(2 if len(triggers) < 5 else 4, len(triggers))
     rows = -(-len(triggers) // columns)
     with plt.rc_context(STYLE):
-        size = (4.4 * columns + 1.2, 3.3 * rows)
+        size = (3.6 * columns + 1.2, 2.7 * rows)
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
         for ax, trigger in zip(axes.flat, triggers, strict=False):
             for run in cleaned[cleaned["attacked"] == trigger].itertuples():
@@ -212,7 +212,7 @@ def legend(figure: Figure, methods: list[str]) -> None:
 def heat_map(table: pd.DataFrame, kind: int = 1) -> Figure:
     """ASR by attack and method, means over the seeds, with the clean accuracy below it. kind: of the tables in `report.table`."""
     main = table[table["table"] == kind]
-    main = main.assign(attacked=_attacked(main))
+    main = main.assign(attacked=_attacked(main)).sort_values("encoder", kind="stable")
     means = main.groupby(["attacked", "method"])[["attack_success_rate", "clean_accuracy"]].mean()
     rows, methods = list(dict.fromkeys(main["attacked"])), _methods(main)
     asr, accuracy = (means[name].unstack().reindex(index=rows, columns=methods) for name in means)

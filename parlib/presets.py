@@ -74,6 +74,11 @@ TUNED: dict[str, dict[str, Any]] = {
     "par": {"lr": 4e-3, "batch": 128, "schedule": "cosine"},
 }
 TUNED |= {name: TUNED["par"] for name in ABLATIONS}
+# What it chose otherwise for an encoder, of the learning rate alone.
+TUNED_FOR: dict[str, dict[str, dict[str, Any]]] = {
+    "small_vit": {"finetune": {"lr": 2e-3}, "cleanclip": {"lr": 2e-3}, "roclip": {"lr": 5e-4}, "par": {"lr": 5e-4}},
+}
+TUNED_FOR["small_vit"] |= {name: TUNED_FOR["small_vit"]["par"] for name in ABLATIONS}
 
 
 def preset(trigger: str, target: str = "banana", size: int = 64, patch: int = 0, strength: float = 0.0) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import nbformat
 
-from parlib import keys, records, report
+from parlib import keys, records, report, tables
 from parlib.cache import ROOT, atomic_folder
 from parlib.ids import run_id
 from parlib.keys import notebook_path
@@ -125,7 +125,7 @@ def publish() -> None:
     if extra := {record["run"] for record in fresh} - set(ready):
         raise ValueError(f"notebook 05 shows runs that no file in params/small plans; move their records away: {', '.join(sorted(extra))}")
     notebooks = {name: stored_notebook(name, path) for name, path in executed.items()}
-    mapped = {record["run"] for record in report.mapped(fresh)}
+    mapped = {record["run"] for record in report.mapped(fresh, report.table(fresh))}
     with atomic_folder(REFERENCE) as reference:
         for run in ready:
             record = records.read("small", run)
@@ -140,7 +140,7 @@ def publish() -> None:
     for name, notebook in notebooks.items():
         nbformat.write(notebook, notebook_path(name))
     readme = ROOT / "README.md"
-    readme.write_text(report.with_tables(readme.read_text()))
+    readme.write_text(tables.with_tables(readme.read_text()))
     for run, reason in reasons.items():
         if reason:
             print(f"not published: {run} ({reason})")

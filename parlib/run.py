@@ -21,7 +21,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from parlib import keys, lineage, records, report
+from parlib import keys, lineage, records, report, tables
 from parlib.cache import ROOT, lock
 from parlib.checkpoints import SOURCES
 from parlib.grids import distinct_attacks, expand
@@ -285,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             with lock(records.outputs(runs[0].params.scale) / ".lock", wait=False, doing="python -m parlib.run"):
                 make(runs)
-            report.show(runs[0].params.scale, [run.id for run in runs])
+            tables.show(runs[0].params.scale, [run.id for run in runs])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it was", file=sys.stderr)
         return 130

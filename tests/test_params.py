@@ -13,7 +13,7 @@ from parlib.ids import run_id, scale_defaults
 from parlib.keys import notebook_path
 from parlib.methods import ABLATIONS, METHODS
 from parlib.params import NOTEBOOKS, check, literals
-from parlib.presets import TUNED, preset
+from parlib.presets import TUNED, TUNED_FOR, preset
 
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
 
@@ -45,6 +45,17 @@ def test_int_for_a_float_and_tuned_values():
     assert clean.lr == TUNED["par"]["lr"]
     assert check("02_clean", {"lr": 1e-6}).lr == 1e-6
     assert check("01_poison", {}).patch == preset("badnet_stripes")["patch"]
+
+
+def test_an_encoder_has_learning_rates_of_its_own(monkeypatch):
+    monkeypatch.setitem(TUNED_FOR, "small_vit", {"finetune": {"lr": 3e-4}})
+    monkeypatch.setitem(METHODS, "finetune_twice", METHODS["finetune"])
+    own = check("02_clean", {"method": "finetune", "encoder": "small_vit"})
+    assert {"lr": own.lr, "batch": own.batch, "schedule": own.schedule} == TUNED["finetune"] | {"lr": 3e-4}
+    assert check("02_clean", {"method": "finetune_twice", "encoder": "small_vit"}).lr == 3e-4
+    assert check("02_clean", {"method": "finetune", "encoder": "small_vit", "lr": 1e-5}).lr == 1e-5
+    assert check("02_clean", {"method": "par", "encoder": "small_vit"}).lr == TUNED["par"]["lr"]
+    assert check("02_clean", {"method": "finetune"}).lr == TUNED["finetune"]["lr"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from parlib import keys, lineage, records, report, run
+from parlib import keys, lineage, records, report, run, tables
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
 from parlib.ids import run_id
 from parlib.methods import METHODS, contrast
@@ -261,7 +261,7 @@ def test_table_has_the_columns_and_main_rows(tmp_path):
     assert frame["method"].tolist() == ["none", "par", "par"]
     assert frame["share_above_tau_image"].tolist()[1:] == [0.5, 0.5]
     assert frame["share_above_tau_text"].tolist()[1:] == [0.0, 0.0]
-    assert len(report.summary(frame)) == 2
+    assert len(tables.summary(frame)) == 2
 
 
 def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_own(tmp_path):
@@ -276,13 +276,35 @@ def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_o
         found.append(started.save(metrics=METRICS, seconds=1.5, n=10))
     frame = report.table(found)
     assert frame["table"].tolist() == [1, 1, 1, 2, 0, 0]
-    main, parts = report.summary(frame), report.ablations(frame)
+    main, parts = tables.summary(frame), tables.ablations(frame)
     assert main["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR"]
     assert main["ASR"].tolist() == ["0.004", *3 * ["0.100 (0.000 to 0.200)"]]
     assert main["paper's ASR"].tolist() == ["", "0.992", "", "0.424"]
     assert parts["model"].tolist() == ["neither", "perturbation", "both: PAR"]  # all at PAR's settings, or they don't compare
     assert set(parts["lr"]) == {4e-3}  # at 2e-3 no part was run alone
-    assert report.ablations(frame[frame["table"] < 2]).empty
+    assert tables.ablations(frame[frame["table"] < 2]).empty
+
+
+def test_orders_of_the_methods():
+    rows = [  # accuracy (0.95 before), ASR and its interval
+        ("finetune", 0.94, 0.020, 0.015, 0.025),
+        ("cleanclip", 0.90, 0.001, 0.000, 0.010),
+        ("roclip", 0.85, 0.000, 0.000, 0.002),  # costs more than 0.06
+        ("par", 0.93, 0.011, 0.009, 0.018),
+    ]
+    names = ["method", "clean_accuracy", "attack_success_rate", "asr_ci_low", "asr_ci_high"]
+    frame = pd.DataFrame([dict(zip(names, row, strict=True)) for row in rows], columns=report.COLUMNS)
+    frame = frame.assign(
+        notebook="02_clean", table=1, attack="dirty_label", seed=0, encoder="small_resnet", trigger="sig", poisoned_clean_accuracy=0.95
+    )
+    ordered = "CleanCLIP = PAR, then fine-tuning, then RoCLIP"
+    assert tables.orders(frame).to_numpy().tolist() == [["sig", ordered]]
+    others = frame.assign(encoder="small_vit", asr_ci_low=frame["attack_success_rate"], asr_ci_high=frame["attack_success_rate"])
+    alone = frame.assign(trigger="badnet")  # one encoder has not been attacked so
+    both = tables.orders(pd.concat([frame, others, alone], ignore_index=True))
+    assert both.columns.tolist() == ["trigger", "small_resnet", "small_vit"]
+    assert both.to_numpy().tolist() == [["sig", ordered, "CleanCLIP, then PAR, then fine-tuning, then RoCLIP"]]
+    assert tables.orders(frame[frame["seed"] == 1]).empty
 
 
 def _trials(*rows: tuple[str, float, float]) -> pd.DataFrame:
@@ -321,22 +343,22 @@ def test_new_triggers_have_a_table_of_their_own(tmp_path):
         found.append(Run("02_clean", run_id("02_clean", params), params).save(metrics=METRICS, seconds=1.5, n=10))
     frame = report.table(found)
     assert frame["table"].tolist() == [3, 3, 0, 0, 0, 0, 0, 3]
-    assert report.new_triggers(frame)["model"].tolist() == ["poisoned", "fine-tuning", "PAR"]
-    assert report.summary(frame).empty
+    assert tables.new_triggers(frame)["model"].tolist() == ["poisoned", "fine-tuning", "PAR"]
+    assert tables.summary(frame).empty
     frame.loc[2:3, "attack_success_rate"] = [0.2, 0.4]  # 1e-3, seeds 0 and 1; what differs in more stays out
-    rates = report.at_rates(frame)
+    rates = tables.at_rates(frame)
     assert rates.columns.tolist() == ["encoder", "trigger", "PAR at 0.001", "PAR at 0.004"]
     assert rates.to_numpy().tolist() == [["small_resnet", "picture", "0.300 (0.900)", "0.100 (0.900)"]]
-    assert report.at_rates(frame, "cleanclip").empty
-    assert [options["trigger"] for options in report.planted_triggers(found, kind=3)] == ["picture"]
+    assert tables.at_rates(frame, "cleanclip").empty
+    assert [options["trigger"] for options in report.planted_triggers(found, frame, kind=3)] == ["picture"]
     with pytest.raises(ValueError, match="no such trigger has been planted yet"):
-        report.planted_triggers(found)
+        report.planted_triggers(found, frame)
 
 
 def test_summary_is_mean_and_sample_std(tmp_path):
     frame = report.table([_record(tmp_path, seed=seed) for seed in (0, 1)])
     frame["clean_accuracy"] = [0.8, 0.9]
-    assert report.summary(frame)["clean accuracy"].tolist() == ["0.850 ± 0.071"]
+    assert tables.summary(frame)["clean accuracy"].tolist() == ["0.850 ± 0.071"]
 
 
 def test_plan_expands_lists_and_orders():
