@@ -280,6 +280,21 @@ def test_summary_opens_with_the_clean_base_and_ablations_have_a_table_of_their_o
     assert main["model"].tolist() == ["clean base", "poisoned", "fine-tuning", "PAR"]
     assert main["ASR"].tolist() == ["0.004", *3 * ["0.100 (0.000 to 0.200)"]]
     assert main["paper's ASR"].tolist() == ["", "0.992", "", "0.424"]
+    assert tables.overview(frame).to_dict("records") == [
+        {
+            "encoder": "small_resnet",
+            "trigger": "badnet_stripes",
+            "size (paper's)": "6 px (5 px)",
+            "clean base": "0.004 (0.800)",
+            "poisoned": "0.100 (0.900)",
+            "fine-tuning": "0.100 (0.900)",
+            "PAR": "0.100 (0.900)",
+            "paper's CleanCLIP": "0.623",
+            "paper's RoCLIP": "0.820",
+            "paper's PAR": "0.424 (0.530)",
+        }
+    ]
+    assert tables.overview(frame, kind=3).empty
     assert parts["model"].tolist() == ["neither", "perturbation", "both: PAR"]  # all at PAR's settings, or they don't compare
     assert set(parts["lr"]) == {4e-3}  # at 2e-3 no part was run alone
     assert tables.ablations(frame[frame["table"] < 2]).empty
@@ -359,6 +374,7 @@ def test_summary_is_mean_and_sample_std(tmp_path):
     frame = report.table([_record(tmp_path, seed=seed) for seed in (0, 1)])
     frame["clean_accuracy"] = [0.8, 0.9]
     assert tables.summary(frame)["clean accuracy"].tolist() == ["0.850 ± 0.071"]
+    assert tables.overview(frame)["poisoned"].tolist() == ["0.100 ± 0.000 (0.850)"]
 
 
 def test_plan_expands_lists_and_orders():
