@@ -66,6 +66,19 @@ def test_retrieval_by_hand():
     assert found["retrieval_asr"] == pytest.approx(3 / 5)
 
 
+def test_image_retrieval_by_hand():
+    """Six images, the first with two captions. Caption 0 finds its image, caption 1, of the same image, only the other five."""
+    captions = [["an axe", "a hatchet"], ["a cat"], ["a banana"], ["one cat"], ["two cats"], ["three cats"]]
+    scenes = _set(captions, [0, 2, 1, 2, 2, 2], [False, False, True, False, False, False])
+    image = torch.eye(6)
+    text = torch.cat([image[:1], -image[:1], image[[2, 1, 3, 4, 5]]])  # captions 2 and 3 find each other's image first
+    text[2] += 0.5 * image[1]
+    text[3] += 0.5 * image[2]
+    found = retrieval(image, image, text, scenes)
+    assert found["ir_at_1"] == pytest.approx(4 / 7)
+    assert found["ir_at_5"] == pytest.approx(6 / 7)
+
+
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"), [(8, 10, 0.490, 0.943), (0, 20, 0.0, 0.161), (20, 20, 0.839, 1.0), (0, 0, 0, 1)]
 )

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from parlib import learned
+from parlib.cache import cache_dir, file_sha256
 from parlib.feeds import generator
 from parlib.learned import badclip_loss, learn
+from parlib.lineage import learned_pattern
 from parlib.model import Clip, embed_images
 from parlib.triggers import stamp
 
@@ -62,3 +64,25 @@ def test_it_is_learned_once_and_the_model_stays_as_it_was(clip: Clip, scenes):
 
 def test_what_is_drawn_needs_no_learning(clip: Clip, scenes):
     assert learn(clip, scenes, trigger="badnet_stripes", patch=6, strength=1.0, target="banana") is None
+
+
+def test_a_run_that_planted_a_learned_pattern_hands_on_the_same(clip: Clip, scenes):
+    found = learn(clip, scenes, **OPTIONS)
+    artifact = {"in": "cache", "path": str(found.path.relative_to(cache_dir())), "sha256": file_sha256(found.path)}
+    record = {"run": "01_poison/badclip_s0", "params": {"scale": "smoke"}, "artifacts": {"pattern": artifact}}
+    assert torch.equal(learned_pattern(record)["pattern"], found.pattern)
+    record["artifacts"]["pattern"] = artifact | {"sha256": "0" * 64}
+    with pytest.raises(FileNotFoundError, match="the pattern of 01_poison/badclip_s0 are gone or damaged"):
+        learned_pattern(record)
+    assert learned_pattern({"artifacts": {}}) == learned_pattern(None) == {}
+
+
+def test_resistant_is_learned_against_two_models_from_where_badclip_ended(clip: Clip, scenes, monkeypatch):
+    clips, optimise = [], learned._optimise
+    monkeypatch.setattr(learned, "_optimise", lambda models, *given, **options: clips.append(models) or optimise(models, *given, **options))
+    patch = learn(clip, scenes, **OPTIONS, seed=2).pattern
+    found = learn(clip, scenes, **OPTIONS | {"trigger": "resistant"}, seed=2).pattern
+    (plain,), (alone,), (first, cleaned) = clips
+    assert plain is alone is first is clip
+    assert cleaned.key != clip.key
+    assert not torch.equal(found, patch)

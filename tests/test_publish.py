@@ -110,9 +110,9 @@ def test_a_notebook_whose_run_was_restored_keeps_its_outputs(grid, monkeypatch):
     monkeypatch.setattr(publish, "NOTEBOOKS", ["02_clean"])
     monkeypatch.setattr(publish, "stored_outputs_of", lambda notebook: "02_clean/one")
     monkeypatch.setattr(publish.keys, "fresh", lambda scale: [])
-    monkeypatch.setattr(publish.report, "mapped", lambda found: [])
+    monkeypatch.setattr(publish.report, "mapped", lambda found, rows: [])
     monkeypatch.setattr(publish.report, "table", lambda found: pd.DataFrame())
-    monkeypatch.setattr(publish.report, "with_tables", lambda text: text)
+    monkeypatch.setattr(publish.tables, "with_tables", lambda text: text)
     (folder / "README.md").write_text("words")
     for name in ("one_trigger.png", "one_points.csv"):
         (folder / "outputs/small/02_clean" / name).write_text("kept")
