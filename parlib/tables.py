@@ -187,8 +187,9 @@ def _summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(values: pd.Series) -> str:
-    if len(values) == 1:
-        return _plain(values.iloc[0])
+    values = values.dropna()  # of metrics that some runs lack, such as retrieval where there are no captions
+    if len(values) < 2:
+        return _plain(values.iloc[0]) if len(values) else ""
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
 
 

@@ -375,6 +375,9 @@ def test_summary_is_mean_and_sample_std(tmp_path):
     frame["clean_accuracy"] = [0.8, 0.9]
     assert tables.summary(frame)["clean accuracy"].tolist() == ["0.850 ± 0.071"]
     assert tables.overview(frame)["poisoned"].tolist() == ["0.100 ± 0.000 (0.850)"]
+    frame["retrieval_asr"] = [0.3, None]
+    assert tables.summary(frame)["retrieval ASR"].tolist() == ["0.300"]
+    assert tables.summary(frame.assign(retrieval_asr=float("nan")))["retrieval ASR"].tolist() == [""]
 
 
 def test_plan_expands_lists_and_orders():
