@@ -76,7 +76,7 @@ TUNED: dict[str, dict[str, Any]] = {
 TUNED |= {name: TUNED["par"] for name in ABLATIONS}
 # What it chose otherwise for an encoder, of the learning rate alone.
 TUNED_FOR: dict[str, dict[str, dict[str, Any]]] = {
-    "small_vit": {"finetune": {"lr": 2e-3}, "cleanclip": {"lr": 2e-3}, "roclip": {"lr": 5e-4}, "par": {"lr": 5e-4}},
+    "small_vit": {"finetune": {"lr": 2e-3}, "cleanclip": {"lr": 4e-3}, "roclip": {"lr": 5e-4}, "par": {"lr": 5e-4}},
 }
 TUNED_FOR["small_vit"] |= {name: TUNED_FOR["small_vit"]["par"] for name in ABLATIONS}
 
