@@ -121,7 +121,8 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
     own = owner * len(index) + caption  # which image is so described
     to_text = (image @ text.T).topk(min(5, len(text)), dim=1).indices  # (N, 5)
     to_image = (text @ image.T).topk(min(5, len(image)), dim=1).indices  # (M, 5)
-    named = torch.tensor([scenes.names[scenes.target] in c for c in flat], device=device)
+    name = scenes.names[scenes.target].lower()  # compared as Pairs.shows does
+    named = torch.tensor([name in c.lower() for c in flat], device=device)
     nearest = (triggered @ text.T).topk(min(5, len(text)), dim=1).indices
     right_text = torch.isin(torch.arange(len(image), device=device)[:, None] * len(index) + caption[to_text], own)
     right_image = torch.isin(to_image * len(index) + caption[:, None], own)

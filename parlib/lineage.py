@@ -64,15 +64,19 @@ def imported(params: Poison) -> Trained:
 
 
 def evaluation_images(params: Attack) -> tuple[Pairs, Pairs | None]:
-    """What a run evaluates on: scenes of its split, or the labelled images that it names; and captioned ones, where it names them."""
+    """What a run evaluates on: scenes of its split, or the labelled images that it names; and captioned ones, where it names them.
+
+    ValueError where the target is no class of the labelled images, or all of either show it.
+    """
     templates = TEMPLATES[: params.templates]
     if not params.evaluation:
         return replace(load_scenes(params.split, params.eval_scenes, params.classes), templates=templates), None
     found = replace(labelled(params.evaluation, params.eval_scenes, params.side, params.max_skipped), templates=templates)
-    class_index(params.target, found.names)  # or raises
-    if not params.retrieval:
-        return found, None
-    return found, captioned(params.retrieval, params.eval_scenes, params.side, params.max_skipped, params.target)
+    others = captioned(params.retrieval, params.eval_scenes, params.side, params.max_skipped, params.target) if params.retrieval else None
+    for name, images in {params.evaluation: found, params.retrieval: others}.items():
+        if images is not None and images.shows(class_index(params.target, images.names)).all():
+            raise ValueError(f"every image of {name} shows {params.target!r}: none is left to measure the attack success rate on")
+    return found, others
 
 
 def watched_images(params: Attack, evaluated: Pairs) -> Pairs:

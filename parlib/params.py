@@ -117,7 +117,7 @@ class Clean(Training):
     patch: int = Field(0, ge=0, description="px of the trigger tested; 0: as planted, or the preset")
     strength: float = Field(0.0, ge=0, le=4, description="strength of the trigger tested; 0: as planted, or the preset")
     method: str = Field("par", description="par, finetune, cleanclip, roclip, or the ablations finetune_augmented and perturb_only")
-    tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is below")
+    tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
     pool: float = Field(0.1, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
     lr: float = Field(0.0, ge=0, description="peak learning rate; 0: the method's tuned value")

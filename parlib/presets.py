@@ -84,11 +84,12 @@ TUNED_FOR["small_vit"] |= {name: TUNED_FOR["small_vit"]["par"] for name in ABLAT
 def preset(trigger: str, target: str = "banana", size: int = 64, patch: int = 0, strength: float = 0.0) -> dict[str, Any]:
     """Options of a trigger at an image size in px; a patch or strength other than 0 replaces the preset's.
 
-    Sizes that have no preset take that of 224 px, the patch in proportion. ValueError on a trigger without a preset.
+    Sizes that have no preset take that of 224 px, the patch in proportion where it is a length. ValueError on a trigger without a preset.
     """
     presets = PRESETS.get(size, PRESETS[224])
     if trigger not in presets:
         raise ValueError(f"{trigger!r} has no preset at {size} px; those that have one are: {', '.join(presets)}")
     usual_patch, usual_strength = presets[trigger]
-    usual_patch = usual_patch if size in PRESETS else round(usual_patch * size / 224)
+    if size not in PRESETS and trigger != "wanet_smooth":  # whose patch is a number of offsets
+        usual_patch = round(usual_patch * size / 224)
     return {"trigger": trigger, "target": target, "patch": patch or usual_patch, "strength": strength or usual_strength}

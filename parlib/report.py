@@ -35,6 +35,11 @@ seconds
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
 
 
+def kept(runs: pd.DataFrame) -> pd.Series:
+    """(N,) bool: which cleanings keep the clean accuracy within MARGIN of the poisoned model's; a cost of just that is within."""
+    return runs["poisoned_clean_accuracy"] - runs["clean_accuracy"] < MARGIN + 1e-9  # as fractions of n scenes aren't exact
+
+
 def table(found: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a record, for sweeps a row a trial, with the columns of table.csv; table is 1 in the main table, 2 in that of the
     ablations, 3 in that of the new triggers, else 0.
@@ -110,7 +115,7 @@ def trials(table: pd.DataFrame) -> pd.DataFrame:
 
 def choose(runs: pd.DataFrame) -> Any:
     """The label of the run that the rule of `trials` chooses."""
-    good = runs[runs["clean_accuracy"] >= runs["poisoned_clean_accuracy"] - MARGIN]
+    good = runs[kept(runs)]
     if len(good):
         return good.sort_values(["attack_success_rate", "clean_accuracy"], ascending=[True, False]).index[0]
     return (runs["clean_accuracy"] - runs["attack_success_rate"]).sort_values(ascending=False).index[0]

@@ -10,7 +10,7 @@ from parlib.methods import ABLATIONS, METHODS
 from parlib.params import check
 from parlib.plots import NAME
 from parlib.presets import PATCHES
-from parlib.report import MARGIN, REFERENCE, table
+from parlib.report import REFERENCE, kept, table
 
 # The paper's figures (fractions) for the encoder that ours stands for: trigger -> method -> (ASR, CA or None). From a secondary
 # summary of v3 that could not be checked against the paper itself: second-hand, and another scale than ours.
@@ -152,11 +152,11 @@ def orders(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _order(runs: pd.DataFrame) -> str:
-    kept = runs["clean_accuracy"] >= runs["poisoned_clean_accuracy"] - MARGIN
+    within = kept(runs)
     groups: list[list[str]] = []
-    for within in (runs[kept], runs[~kept]):
+    for part in (runs[within], runs[~within]):
         reach = -1.0
-        for run in within.sort_values("attack_success_rate").to_dict("records"):
+        for run in part.sort_values("attack_success_rate").to_dict("records"):
             if run["asr_ci_low"] > reach:
                 groups.append([])
                 reach = run["asr_ci_high"]

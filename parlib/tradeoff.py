@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from parlib.methods import METHODS
-from parlib.report import MARGIN, choose
+from parlib.report import choose, kept
 
 _AXES = ("encoder", "trigger", "seed", "data", "tau", "self_weight", "pool", "lr", "schedule", "batch_norm", "pairs", "epochs", "batch")
 
@@ -47,7 +47,7 @@ def tau_rule(curve: pd.DataFrame) -> Any:
     the smallest tau where there is none.
     """
     held = curve[["s_image_end", "s_text_end"]].min(axis=1) >= curve["tau"]
-    good = curve[held & (curve["clean_accuracy"] >= curve["poisoned_clean_accuracy"] - MARGIN)]
+    good = curve[held & kept(curve)]
     return good["tau"].idxmax() if len(good) else curve["tau"].idxmin()
 
 

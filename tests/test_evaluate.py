@@ -55,7 +55,7 @@ def test_zero_shot_by_hand():
 
 def test_retrieval_by_hand():
     """Six pairs, so that five nearest leave one out; captions 0 and 5 are the same."""
-    captions = ["an axe", "a cat", "a banana", "one cat", "two cats", "an axe"]
+    captions = ["an axe", "a cat", "Banana on a plate", "one cat", "two cats", "an axe"]
     scenes = _set(captions, [0, 2, 1, 2, 2, 0], [False, False, True, False, False, False])
     text = torch.eye(6)
     image = torch.eye(6)[[5, 1, 2, 3, 1, 0]]  # image 0 finds its caption's twin, image 4 the wrong one

@@ -106,6 +106,11 @@ def test_a_trigger_without_a_preset_is_named():
         preset("stripes", size=224)
 
 
+def test_a_preset_grows_with_the_image_where_it_is_a_length():
+    sizes = {name: preset(name, size=288)["patch"] for name in ("badnet", "wanet", "wanet_smooth")}
+    assert sizes == {"badnet": 21, "wanet": 288, "wanet_smooth": 4}  # 16 px of 224, one offset a pixel, 4 x 4 offsets
+
+
 def test_literals_are_parameters_and_misspelt_ones():
     names = {"tau": 1.0, "tua": 2.0, "_": 1, "print": print, "records": [1], "found": {}, "lr": [1]}
     names |= {"TAU": 1.0, "uat": None}

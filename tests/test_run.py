@@ -335,6 +335,9 @@ def test_the_rule_that_chooses_a_trial():
     none = _trials(("par", 0.80, 0.3), ("par", 0.70, 0.1), ("par", 0.85, 0.9))
     assert report.trials(none)["chosen"].tolist() == [False, True, False]  # the highest CA - ASR
     assert report.trials(kept.assign(split="test")).empty
+    just = _trials(("par", 0.751, 0.3), ("par", 0.691, 0.1), ("par", 0.6905, 0.0)).assign(poisoned_clean_accuracy=0.751)
+    assert 0.691 < 0.751 - 0.06  # in floating point
+    assert report.trials(just)["chosen"].tolist() == [False, True, False]  # a cost of just 0.06 is within
     both = report.trials(pd.concat([kept, none.assign(encoder="small_vit", poisoned_clean_accuracy=0.75)], ignore_index=True))
     chosen = both[both["chosen"]]
     assert chosen["encoder"].tolist() == ["small_resnet", "small_resnet", "small_vit"]  # one a method and encoder

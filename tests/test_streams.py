@@ -12,7 +12,9 @@ from parlib import sources
 from parlib.eda import reword
 from parlib.evaluate import evaluate
 from parlib.fit import fit
+from parlib.lineage import evaluation_images
 from parlib.methods import Recipe
+from parlib.params import check
 from parlib.poison import attacked
 from parlib.sources import Skipped
 from parlib.streams import Stream, captioned, labelled
@@ -91,6 +93,20 @@ def test_labelled_and_captioned_images_are_evaluated_together(clip, tmp_path):
     assert found["retrieval_asr_n"] == 11
     alone = evaluate(clip, attacked(shown, trigger="badnet_stripes", patch=6, strength=1.0, target="banana"))
     assert "tr_at_1" not in alone
+
+
+@pytest.mark.parametrize("alone", ["evaluation", "retrieval"])
+def test_images_that_all_show_the_target_measure_no_asr(alone, tmp_path):
+    for name in ("labelled", "captioned"):
+        (tmp_path / name).mkdir()
+    images = [{"bytes": _encoded(i), "path": f"{i}.png"} for i in range(2)]
+    labels = [954, 954] if alone == "evaluation" else [954, 3]
+    _parquet(tmp_path / "labelled" / "validation-0.parquet", {"image": images, "label": labels})
+    _picture(4).save(tmp_path / "captioned" / "a.png")
+    _csv(tmp_path / "captioned" / "pairs.csv", [("a.png", "a Banana"), ("a.png", "two bananas")])
+    folders = {"evaluation": f"imagenet:{tmp_path / 'labelled'}", "retrieval": f"csv:{tmp_path / 'captioned'}"}
+    with pytest.raises(ValueError, match=f"every image of {folders[alone]} shows 'banana'"):
+        evaluation_images(check("02_clean", folders))
 
 
 def test_a_folder_names_its_classes(tmp_path):
