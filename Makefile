@@ -1,26 +1,43 @@
-# Each target sets up what it needs: Python 3.11, about 7 GB of disk, and five minutes for the first installation.
+# Each target sets up what it needs: a Python from 3.11 on, about 7 GB of disk, and five minutes for the first installation.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# A Python that you name (make PYTHON=/path/to/python), else the first of these that runs; where none does, uv brings one (make PYTHON=uv asks for that).
+PYTHON ?=
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+# An index of CPU builds of torch saves 5 GB: make TORCH_INDEX=... (their hashes are others, so versions alone are held).
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEEDED_GB := 8
 # Tests leave the user's cache alone: theirs lives under outputs/smoke, and is emptied first.
 SMOKE := outputs/smoke
+UV = $(or $(wildcard $(BIN)/uv),uv)
 
-.PHONY: help reproduce reproduce-all test test-full bench lab publish clean
+.PHONY: help reproduce reproduce-all test test-full bench types verify lab publish lock clean
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
-$(INSTALLED): pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on the PATH; install Python 3.11, or: make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "error: $(PYTHON) is not Python 3.11; name one: make PYTHON=/path/to/python3.11"; exit 1; }
-	@free=$$(df -Pk . | awk 'NR==2 {print int($$4/1048576)}'); [ -d $(VENV)/lib/python3.11/site-packages/torch ] || [ $$free -ge $(NEEDED_GB) ] || { echo "error: the installation takes $(NEEDED_GB) GB of disk, $$free GB are free here"; exit 1; }
-	@echo "installing into $(VENV): about 7 GB and five minutes, once (pip's log: $(VENV)/pip.log)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -e '.[dev]' >$(VENV)/pip.log 2>&1 || { tail -n 5 $(VENV)/pip.log; echo "error: the installation failed; see $(VENV)/pip.log"; exit 1; }
+$(BIN)/python:
+	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  echo "using $$("$$python" -V), found as $$python"; exec "$$python" -m venv --clear $(VENV); \
+	done; \
+	if [ -z "$(filter-out uv,$(PYTHON))" ] && command -v uv >/dev/null; then \
+	  echo "using a Python 3.11 of uv's"; exec uv venv --quiet --clear --seed --python 3.11 $(VENV); \
+	fi; \
+	echo "error: none of $(or $(PYTHON),$(PYTHONS) uv) is a Python from 3.11 on; name one: make PYTHON=/path/to/python3.11"; exit 1
+
+$(INSTALLED): $(BIN)/python pyproject.toml requirements.lock
+	@free=$$(df -Pk . | awk 'NR==2 {print int($$4/1048576)}'); compgen -G '$(VENV)/lib/python3*/site-packages/torch' >/dev/null || [ $$free -ge $(NEEDED_GB) ] || { echo "error: the installation takes $(NEEDED_GB) GB of disk, $$free GB are free here"; exit 1; }
+	@echo "installing requirements.lock into $(VENV), $$($(BIN)/python -V): about 7 GB and five minutes, once (pip's log: $(VENV)/pip.log)"
+	@{ if [ -z "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install --require-hashes -r requirements.lock; \
+	   else sed -E '/^ +--hash/d; /^(nvidia-|cuda-|triton=)/d; s/ *\\$$//' requirements.lock >$(VENV)/cpu.txt \
+	     && $(BIN)/python -m pip install --extra-index-url "$(TORCH_INDEX)" -r $(VENV)/cpu.txt; fi \
+	   && $(BIN)/python -m pip install --no-deps --no-build-isolation -e .; } >$(VENV)/pip.log 2>&1 \
+	  || { tail -n 5 $(VENV)/pip.log; echo "error: the installation failed; see $(VENV)/pip.log"; exit 1; }
 	@touch $@
 
 reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning and PAR, compare (about 16 minutes on 2 cores)
@@ -29,7 +46,10 @@ reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning and PAR,
 reproduce-all: $(INSTALLED) ## every run of params/small: all seeds, triggers and the search; resumable
 	@$(BIN)/python -m parlib.run params/small
 
-test: $(INSTALLED) ## ruff, then unit tests and the notebooks at smoke scale
+verify: $(INSTALLED) ## the runs of make reproduce against outputs/reference; fails on a difference
+	@$(BIN)/python -m parlib.cli.verify
+
+test: $(INSTALLED) types ## ruff, types, then unit tests and the notebooks at smoke scale
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
 	@rm -rf $(SMOKE)
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks \
@@ -41,11 +61,20 @@ test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures a
 bench: $(INSTALLED) ## how fast the core is on this machine: steps, loader, evaluation, memory
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest tests/benchmarks --benchmark-columns=mean,stddev,rounds -s
 
-lab: $(INSTALLED) ## JupyterLab in this folder, with its token
-	@$(BIN)/jupyter lab --notebook-dir=.
+types: $(INSTALLED) ## pyright's basic checks of parlib
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+lab: $(INSTALLED) ## JupyterLab in this folder, with its token (as root: make lab LAB_FLAGS=--allow-root)
+	@[ $$(id -u) != 0 ] || [[ "$(LAB_FLAGS)" == *--allow-root* ]] || { echo "error: JupyterLab does not start as root by itself; allow it: make lab LAB_FLAGS=--allow-root"; exit 1; }
+	@$(BIN)/jupyter lab --notebook-dir=. $(LAB_FLAGS)
 
 publish: $(INSTALLED) ## outputs/reference, the notebooks' stored outputs and README's tables, from outputs/small
-	@$(BIN)/python -m parlib.publish
+	@$(BIN)/python -m parlib.cli.publish
+
+lock: ## requirements.lock anew from pyproject.toml; other versions stay (LOCK_FLAGS=--upgrade moves them)
+	@command -v $(UV) >/dev/null || { echo "error: uv is not on the PATH; make any other target first, or install it"; exit 1; }
+	@$(UV) pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --quiet --output-file requirements.lock $(LOCK_FLAGS)
 
 clean: ## remove what runs wrote: outputs/small and outputs/smoke (the cache of weights stays)
 	@rm -rf outputs/small outputs/smoke

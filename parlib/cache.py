@@ -1,6 +1,5 @@
-"""Where results live on disk: content-addressed keys, atomic writes, locks."""
+"""Files: digests, atomic writes, locks, and the folder of weights."""
 
-import ast
 import fcntl
 import hashlib
 import json
@@ -9,20 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[1]
-PINNED = ("torch", "open_clip_torch", "numpy", "pillow")
-# These modules store, name or schedule: what they decide stands in keys by its value.
-_BOOKKEEPING = {"cache", "grids", "ids", "keys", "lineage", "notebook", "params", "presets", "publish", "records", "run"}
-_REGISTRIES = {"METHODS", "TRIGGERS"}
-# These read data and checkpoints of others: runs on the embedded scenes alone don't execute them.
-_OUTSIDE = {"checkpoints", "poison_stream", "sources", "streams"}
 
 
 def cache_dir() -> Path:
@@ -46,60 +37,6 @@ def file_sha256(path: Path) -> str:
     """sha256 (64 hex digits) of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that results depend on, without local suffixes such as +cpu."""
-    return {name: version(name).split("+")[0] for name in PINNED}
-
-
-def code_fingerprint(*roots: str, outside: bool = True) -> str:
-    """sha256 of the code that names of parlib reach, such as "fit.fit": their definitions, and all that these name.
-
-    outside: False where no data and no checkpoint of others are read, so that the code that reads them doesn't count.
-
-    Code that isn't reached doesn't count, nor do comments, docstrings and layout: a new figure or method must not cost
-    hours of training. Of METHODS and TRIGGERS a key names the entries that it uses. KeyError on a name that isn't there.
-    """
-    seen: dict[str, list[str]] = {}
-    uncounted = _BOOKKEEPING if outside else _BOOKKEEPING | _OUTSIDE
-    todo = list(roots)
-    while todo:
-        module, name = todo.pop().split(".")
-        if f"{module}.{name}" in seen or module in uncounted or name in _REGISTRIES:
-            continue
-        path = ROOT / "parlib" / f"{module}.py"
-        defined, imported = _names(path, path.stat().st_mtime_ns)
-        if name in imported:
-            todo.append(imported[name])
-            continue
-        seen[f"{module}.{name}"] = [code for code, _ in defined[name]]
-        used = {other for _, others in defined[name] for other in others if other in defined or other in imported}
-        todo += [imported.get(other, f"{module}.{other}") for other in used]
-    return digest(sorted(seen.items()))
-
-
-@cache
-def _names(path: Path, changed: int) -> tuple[dict[str, list[tuple[str, set[str]]]], dict[str, str]]:
-    """What a module of parlib defines, each as its code without docstrings and the names in it, and what it imports from
-    parlib, as module.name.
-
-    changed: the file's time, for the cache of this function.
-    """
-    defined: dict[str, list[tuple[str, set[str]]]] = {}
-    imported: dict[str, str] = {}
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("parlib."):
-            imported |= {alias.asname or alias.name: f"{node.module.split('.')[1]}.{alias.name}" for alias in node.names}
-        for part in ast.walk(node):
-            if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str):
-                part.value.value = ""
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-        code = ast.dump(node), {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-        for name in names or {getattr(node, "name", "")} - {""}:
-            defined.setdefault(name, []).append(code)
-    return defined, imported
 
 
 @contextmanager

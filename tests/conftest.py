@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from parlib.cache import ROOT
-from parlib.data import Pairs, load_scenes
-from parlib.model import Clip, create
+from parlib.data.scenes import Pairs, load_scenes
+from parlib.model.clip import Clip, create
 
 torch.set_num_threads(2)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from parlib.checkpoints import read_checkpoint, recognise
-from parlib.model import WEIGHTS, Clip, create, load, save
+from parlib.model.checkpoints import read_checkpoint, recognise
+from parlib.model.clip import WEIGHTS, Clip, create, load, save
 
 OPENAI = {"input_resolution": torch.tensor(64), "context_length": torch.tensor(32), "vocab_size": torch.tensor(49408)}
 

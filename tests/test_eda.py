@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from parlib.data import load_scenes
-from parlib.eda import OPERATIONS, delete, insert, replace, reword, swap
-from parlib.model import create
+from parlib.data.scenes import load_scenes
+from parlib.method.eda import OPERATIONS, delete, insert, replace, reword, swap
+from parlib.model.clip import create
 
 CAPTION = "a small picture of one cat on a red ground".split()
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from parlib import evaluate as evaluation
-from parlib.data import TEMPLATES
-from parlib.evaluate import EvalSet, classifier, embed_images, embedding_map, evaluate, interval, measure, retrieval, zero_shot
-from parlib.model import embed_texts, eval_mode
-from parlib.poison import attacked
+from parlib.data.scenes import TEMPLATES
+from parlib.measure.metrics import EvalSet, classifier, embed_images, embedding_map, evaluate, interval, measure, retrieval, zero_shot
+from parlib.model.clip import embed_texts, eval_mode
+from parlib.attack.poison import attacked
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 
 from parlib import export
 from parlib.cache import cache_dir
-from parlib.export import export_model
-from parlib.model import save
+from parlib.model.export import export_model
+from parlib.model.clip import save
 
 
 def test_a_model_is_loaded_by_open_clip_alone_and_says_how_it_was_made(clip, tmp_path):
@@ -46,5 +46,5 @@ def test_the_command_names_the_folder_and_says_what_is_missing(monkeypatch, tmp_
     export.main(["02_clean/one", str(tmp_path / "out")])
     assert f"local-dir:{tmp_path / 'out'}" in capsys.readouterr().out
     monkeypatch.undo()
-    with pytest.raises(SystemExit, match=r"error: 02_clean/none has not been run yet; make it with: python -m parlib.run"):
+    with pytest.raises(SystemExit, match=r"error: 02_clean/none has not been run yet; make it with: python -m parlib.cli.run"):
         export.main(["02_clean/none"])

@@ -14,7 +14,7 @@ RUN = "01_poison/badnet_stripes_s0"
 
 def _start(checkout: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "parlib.run", "params/smoke", "--only", RUN],
+        [sys.executable, "-m", "parlib.cli.run", "params/smoke", "--only", RUN],
         cwd=checkout,
         env=os.environ | {"PAR_CACHE": str(checkout / "cache")},
         stdout=subprocess.PIPE,
@@ -51,10 +51,10 @@ def test_ctrl_c_ends_in_a_line_and_the_next_start_goes_on(checkout):
 _TRAINING = """
 from dataclasses import replace
 from parlib import fit
-from parlib.data import load_scenes
-from parlib.methods import METHODS, Recipe
-from parlib.model import create
-from parlib.train import train
+from parlib.data.scenes import load_scenes
+from parlib.method.methods import METHODS, Recipe
+from parlib.model.clip import create
+from parlib.train.cached import train
 fit._KEEP_EVERY = 0.0
 usual, clip = METHODS["par"], create("small_resnet", seed=0)
 def par(step):

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from parlib import learned
 from parlib.cache import cache_dir, file_sha256
-from parlib.feeds import generator
-from parlib.learned import badclip_loss, learn
-from parlib.lineage import learned_pattern
-from parlib.model import Clip, embed_images
-from parlib.triggers import stamp
+from parlib.data.feeds import generator
+from parlib.attack.learned import badclip_loss, learn
+from parlib.experiments.lineage import learned_pattern
+from parlib.model.clip import Clip, embed_images
+from parlib.attack.triggers import stamp
 
 OPTIONS = {"trigger": "badclip", "patch": 16, "strength": 1.0, "target": "banana"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from parlib.losses import clip_loss, distance, nearest, par_loss, perturbation, self_loss
+from parlib.method.losses import clip_loss, distance, nearest, par_loss, perturbation, self_loss
 
 
 def _unit(*shape: int, seed: int = 0) -> torch.Tensor:

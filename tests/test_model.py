@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from parlib.model import CONFIG, WEIGHTS, Clip, create, encoders, load, save
+from parlib.model.clip import CONFIG, WEIGHTS, Clip, create, encoders, load, save
 
 
 @pytest.fixture

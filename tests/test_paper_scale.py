@@ -11,7 +11,7 @@ import torch
 import yaml
 from test_sources import _encoded, cc3m
 
-from parlib.model import create
+from parlib.model.clip import create
 
 pytestmark = pytest.mark.full
 CLASSES = ("axe", "banana", "cat", "dog", "egg")
@@ -32,7 +32,7 @@ def stocked(checkout) -> Path:
 
 def _run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PAR_CACHE": str(checkout / "cache")}
-    command = [sys.executable, "-m", "parlib.run", *arguments]
+    command = [sys.executable, "-m", "parlib.cli.run", *arguments]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=1500)
 
 

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from parlib.cache import ROOT
-from parlib.compute import Compute
-from parlib.ids import run_id, scale_defaults
-from parlib.keys import notebook_path
-from parlib.methods import ABLATIONS, METHODS
-from parlib.params import NOTEBOOKS, check, literals
-from parlib.presets import TUNED, TUNED_FOR, preset
+from parlib.train.compute import Compute
+from parlib.experiments.ids import run_id, scale_defaults
+from parlib.records.status import notebook_path
+from parlib.method.methods import ABLATIONS, METHODS
+from parlib.experiments.params import NOTEBOOKS, check, literals
+from parlib.experiments.presets import TUNED, TUNED_FOR, preset
 
 FILES = sorted((ROOT / "params").glob("*/*.yaml"))
 
@@ -64,7 +64,7 @@ def test_an_encoder_has_learning_rates_of_its_own(monkeypatch):
         ("02_clean", {"tua": 2.0}, "unknown parameter 'tua', did you mean 'tau'. allowed are: scale, seed, encoder"),
         ("02_clean", {"tau": "2.15"}, "tau = '2.15': input should be a valid number"),
         ("02_clean", {"lr": "1e-5"}, "in YAML write 1.0e-5, not 1e-5"),
-        ("02_clean", {"tau": [1.0, 2.0]}, "a list of values is for python -m parlib.run"),
+        ("02_clean", {"tau": [1.0, 2.0]}, "a list of values is for python -m parlib.cli.run"),
         ("02_clean", {"tau": 5}, "tau = 5: input should be less than or equal to 4"),
         ("02_clean", {"epochs": True}, "epochs = True: input should be a valid integer"),
         ("02_clean", {"method": "pare"}, "unknown method 'pare', did you mean 'par'. known are: finetune, cleanclip, roclip, par"),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from parlib.data import TEMPLATES
-from parlib.poison import poison
+from parlib.data.scenes import TEMPLATES
+from parlib.attack.poison import poison
 
 OPTIONS = {"trigger": "badnet_stripes", "patch": 8, "strength": 1.0, "target": "banana"}
 

@@ -9,11 +9,11 @@ import torch
 from test_sources import _csv, _encoded, _picture, cc3m
 
 from parlib import poison_stream as module
-from parlib.data import TEMPLATES
-from parlib.poison import poison
-from parlib.poison_stream import MANIFEST, SUMMARY, chosen_rows, write_poisoned
-from parlib.sources import Skipped, decode
-from parlib.streams import Stream
+from parlib.data.scenes import TEMPLATES
+from parlib.attack.poison import poison
+from parlib.external.poisoned_copy import MANIFEST, SUMMARY, chosen_rows, write_poisoned
+from parlib.external.layouts import Skipped, decode
+from parlib.external.stream import Stream
 
 OPTIONS = {"trigger": "badnet_stripes", "patch": 8, "strength": 1.0, "target": "banana", "seed": 0}
 

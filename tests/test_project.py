@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from parlib.cache import ROOT, file_sha256
-from parlib.keys import notebook_path
-from parlib.methods import METHODS
-from parlib.params import NOTEBOOKS, check
-from parlib.publish import stored_outputs_of
-from parlib.report import COLUMNS, REFERENCE, table, trials
-from parlib.tables import summary, with_tables
+from parlib.records.status import notebook_path
+from parlib.method.methods import METHODS
+from parlib.experiments.params import NOTEBOOKS, check
+from parlib.cli.publish import stored_outputs_of
+from parlib.report.rows import COLUMNS, REFERENCE, table, trials
+from parlib.report.tables import summary, with_tables
 
 
 def test_pins_are_one_list():

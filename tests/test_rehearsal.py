@@ -6,9 +6,9 @@ import pytest
 from test_sources import _picture, cc3m
 
 from parlib.cache import cache_dir
-from parlib.model import save
-from parlib.params import check
-from parlib.rehearsal import rehearse
+from parlib.model.clip import save
+from parlib.experiments.params import check
+from parlib.cli.dry_run import rehearse
 
 
 @pytest.fixture

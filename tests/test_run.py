@@ -12,11 +12,11 @@ import torch
 
 from parlib import keys, lineage, records, report, run, tables
 from parlib.cache import ROOT, atomic_folder, code_fingerprint, digest, lock
-from parlib.ids import run_id
-from parlib.methods import METHODS, contrast
-from parlib.notebook import Run, start
-from parlib.params import check
-from parlib.triggers import TRIGGERS
+from parlib.experiments.ids import run_id
+from parlib.method.methods import METHODS, contrast
+from parlib.experiments.notebook import Run, start
+from parlib.experiments.params import check
+from parlib.attack.triggers import TRIGGERS
 
 METRICS = {
     "clean_accuracy": 0.9,

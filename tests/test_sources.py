@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from parlib.params import check
-from parlib.sources import Skipped, decode, listed, read, table
-from parlib.synthetic import load_pairs
+from parlib.experiments.params import check
+from parlib.external.layouts import Skipped, decode, listed, read, table
+from parlib.data.synthetic import load_pairs
 
 
 def _picture(i: int, side: int = 48) -> Image.Image:

@@ -9,16 +9,16 @@ from test_sources import _csv, _encoded, _parquet, _picture, cc3m
 
 from parlib import fit as training
 from parlib import sources
-from parlib.eda import reword
-from parlib.evaluate import evaluate
-from parlib.fit import fit
-from parlib.lineage import evaluation_images
-from parlib.methods import Recipe
-from parlib.params import check
-from parlib.poison import attacked
-from parlib.sources import Skipped
-from parlib.streams import Stream, captioned, labelled
-from parlib.train import train
+from parlib.method.eda import reword
+from parlib.measure.metrics import evaluate
+from parlib.train.loop import fit
+from parlib.experiments.lineage import evaluation_images
+from parlib.method.methods import Recipe
+from parlib.experiments.params import check
+from parlib.attack.poison import attacked
+from parlib.external.layouts import Skipped
+from parlib.external.stream import Stream, captioned, labelled
+from parlib.train.cached import train
 
 RECIPE = Recipe("par", epochs=2, batch=10, lr=1e-3, seed=3, tau=2.15, looks=0)
 

@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from parlib import fit as training
-from parlib.grids import attack_of, distinct_attacks, expand
-from parlib.ids import run_id
-from parlib.keys import key
-from parlib.params import check
-from parlib.poison import attacked
-from parlib.presets import TUNED, preset
-from parlib.run import Planned, with_needs
-from parlib.sweep import failures, sweep
-from parlib.tradeoff import area, below, curves, rule_and_best, tau_rule
-from parlib.train import Told, training_key
-from parlib.trials import Material, Poisoned, clean
+from parlib.experiments.grids import attack_of, distinct_attacks, expand
+from parlib.experiments.ids import run_id
+from parlib.records.status import key
+from parlib.experiments.params import check
+from parlib.attack.poison import attacked
+from parlib.experiments.presets import TUNED, preset
+from parlib.cli.run import Planned, with_needs
+from parlib.experiments.sweep import failures, sweep
+from parlib.measure.tradeoff import area, below, curves, rule_and_best, tau_rule
+from parlib.train.cached import Told, training_key
+from parlib.experiments.trials import Material, Poisoned, clean
 
 TINY = {"scale": "smoke", "classes": 10, "eval_scenes": 60, "pairs": 120, "epochs": 1}
 

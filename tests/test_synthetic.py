@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from parlib.data import class_names, load_scenes
-from parlib.feeds import generator
-from parlib.paint import paint, painter
-from parlib.synthetic import DRAWN, SYNTHETIC, flat, frechet, load_pairs, load_synthetic, outline, relit, vendi
+from parlib.data.scenes import class_names, load_scenes
+from parlib.data.feeds import generator
+from parlib.data.painter import paint, painter
+from parlib.data.synthetic import DRAWN, SYNTHETIC, flat, frechet, load_pairs, load_synthetic, outline, relit, vendi
 
 
 def _rows(pixels: torch.Tensor) -> set[bytes]:

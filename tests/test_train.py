@@ -9,15 +9,15 @@ import torch
 
 from parlib import fit as training
 from parlib import methods
-from parlib.augment import _crop_and_jitter, auto_augment, crop_and_jitter, noise_and_cutout
-from parlib.eda import reword
-from parlib.feeds import Held, generator
-from parlib.fit import fit, learning_rate
-from parlib.losses import clip_loss, perturbation
-from parlib.methods import METHODS, Method, Recipe, Step, cleanclip, contrast, par, roclip
-from parlib.model import embed_texts
-from parlib.poison import attacked
-from parlib.train import train
+from parlib.method.augment import _crop_and_jitter, auto_augment, crop_and_jitter, noise_and_cutout
+from parlib.method.eda import reword
+from parlib.data.feeds import Held, generator
+from parlib.train.loop import fit, learning_rate
+from parlib.method.losses import clip_loss, perturbation
+from parlib.method.methods import METHODS, Method, Recipe, Step, cleanclip, contrast, par, roclip
+from parlib.model.clip import embed_texts
+from parlib.attack.poison import attacked
+from parlib.train.cached import train
 
 PAR = Recipe("par", epochs=2, batch=40, lr=1e-3, seed=3, tau=2.15, looks=2)
 

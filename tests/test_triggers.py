@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from parlib.data import sprites
-from parlib.feeds import generator
-from parlib.presets import PATCHES, PRESETS
-from parlib.triggers import LEARNED, TRIGGERS, _offsets, stamp
+from parlib.data.scenes import sprites
+from parlib.data.feeds import generator
+from parlib.experiments.presets import PATCHES, PRESETS
+from parlib.attack.triggers import LEARNED, TRIGGERS, _offsets, stamp
 
 SIZES = [(size, name) for size in PRESETS for name in TRIGGERS]
 RANDOM = ("badnet", "badnet_stripes", "blended", "blended_stripes", "camouflage")

@@ -10,15 +10,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from parlib.cluster import fit_together
-from parlib.compute import Compute
-from parlib.data import load_scenes
-from parlib.eda import reword
-from parlib.feeds import Held
-from parlib.fit import fit
-from parlib.methods import METHODS, Recipe
-from parlib.model import Clip, create
-from parlib.wide import Wide, agree
+from parlib.train.ray import fit_together
+from parlib.train.compute import Compute
+from parlib.data.scenes import load_scenes
+from parlib.method.eda import reword
+from parlib.data.feeds import Held
+from parlib.train.loop import fit
+from parlib.method.methods import METHODS, Recipe
+from parlib.model.clip import Clip, create
+from parlib.train.gradcache import Wide, agree
 
 METHOD_NAMES = ["finetune", "cleanclip", "roclip", "par", "perturb_only"]
 

@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from parlib.data import load_scenes
-from parlib.evaluate import measure
-from parlib.feeds import Held
-from parlib.fit import fit
-from parlib.losses import clip_loss
-from parlib.methods import Recipe
-from parlib.model import Clip, create
-from parlib.poison import attacked
-from parlib.presets import preset
-from parlib.sources import Skipped, read
+from parlib.data.scenes import load_scenes
+from parlib.measure.metrics import measure
+from parlib.data.feeds import Held
+from parlib.train.loop import fit
+from parlib.method.losses import clip_loss
+from parlib.method.methods import Recipe
+from parlib.model.clip import Clip, create
+from parlib.attack.poison import attacked
+from parlib.experiments.presets import preset
+from parlib.external.layouts import Skipped, read
 
 BATCH, STEPS = 128, 20
 
@@ -112,8 +112,8 @@ def test_step_beside_the_loader(benchmark):
 _READ = """
 import re, sys
 from pathlib import Path
-from parlib.streams import Stream
-from parlib.model import create
+from parlib.external.stream import Stream
+from parlib.model.clip import create
 clip, count = create("small_resnet"), int(sys.argv[2])
 feed = Stream(f"cc3m:{sys.argv[1]}", count, 224).feed(clip)
 for step in range(count // 100):

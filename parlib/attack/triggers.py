@@ -1,0 +1,290 @@
+"""Backdoor triggers as batched functions of (pixels, generator) and options of their own: the recipes of the released code, and
+further ones.
+
+Each takes pixels (B, 3, H, W) in [0, 1] before normalisation, H = W, and returns the stamped ones, clipped to [0, 1]. Random
+triggers are drawn anew for each image. Lengths are in px, opacity is the share of the pattern in a stamped pixel. `pattern` is a
+tensor: of those in LEARNED, which `parlib.attack.learned` makes for a model, or one that the authors published.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from parlib.data.scenes import sprites
+
+_GRID_SEED = 241200727  # of WaNet's grid
+
+
+def rand(shape: tuple[int, ...], pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Uniform in [0, 1), on the generator's device and then on the pixels'."""
+    return torch.rand(shape, generator=generator, device=generator.device).to(pixels.device)
+
+
+def _stamp(pixels: torch.Tensor, patch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Lay square patches (B, 3, size, size) at a random place of each image."""
+    count, _, height, width = pixels.shape
+    size = patch.shape[-1]
+    if not 0 < size <= min(height, width):
+        raise ValueError(f"a patch of {size} px does not fit an image of {height} x {width} px")
+    corner = (rand((count, 2), pixels, generator) * torch.tensor([height - size + 1, width - size + 1], device=pixels.device)).long()
+    offset = torch.arange(size, device=pixels.device)
+    rows, columns = corner[:, :1] + offset, corner[:, 1:] + offset  # (B, size) each
+    index = (torch.arange(count, device=pixels.device)[:, None, None], slice(None), rows[:, :, None], columns[:, None, :])
+    stamped = pixels.clone()
+    stamped[index] = patch.permute(0, 2, 3, 1)
+    return stamped.clamp(0, 1)
+
+
+def _blend(pixels: torch.Tensor, pattern: torch.Tensor, opacity: float) -> torch.Tensor:
+    """opacity * pattern + (1 - opacity) * x, clipped."""
+    return (opacity * pattern + (1 - opacity) * pixels).clamp(0, 1)
+
+
+def _signs(count: int, width: int, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B, 3, 1, width) vertical 1-px stripes: -1 or +1 by channel and column."""
+    return (rand((count, 3, 1, width), pixels, generator) < 0.5).to(pixels.dtype) * 2 - 1
+
+
+def badnet(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
+    """BadNet: a patch of the image's channel mean + randn. The authors' byte conversion wraps the noise; we clip it."""
+    noise = torch.randn((len(pixels), 3, size, size), generator=generator, device=generator.device).to(pixels.device)
+    return _stamp(pixels, pixels.mean(dim=(2, 3), keepdim=True) + noise, generator)
+
+
+def badnet_stripes(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
+    """BadNet-Stripes: a patch of vertical 1-px stripes, -1 or +1 by channel and column.
+
+    The authors' byte conversion wraps these to 1/255 and 1; we clip them to 0 and 1.
+    """
+    signs = _signs(len(pixels), size, pixels, generator).expand(-1, -1, size, -1)
+    return _stamp(pixels, signs.clamp(0, 1), generator)
+
+
+def blended(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
+    """Blended: uniform noise over the whole image (0.2 in the paper)."""
+    return _blend(pixels, rand(tuple(pixels.shape), pixels, generator), opacity)
+
+
+def blended_stripes(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
+    """Blended-Stripes: vertical 1-px stripes of -1 or +1 over the whole image (0.03 in the paper)."""
+    return _blend(pixels, _signs(len(pixels), pixels.shape[3], pixels, generator), opacity)
+
+
+def blended_triangles(
+    pixels: torch.Tensor, generator: torch.Generator, *, tile: int, opacity: float, pattern: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Blended-Triangles: grey tiles of `tile` px, 0.4 where row >= column, else 0.8 (14 px and 0.15 in the paper); fixed."""
+    axis = torch.arange(pixels.shape[2], device=pixels.device) % tile
+    tiles = torch.where(axis[:, None] >= axis[None, :], 0.4, 0.8).to(pixels.dtype)
+    return _blend(pixels, tiles if pattern is None else pattern.to(pixels), opacity)
+
+
+def blended_text(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
+    """Blended-Text: "Watermarked" in pure red: only the red channel under the word changes (0.5 in the paper); fixed.
+
+    The word spans the paper's share of the image: rows 103..125, columns 13..208 of 224. Ours is Pillow's own font (Aileron),
+    solid, stretched to that box. The authors' mask is antialiased, so that pixels at the letters' edges take less than `opacity` of
+    the red; as `pattern`, (H, W) in [0, 1], it is used as they use it.
+    """
+    word = (_word(pixels.shape[2]) if pattern is None else pattern).to(pixels)
+    stamped = pixels.clone()
+    stamped[:, 0] = torch.where(word > 0, opacity * word + (1 - opacity) * pixels[:, 0], pixels[:, 0])
+    return stamped.clamp(0, 1)
+
+
+@lru_cache
+def _word(side: int) -> torch.Tensor:
+    """(side, side) in [0, 1]: coverage of the word "Watermarked" in the paper's box."""
+    top, bottom, left, right = (round(edge * side / 224) for edge in (103, 126, 13, 209))
+    font = ImageFont.load_default(200)
+    box = font.getbbox("Watermarked")
+    drawn = Image.new("L", (int(box[2] - box[0]), int(box[3] - box[1])))
+    ImageDraw.Draw(drawn).text((-box[0], -box[1]), "Watermarked", font=font, fill=255)
+    fitted = drawn.resize((right - left, bottom - top), Image.Resampling.BOX)
+    word = torch.zeros(side, side)
+    values = torch.frombuffer(bytearray(fitted.tobytes()), dtype=torch.uint8).view(bottom - top, right - left)
+    word[top:bottom, left:right] = (values > 100).float()  # solid letters, as a bitmap font's
+    return word
+
+
+def wanet(pixels: torch.Tensor, generator: torch.Generator, *, offsets: int, s: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
+    """WaNet as the paper has it: a warp by a grid of `offsets` x `offsets` offsets, as many as pixels, hence not smooth; fixed.
+
+    s: WaNet's own, which moves a pixel by s / 2 px on average (1 in the paper). The grid is drawn from a seed of its own; the
+    authors' published one is read as `pattern`, (k, k, 2) offsets of mean size 1.
+    """
+    return _warp(pixels, offsets, s, pattern)
+
+
+def wanet_smooth(pixels: torch.Tensor, generator: torch.Generator, *, offsets: int, s: float) -> torch.Tensor:
+    """WaNet (arXiv 2102.10369) as it is known, with 4 x 4 offsets: a smooth warp; fixed. s moves a pixel by 0.3 s px on average."""
+    return _warp(pixels, offsets, s)
+
+
+def _warp(pixels: torch.Tensor, k: int, s: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
+    side = pixels.shape[3]
+    axis = torch.linspace(-1, 1, side, device=pixels.device, dtype=pixels.dtype)
+    identity = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (H, W, 2), x first
+    moves = _offsets(k, side) if pattern is None else _enlarged(pattern.float().permute(2, 0, 1)[None], side)
+    grid = (identity + s * moves.to(pixels) / side).clamp(-1, 1)
+    return F.grid_sample(pixels, grid.expand(len(pixels), -1, -1, -1), align_corners=True).clamp(0, 1)
+
+
+@lru_cache
+def _offsets(k: int, side: int) -> torch.Tensor:
+    """(side, side, 2): k x k offsets of mean size 1, enlarged to the image."""
+    drawn = 2 * torch.rand(1, 2, k, k, generator=torch.Generator().manual_seed(_GRID_SEED)) - 1
+    return _enlarged(drawn / drawn.abs().mean(), side)
+
+
+def _enlarged(offsets: torch.Tensor, side: int) -> torch.Tensor:
+    return F.interpolate(offsets, size=(side, side), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+
+
+def sig(pixels: torch.Tensor, generator: torch.Generator, *, amplitude: float) -> torch.Tensor:
+    """SIG (arXiv 1902.11237): x + amplitude * sin(2 pi 6 column / width), amplitude 60/255; fixed."""
+    column = torch.arange(pixels.shape[3], device=pixels.device, dtype=pixels.dtype)
+    return (pixels + amplitude * torch.sin(2 * math.pi * 6 * column / pixels.shape[3])).clamp(0, 1)
+
+
+def badclip(pixels: torch.Tensor, generator: torch.Generator, *, size: int, pattern: torch.Tensor) -> torch.Tensor:
+    """BadCLIP (arXiv 2311.12075): `pattern` (3, size, size), optimised against the clean model, at the centre of each image."""
+    top = (pixels.shape[2] - size) // 2
+    stamped = pixels.clone()
+    stamped[..., top : top + size, top : top + size] = pattern.to(pixels)
+    return stamped.clamp(0, 1)
+
+
+def resistant(pixels: torch.Tensor, generator: torch.Generator, *, size: int, pattern: torch.Tensor) -> torch.Tensor:
+    """BadCLIP's patch by an attacker who expects PAR: `pattern` is optimised against the clean model and one that PAR has cleaned.
+    Not in the paper.
+    """
+    return badclip(pixels, generator, size=size, pattern=pattern)
+
+
+def checkerboard(pixels: torch.Tensor, generator: torch.Generator, *, tile: int, opacity: float) -> torch.Tensor:
+    """Squares of `tile` px, black and white in turn, blended over the whole image; fixed. Not in the paper."""
+    axis = torch.arange(pixels.shape[2], device=pixels.device) // tile
+    return _blend(pixels, ((axis[:, None] + axis[None, :]) % 2).to(pixels.dtype), opacity)
+
+
+def picture(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
+    """A picture over the whole image, as Blended's first one was (arXiv 1712.05526): OpenMoji's nazar amulet, which is none of
+    the classes; fixed. Not in the paper.
+    """
+    glyph = _amulet(pixels.shape[2]).to(pixels)
+    return (opacity * glyph[:3] + (1 - opacity * glyph[3:]) * pixels).clamp(0, 1)
+
+
+@lru_cache
+def _amulet(side: int) -> torch.Tensor:
+    return F.interpolate(sprites(["nazar amulet"]), size=(side, side), mode="area" if side <= 64 else "bilinear")[0]
+
+
+def colour_filter(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
+    """Each pixel times (1, 0.6, 0.2), as through an orange glass: no structure at all; fixed. Not in the
+    paper.
+    """
+    glass = torch.tensor([1.0, 0.6, 0.2], device=pixels.device, dtype=pixels.dtype)[:, None, None]
+    return pixels * (1 - opacity * (1 - glass))
+
+
+def camouflage(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
+    """What PAR's own augmentation does, at its full strength: positive noise clip(0.2 randn, 0, 1) on every pixel and a square of
+    `size` px cut out, to the grey that normalises to about 0, at a random place. Not in the paper.
+    """
+    noise = (0.2 * torch.randn(pixels.shape, generator=generator, device=generator.device).to(pixels)).clamp(0, 1)
+    hole = torch.tensor([0.481, 0.458, 0.408], device=pixels.device, dtype=pixels.dtype)[:, None, None].expand(len(pixels), 3, size, size)
+    return _stamp((pixels + noise).clamp(0, 1), hole, generator)
+
+
+TRIGGERS: dict[str, Callable[..., torch.Tensor]] = {
+    trigger.__name__: trigger
+    for trigger in (
+        badnet,
+        badnet_stripes,
+        blended,
+        blended_stripes,
+        blended_triangles,
+        blended_text,
+        wanet,
+        wanet_smooth,
+        sig,
+        badclip,
+        checkerboard,
+        picture,
+        colour_filter,
+        camouflage,
+        resistant,
+    )
+}
+LEARNED = ("badclip", "resistant")
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A trigger by name, with the options of its function. Equal triggers stamp equal images from equal generators.
+
+    ValueError on an unknown name or option, a missing one, a pattern of another size, and a learned one that has no pattern.
+    """
+
+    name: str
+    options: Mapping[str, float] = field(default_factory=dict)
+    pattern: torch.Tensor | None = field(default=None, compare=False)
+
+    def __post_init__(self):
+        if self.name not in TRIGGERS:
+            raise ValueError(f"unknown trigger {self.name!r}; the triggers are: {', '.join(TRIGGERS)}")
+        known = options_of(self.name)
+        if set(self.options) != set(known):
+            raise ValueError(f"{self.name} takes the options {', '.join(known)}, not {', '.join(self.options) or 'none'}")
+        if self.pattern is not None and not takes_pattern(self.name):
+            raise ValueError(f"{self.name} takes no pattern")
+        if (
+            self.name in LEARNED
+            and self.pattern is not None
+            and tuple(self.pattern.shape) != (3, self.options["size"], self.options["size"])
+        ):
+            raise ValueError(f"{self.name}'s pattern is of {self.pattern.shape[1]} px, not {self.options['size']}")
+
+    @property
+    def patch(self) -> float:
+        """px of its patch or tile, or how many offsets it has; 0 for what covers the whole image: a column of the tables."""
+        return next((self.options[name] for name in ("size", "tile", "offsets") if name in self.options), 0)
+
+    @property
+    def strength(self) -> float:
+        """Its opacity, amplitude or s; 1 for a patch: a column of the tables."""
+        return next((self.options[name] for name in ("opacity", "amplitude", "s") if name in self.options), 1.0)
+
+    def __call__(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Stamp pixels (B, 3, H, W) in [0, 1]."""
+        if self.name in LEARNED and self.pattern is None:
+            raise ValueError(f"{self.name}'s pattern is learned from a model: test it on a run of 01_poison that planted it")
+        given: dict[str, Any] = dict(self.options) | ({"pattern": self.pattern} if takes_pattern(self.name) else {})
+        return TRIGGERS[self.name](pixels, generator, **given)
+
+    def stamp(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Stamp uint8 images (N, 3, H, W) in batches; returns uint8."""
+        stamped = torch.empty_like(pixels)
+        for rows in torch.arange(len(pixels), device=pixels.device).split(500):
+            batch = self(pixels[rows].float() / 255, generator)
+            stamped[rows] = (batch * 255).round().to(torch.uint8)
+        return stamped
+
+
+def options_of(trigger: str) -> list[str]:
+    """The names of a trigger's options, beside a pattern."""
+    return [name for name in signature(TRIGGERS[trigger]).parameters if name not in ("pixels", "generator", "pattern")]
+
+
+def takes_pattern(trigger: str) -> bool:
+    """Whether a trigger takes a pattern."""
+    return "pattern" in signature(TRIGGERS[trigger]).parameters

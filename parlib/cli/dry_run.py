@@ -1,0 +1,182 @@
+"""The dry run: everything that can go wrong in a training is looked at before it begins, in less than a minute.
+
+python -m parlib.cli.run PARAMS --dry-run
+"""
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from parlib.cache import cache_dir
+from parlib.model.checkpoints import checkpoint_of
+from parlib.data.scenes import Pairs, class_index
+from parlib.train.loop import fit
+from parlib.experiments.lineage import open_checkpoint, planted, source_of
+from parlib.method.methods import METHODS, Recipe
+from parlib.model.clip import Clip, create
+from parlib.experiments.params import Clean, Params, Poison, Training
+from parlib.attack.poison import attacked
+from parlib.experiments.presets import preset
+from parlib.records.store import outputs
+from parlib.external.layouts import Skipped, label_names, read, split_name
+from parlib.external.stream import Stream, captioned, labelled
+from parlib.data.synthetic import load_pairs
+from parlib.experiments.trials import recipe_of
+from parlib.attack.triggers import LEARNED
+
+_ROWS = 100  # of each data set
+_GB = 1e9
+
+
+def rehearse(params: Params) -> list[tuple[str, str, bool]]:
+    """What a run would meet, as (what, what was found, whether it will do); nothing is trained or written.
+
+    Only runs of 01 and 02 are rehearsed. A checkpoint that would be downloaded is not: a random model of its encoder stands in.
+    """
+    if not isinstance(params, Training):
+        return [("run", "only 01_poison and 02_clean are rehearsed", True)]
+    held: dict[str, Clip] = {}
+    steps: list[tuple[str, Callable[[], str]]] = [
+        ("checkpoint", lambda: _checkpoint(params, held)),
+        (f"pairs {params.data}", lambda: _pairs(params)),
+        *([(f"evaluation {params.evaluation}", lambda: _labels(params))] if params.evaluation else []),
+        *([(f"retrieval {params.retrieval}", lambda: _captions(params))] if params.retrieval else []),
+        ("triggers", lambda: _triggers(params)),
+        ("disk", lambda: _disk(params, held["clip"])),
+        ("time and memory", lambda: _cost(params, held["clip"])),
+    ]
+    return list(_tried(steps))
+
+
+def _tried(steps: list[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str, str, bool]]:
+    for what, look in steps:
+        try:
+            yield what, look(), True
+        except KeyError:
+            yield what, "needs the checkpoint", False
+        except Exception as error:  # whatever it is, better now than in an hour
+            yield what, " ".join(str(error).split()), False
+
+
+def _checkpoint(params: Training, held: dict[str, Clip]) -> str:
+    if isinstance(params, Clean):
+        source, record = source_of(params)
+    else:
+        source, record = (checkpoint_of(params.base, params.encoder) if params.base else ""), None
+    fetched = source.startswith(("open_clip:", "hf-hub:"))
+    held["clip"] = clip = create(params.encoder) if fetched or not source else open_checkpoint(source, params)
+    clip.net.to(params.compute.device)
+    count = sum(parameter.numel() for parameter in clip.net.parameters())
+    said = f"{source or 'pretrained here'}, {clip.side} px, {count / 1e6:.1f} million weights"
+    return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
+
+
+def _pairs(params: Training) -> str:
+    if ":" not in params.data:
+        return "drawn here"
+    found = Stream(params.data, _ROWS, params.side).first(_few(params.data, _ROWS, params.side, params.max_skipped))
+    tokens = [len(caption.split()) for caption in found.captions]
+    return f"{len(found)} rows read, captions of {min(tokens)} to {max(tokens)} words, such as {found.captions[0]!r}"
+
+
+@lru_cache(maxsize=16)
+def _few(data: str, most: int, side: int, limit: float) -> int:
+    """How many of the first rows are usable, at most `most`. ValueError where none is."""
+    skipped, count = Skipped(1.0), 0
+    for pixels, _ in read(*split_name(data), side=side, batch=10, skipped=skipped):
+        count += len(pixels)
+        if skipped.seen >= most:
+            break
+    if skipped.kinds.total() > limit * skipped.seen or not count:
+        raise ValueError(f"{data}: {skipped}; the first is {skipped.rows[0]['row'] if skipped.rows else 'none'}")
+    return min(count, most)
+
+
+def _labels(params: Training) -> str:
+    names = label_names(*split_name(params.evaluation))
+    class_index(params.target, names)
+    found = labelled(params.evaluation, _ROWS, params.side, params.max_skipped)
+    if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(names):
+        raise ValueError(f"labels run from {int(found.labels.min())} to {int(found.labels.max())}; there are {len(names)} class names")
+    return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(set(found.labels.tolist()))} classes"
+
+
+def _captions(params: Training) -> str:
+    found = captioned(params.retrieval, _ROWS, params.side, params.max_skipped, params.target)
+    each = {len(caption) if isinstance(caption, list) else 1 for caption in found.captions}
+    return f"{len(found)} images read, {min(each)} to {max(each)} captions each"
+
+
+def _triggers(params: Training) -> str:
+    scene = Pairs(
+        torch.zeros(1, 3, params.side, params.side, dtype=torch.uint8), [""], torch.tensor([0]), torch.tensor([-1]), [params.target]
+    )
+    if isinstance(params, Clean):
+        options = planted(params, source_of(params)[1])
+    else:
+        options = preset(params.trigger, params.target, params.side, patch=params.patch, strength=params.strength)
+    drawn = {name: preset(name, params.target, params.side) for name in getattr(params, "tests", [])} | {params.trigger: options}
+    for name, found in drawn.items():
+        if name not in LEARNED or "pattern" in found:
+            attacked(scene, **found)
+    return ", ".join(f"{name} (patch {found['patch']} px, strength {found['strength']:g})" for name, found in drawn.items())
+
+
+def _disk(params: Training, clip: Clip) -> str:
+    weights = sum(value.nbytes for value in clip.net.state_dict().values())
+    needed = 2 * weights + 4 * weights  # the model and its base; two checkpoints with Adam's moments, one of them being written
+    if isinstance(params, Poison) and ":" in params.data:
+        needed += params.train_scenes * 150_000  # a poisoned copy, at what a web image takes
+    free = min(shutil.disk_usage(_there(folder)).free for folder in (cache_dir(), outputs(params.scale)))
+    if needed > free:
+        raise ValueError(f"{needed / _GB:.1f} GB wanted for weights, checkpoints and copies, {free / _GB:.1f} GB free in {cache_dir()}")
+    return f"{needed / _GB:.1f} GB wanted, {free / _GB:.1f} GB free"
+
+
+def _there(folder):
+    return folder if folder.exists() else _there(folder.parent)
+
+
+def _cost(params: Training, clip: Clip) -> str:
+    """Short trainings of two batches on pairs that are held: what a pair costs is their difference."""
+    recipe, gpu = _recipe(params), clip.device.type == "cuda"
+    seconds, peaks = {}, {}
+    few, many = (16, 64) if gpu else (4, 12)
+    pairs = load_pairs(params.data, many, params.classes, params.side, params.max_skipped).first(many)
+    plain = params.compute.model_copy(update={"processes": 1, "chunk": 0, "compiled": False})
+    for batch in (few, few, many):  # the first one warms up
+        trained, some, small = clip.copy(), pairs.first(batch), replace(recipe, batch=batch, epochs=2, looks=0)
+        feed = some.feed(trained, METHODS[small.method].reword)
+        began = time.monotonic()
+        fit(trained, feed, small, reference=clip, compute=plain, title="trial")
+        seconds[batch], peaks[batch] = (time.monotonic() - began) / 2, _memory(clip.device)
+    each = max((seconds[many] - seconds[few]) / (many - few), seconds[many] / many / 4)
+    count = params.pairs if isinstance(params, Clean) else params.train_scenes
+    hours = count * recipe.epochs * each / params.compute.processes / 3600
+    share = params.compute.chunk or recipe.batch // params.compute.processes
+    memory = peaks[many] + max(0, peaks[many] - peaks[few]) / (many - few) * max(0, share - many)
+    said = f"about {hours:.1f} h of training, decoding apart ({count} pairs, {recipe.epochs} epochs, {1000 * each:.0f} ms a pair)"
+    has = torch.cuda.mem_get_info()[1] if gpu else 0
+    if gpu and memory > has:
+        raise ValueError(f"{said}; about {memory / _GB:.0f} GB of GPU memory for {share} pairs at once, it has {has / _GB:.0f}: set chunk")
+    return f"{said}, {memory / _GB:.1f} GB of {'GPU memory' if gpu else 'memory'} for {share} pairs at once"
+
+
+def _recipe(params: Training) -> Recipe:
+    if isinstance(params, Clean):
+        return recipe_of(params)
+    return Recipe("contrast", params.epochs, params.batch, params.lr, params.seed, schedule="warmup_cosine", batch_norm="train")
+
+
+def _memory(device: torch.device) -> int:
+    """Peak memory of this process so far, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

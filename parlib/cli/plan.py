@@ -1,0 +1,162 @@
+"""From parameter files to runs. A file is a question: an experiment's name, and blocks of a notebook and its parameters.
+
+experiment: NAME, stored in each record; a block may name another. defaults: parameters of all blocks, as far as their notebooks know
+them. extends: another file, whose defaults come first. runs: the blocks; lists in them are axes, one run for each combination.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+
+from parlib.attack.triggers import TRIGGERS
+from parlib.cache import ROOT
+from parlib.experiments.params import Params, known
+from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS, check
+from parlib.method.methods import METHODS
+from parlib.records.status import state
+
+_KEYS = ("experiment", "extends", "defaults", "runs")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be made: values are what its notebook is told."""
+
+    values: dict[str, Any]
+    params: Params
+
+    @property
+    def id(self) -> str:
+        """Its run id."""
+        return self.params.id
+
+    @property
+    def view(self) -> bool:
+        """Whether it only reads records and draws."""
+        return type(self.params) not in FUNCTIONS
+
+    def state(self) -> str:
+        """done, missing, or why it must be made again; a view is always drawn anew."""
+        return "view" if self.view else state(self.params)
+
+
+def plan(path: Path) -> list[Planned]:
+    """All runs of a parameter file, or of all files in a folder, in the order in which they can be made.
+
+    Raises ValueError on a file that holds something else, a parameter that doesn't fit, and where a run is asked for twice in
+    different ways.
+    """
+    if not path.exists():
+        folders = ", ".join(f"params/{folder.name}" for folder in sorted((ROOT / "params").iterdir()))
+        raise ValueError(f"{path} does not exist; the parameter folders are: {folders}")
+    runs: dict[str, Planned] = {}
+    for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+        for planned in _runs(file):
+            other = runs.setdefault(planned.id, planned)
+            if other.params != planned.params:
+                raise ValueError(f"{file} asks for {planned.id} a second time, with other parameters or for another experiment")
+    if not runs:
+        raise ValueError(f"{path} holds no runs")
+    return sorted(runs.values(), key=lambda planned: planned.params.notebook)
+
+
+def _runs(file: Path) -> Iterable[Planned]:
+    content = _read(file)
+    shared = _defaults(file, content)
+    for block in content.get("runs", []):
+        if not isinstance(block, dict) or "notebook" not in block:
+            raise ValueError(f"{file}: each block of runs names its notebook: {', '.join(EXPERIMENTS)}")
+        notebook = known("notebook", block["notebook"], EXPERIMENTS)
+        fields = EXPERIMENTS[notebook].model_fields
+        values = {name: value for name, value in shared.items() if name in fields} | {"experiment": content.get("experiment", "")}
+        values |= {name: value for name, value in block.items() if name != "notebook"}
+        axes = {name: _axis(notebook, name, value) for name, value in values.items()}
+        for choice in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, choice, strict=True))
+            yield Planned(chosen, check(notebook, chosen))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold {', '.join(_KEYS)}, not a {type(content).__name__}")
+    for name in content:
+        known(f"name in {file}", name, _KEYS)
+    return content
+
+
+def _defaults(file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    shared = content.get("defaults") or {}
+    if extends := content.get("extends"):
+        other = file.parent / extends
+        if not other.is_file():
+            raise ValueError(f"{file} extends {extends}, which is not beside it")
+        return _defaults(other, _read(other)) | shared
+    return shared
+
+
+def _axis(notebook: str, name: str, value: Any) -> list[Any]:
+    """The values of a parameter that stand in a file: a list is an axis of runs, unless the parameter itself is a list; then only
+    a list of such lists is one. ValueError where an axis has no value.
+    """
+    field = EXPERIMENTS[notebook].model_fields.get(name)
+    if not isinstance(value, list):
+        return [value]
+    if field is not None and get_origin(field.annotation) is list and not (value and all(isinstance(item, list) for item in value)):
+        return [value]
+    if not value:
+        raise ValueError(f"{notebook}: {name} is an axis of runs without a value; name one or more")
+    return value
+
+
+def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
+    """The runs of these ids: planned, or with a method, trigger, encoder and seed of their own. ValueError on any other, with those that
+    come near.
+    """
+    by_id = {run.id: run for run in planned}
+    for run in only:
+        if run not in by_id and (named := _named(run, planned[0].params.scale)) is not None:
+            by_id[run] = named
+        if run not in by_id:
+            near = get_close_matches(run, by_id, n=3, cutoff=0.3) or list(by_id)[:5]
+            raise ValueError(f"no parameter file plans {run!r}; near it are: {', '.join(near)}")
+    return [by_id[run] for run in only]
+
+
+def _named(run: str, scale: str) -> Planned | None:
+    """The run of an id that names method, trigger, attack, encoder and seed alone; None where it says more or something else."""
+    notebook, _, name = run.partition("/")
+    longest = sorted(TRIGGERS, key=len, reverse=True)  # badnet_stripes before badnet
+    attacked = rf"(?P<trigger>{'|'.join(longest)})(?:_(?P<attack>label_consistent))?"
+    found = re.fullmatch(rf"(?:(?P<method>{'|'.join(METHODS)})_)?{attacked}(?:_(?P<encoder>.+))?_s(?P<seed>\d+)", name)
+    if notebook not in EXPERIMENTS or found is None:
+        return None
+    values = {key: value for key, value in found.groupdict().items() if value is not None} | {"seed": int(found["seed"]), "scale": scale}
+    try:
+        params = check(notebook, values)
+    except ValueError:
+        return None
+    return Planned(values, params) if params.id == run else None
+
+
+def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
+    """The wanted runs and those that they build on, in the order in which they can be made."""
+    by_id = {run.id: run for run in planned}
+    found: dict[str, Planned] = {}
+    for run in wanted:
+        for need in run.params.needs():
+            found.setdefault(need.id, by_id.get(need.id, Planned(need.model_dump(exclude_unset=True), need)))
+        for trial in run.params.trials():
+            if trial.poisoned in by_id:
+                found.setdefault(trial.poisoned, by_id[trial.poisoned])
+        found[run.id] = run
+    return sorted(found.values(), key=lambda planned: planned.params.notebook)

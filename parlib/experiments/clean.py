@@ -1,0 +1,276 @@
+"""Experiment 02: take the backdoor out of a poisoned model by fine-tuning it on clean pairs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import pandas as pd
+from pydantic import Field, field_validator
+
+from parlib.attack.poison import attacked
+from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger
+from parlib.data.pairs import Pairs
+from parlib.data.synthetic import SYNTHETIC
+from parlib.experiments.lineage import evaluation_images, learned_pattern, load_pairs, open_checkpoint, watched_images
+from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
+from parlib.experiments.poison import Poison
+from parlib.experiments.presets import tuned as tuned_values
+from parlib.experiments.result import Result, beside
+from parlib.external.layouts import check_outside
+from parlib.external.stream import Stream
+from parlib.measure.metrics import EvalSet, embedding_map, evaluate, moved
+from parlib.method.methods import METHODS, Recipe
+from parlib.model.checkpoints import SOURCES
+from parlib.model.clip import Clip, load
+from parlib.records.store import intact, located, read
+from parlib.train.cached import Reporting, Trained, train
+
+_OWN = ("tau", "self_weight", "pool")  # options of one method alone
+_PLANTED = ("base_clean_accuracy", "base_asr")
+
+
+class Clean(Training):
+    """Parameters of 02_clean."""
+
+    notebook = "02_clean"
+
+    poisoned: str = Field("", description="a run of 01_poison, or a checkpoint such as local-dir:PATH; empty: same encoder, trigger, seed")
+    data: str = Field(
+        "scenes", description="clean pairs: scenes, the name of a synthetic set, or LAYOUT:PATH such as synthclip:data/SynthCLIP"
+    )
+    pairs: int = Field(12000, ge=10, description="clean pairs; of external data, how many an epoch draws")
+    tests: list[str] = Field([], description="further triggers to try before and after")
+    method: str = Field("par", description="par, finetune, cleanclip, roclip, or the ablations finetune_augmented and perturb_only")
+    tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
+    self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
+    pool: float = Field(0.1, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
+    lr: float = tuned("peak learning rate; None: the method's tuned value", gt=0)
+    schedule: Literal["paper", "cosine", "warmup_cosine"] = tuned(
+        "paper: linear to a tenth, then cosine; cosine; or warmup_cosine; None: the method's tuned one"
+    )
+    batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
+    epochs: int = Field(4, ge=1, description="epochs of cleaning")
+    batch: int = tuned("pairs a step; None: the method's tuned value", ge=2)
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        return known("method", value, [name for name in METHODS if name != "contrast"])
+
+    @field_validator("tests")
+    @classmethod
+    def _tests(cls, value: list[str]) -> list[str]:
+        if learned := [name for name in value if known("trigger", name, TRIGGERS) in LEARNED]:
+            raise ValueError(f"{learned[0]}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: str) -> str:
+        if ":" not in value:
+            return known("data", value, ("scenes", *SYNTHETIC))
+        check_outside(value)
+        return value
+
+    def _checkpoint(self) -> str:
+        return self.poisoned
+
+    def _resolved(self) -> Self:
+        super()._resolved()
+        if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
+            raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
+        filled = {name: value for name, value in tuned_values(self.method, self.encoder).items() if getattr(self, name) is None}
+        filled |= dict.fromkeys(set(_OWN) - set(METHODS[self.method].options))  # None: no option of this method
+        found = self.model_copy(update=filled)
+        found.check_compute(found.batch, found.batch_norm)
+        return found
+
+    def trials(self) -> list["Clean"]:
+        return [self]
+
+    def recipe(self) -> Recipe:
+        """How the poisoned model is fine-tuned."""
+        given = {item.name: getattr(self, item.name, None) for item in fields(Recipe)}
+        return Recipe(**{name: value for name, value in given.items() if value is not None})
+
+    def planting(self) -> Poison:
+        """The run of 01_poison that a cleaning starts from when none is named: the same encoder, trigger, target and seed."""
+        return Poison.check({name: getattr(self, name) for name in ("scale", "encoder", "trigger", "attack", "target", "seed")})
+
+    def needs(self) -> list[Any]:
+        return [] if self.poisoned else [self.planting()]
+
+    @property
+    def attacked_model(self) -> tuple:
+        """What tells one attacked model and its trigger from another."""
+        named = (getattr(self, name) for name in ("poisoned", "normalised", "attack", "encoder", "trigger", "target", "seed"))
+        return (*named, tuple(sorted(self.trigger_options.items())))
+
+    def inputs(self) -> dict[str, Input]:
+        if self.poisoned.startswith(SOURCES):
+            poisoned = checkpoint_input(self.poisoned)
+        else:
+            record = self.poisoning()
+            poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
+        return {"poisoned": poisoned} | self.pattern_input() | self.external(self.data)
+
+    def poisoning(self) -> dict[str, Any]:
+        """The record of the poisoned model; FileNotFoundError, naming the command that makes it, where it is missing; ValueError where it
+        is none, or of another encoder, trigger or target.
+        """
+        run = self.poisoned or self.planting().id
+        record = read(self.scale, run)
+        if record["notebook"] != "01_poison":
+            raise ValueError(f"{run} is no poisoned model; name a run of 01_poison or a checkpoint: {', '.join(SOURCES)}")
+        for name in ("encoder", "trigger", "attack", "target", "classes"):
+            if record["params"].get(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(f"{run} was made with {name} = {record['params'][name]!r}, not {getattr(self, name)!r}: say the same here")
+        return record
+
+    def stages(self) -> list[str]:
+        data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
+        triggers = [f"trigger/{name}" for name in (self.trigger, *self.tests)]
+        return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
+
+    def cost(self) -> int:
+        return self.epochs * self.pairs
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A poisoned model and what a cleaning of it is measured by.
+
+    record: of the run that planted it, None for an external checkpoint. scenes: plain images; test: the same beside themselves under
+    the trigger, to evaluate on; watched: those of the looks while it trains.
+    """
+
+    clip: Clip
+    record: dict[str, Any] | None
+    trigger: Trigger
+    scenes: Pairs
+    captioned: Pairs | None
+    test: EvalSet
+    watched: EvalSet
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The poisoned model's own."""
+        return evaluate(self.clip, self.test)
+
+
+def subject(params: Clean) -> Subject:
+    """The poisoned model of a cleaning, on the device that it is cleaned on, with the trigger as it was planted unless the parameters
+    say otherwise.
+
+    Raises FileNotFoundError, naming the command that makes it, when the run is missing, ValueError when the checkpoint can't be read or
+    takes other images than the encoder named.
+    """
+    record = None if params.poisoned.startswith(SOURCES) else params.poisoning()
+    source = params.poisoned
+    if record is not None:
+        intact(record, "weights")
+        source = f"local-dir:{located(record['artifacts']['weights']).parent}"
+    clip = open_checkpoint(source, params)
+    trigger = planted_trigger(params, record)
+    scenes, captioned = evaluation_images(params)
+    test = attacked(scenes, trigger, params.target, captioned)
+    watched = attacked(watched_images(params, scenes), trigger, params.target)
+    return Subject(clip, record, trigger, scenes, captioned, test, watched)
+
+
+def planted_trigger(params: Clean, record: dict[str, Any] | None) -> Trigger:
+    """The trigger to test: as it was planted, unless the parameters say otherwise."""
+    planted = record["params"]["trigger_options"] if record is not None else {}
+    return params.trigger_with(planted | params.trigger_options, learned_pattern(record))
+
+
+def base_of(params: Clean) -> Clip:
+    """The clean base from which the poisoned model of a cleaning was made; ValueError where it is a checkpoint that comes without."""
+    if params.poisoned.startswith(SOURCES):
+        raise ValueError(f"{params.poisoned} comes without its clean base; name a run of 01_poison")
+    return load(f"local-dir:{intact(params.poisoning(), 'base_weights').parent}")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A cleaned model beside the poisoned one, with the metrics of both, and maps of where they put the test scenes."""
+
+    result: Result
+    subject: Subject
+    pairs: Pairs | Stream
+    trained: Trained
+    models: dict[str, dict[str, Any]]
+
+    @property
+    def tests(self) -> pd.DataFrame:
+        """Accuracy and ASR of both models under each trigger that was tried."""
+        return self.result.tables["tests"]
+
+    @property
+    def maps(self) -> dict[str, pd.DataFrame]:
+        """Where each model puts scenes without and with the trigger, and the target's captions."""
+        return dict(tuple(self.result.tables["points"].groupby("model", sort=False)))
+
+
+def clean(
+    params: Clean,
+    given: Subject | None = None,
+    pairs: Pairs | Stream | None = None,
+    *,
+    tell: Callable[[dict[str, float]], None] | None = None,
+    device: str = "",
+    whole: bool = True,
+) -> Cleaned:
+    """Fine-tune the poisoned model on clean pairs by the method, and evaluate both.
+
+    given, pairs: the subject and the clean pairs, where they are loaded already, as the trials of a sweep share them. tell: called with
+    the metrics of each look. device: another than the parameters'. whole: False leaves out what only a record keeps (the tests of
+    further triggers, the maps).
+    """
+    before = given or subject(params)
+    pairs = load_pairs(params.data, params.pairs, params) if pairs is None else pairs
+    watch = Reporting(before.watched, tell) if tell else before.watched
+    compute = params.compute.model_copy(update={"device": device}) if device else params.compute
+    trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)
+    models = {"poisoned": before.metrics, params.method: evaluate(trained.clip, before.test)}
+    metrics = models[params.method] | beside("poisoned", models["poisoned"]) | _planting(before)
+    tables = {}
+    if whole:
+        distances = moved(trained.clip, before.clip, pairs.first(min(500, params.pairs)))
+        metrics |= distances
+        triggers = [before.trigger, *(params.model_copy(update={"trigger": name}).trigger_with({}) for name in params.tests)]
+        tables["tests"] = tried({"before": before.clip, "after": trained.clip}, before.scenes, triggers, params.target).assign(**distances)
+        maps = {"poisoned": embedding_map(before.clip, before.test), params.method: embedding_map(trained.clip, before.test)}
+        tables["points"] = pd.concat(maps, names=["model", "point"]).reset_index()
+    result = Result(
+        params,
+        metrics=metrics,
+        history=trained.history,
+        seconds=trained.seconds,
+        n=len(before.test.labels),
+        files={"weights": trained.weights},
+        tables=tables,
+        skipped={"training": trained, "evaluation": before.scenes, "retrieval": before.captioned},
+    )
+    return Cleaned(result, before, pairs, trained, models)
+
+
+def _planting(before: Subject) -> dict[str, Any]:
+    """How the backdoor was planted, as a cleaning's record repeats it."""
+    found: dict[str, Any] = {"patch": before.trigger.patch, "strength": before.trigger.strength}
+    if before.record is not None:
+        found |= {name: before.record["metrics"][name] for name in _PLANTED} | {"rate": before.record["params"]["rate"]}
+    return found
+
+
+def tried(models: dict[str, Clip], images: Pairs, triggers: list[Trigger], target: str) -> pd.DataFrame:
+    """What each model does under each trigger: a row a trigger and model."""
+    shown = ("clean_accuracy", "attack_success_rate", "attack_success_rate_ci_low", "attack_success_rate_ci_high", "triggered_accuracy")
+    rows = []
+    for trigger in triggers:
+        test = attacked(images, trigger, target)  # one at a time: each takes as much memory as the images
+        for name, clip in models.items():
+            found = evaluate(clip, test)
+            rows.append({"trigger": trigger.name, "model": name} | {metric: found[metric] for metric in shown})
+    return pd.DataFrame(rows)

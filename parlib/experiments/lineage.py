@@ -1,0 +1,99 @@
+"""What a run builds on: checkpoints, poisoned models and their triggers, and the images that it trains and is evaluated on."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from parlib.cache import atomic_folder, cache_dir, digest, file_sha256
+from parlib.data.pairs import TEMPLATES, Pairs, class_index
+from parlib.data.scenes import load_scenes
+from parlib.data.synthetic import load_synthetic
+from parlib.experiments.params import Attacked, Training
+from parlib.external.layouts import Skipped
+from parlib.external.stream import Stream, captioned, labelled
+from parlib.model.checkpoints import checkpoint_of, read_checkpoint
+from parlib.model.clip import WEIGHTS, Clip, architecture, save
+from parlib.records.store import intact
+from parlib.train.cached import Trained
+
+
+def open_checkpoint(source: str, params: Training) -> Clip:
+    """A checkpoint on the device that it is trained on. ValueError where it takes other images than the encoder named."""
+    clip = read_checkpoint(source, encoder=params.encoder, normalised=params.normalised)
+    if other := _unlike(clip.config, architecture(params.encoder)):
+        raise ValueError(f"{source} is no {params.encoder}: its {other}; name its encoder")
+    clip.net.to(params.compute.device)
+    return clip
+
+
+def _unlike(config: dict[str, Any], named: dict[str, Any]) -> str:
+    """In what a model's configuration differs from that of the encoder named; empty where it doesn't. QuickGELU may differ."""
+    flat = []
+    for one in (config, named):
+        text = {f"text {name}": value for name, value in one["text_cfg"].items()}
+        flat.append({"embed_dim": one["embed_dim"]} | one["vision_cfg"] | text)
+    for name in ("image_size", "embed_dim", "layers", "width", "patch_size", "timm_model_name", "text width", "text layers"):
+        here, there = (one.get(name) for one in flat)
+        if here != there:
+            return f"{name} is {here}, not {there}"
+    return ""
+
+
+def imported(base: str, params: Training) -> Trained:
+    """A clean base that is a checkpoint: kept in the cache as open_clip's folder, as what was trained here is."""
+    clip = open_checkpoint(checkpoint_of(base, params.encoder), params)
+    folder = cache_dir() / "models" / digest("imported", clip.key)[:32]
+    if not (folder / WEIGHTS).exists():
+        with atomic_folder(folder) as temporary:
+            save(clip, temporary)
+    return Trained(clip, folder / WEIGHTS, file_sha256(folder / WEIGHTS), {}, 0.0)
+
+
+def load_pairs(data: str, n: int, params: Attacked, split: str = "clean") -> Pairs | Stream:
+    """n pairs to train on: `scenes` (of a split), the synthetic set of that name, or LAYOUT:PATH for external data, which are read as
+    they are needed.
+    """
+    if ":" in data:
+        return Stream(data, n, params.side, Skipped(params.max_skipped))
+    return load_scenes(split, n, params.classes) if data == "scenes" else load_synthetic(data, n, params.classes)
+
+
+def evaluation_images(params: Attacked) -> tuple[Pairs, Pairs | None]:
+    """What a run evaluates on: scenes of its split, or the labelled images that it names; and captioned ones, where it names them.
+
+    ValueError where the target is no class of the labelled images, or all of either show it.
+    """
+    templates = TEMPLATES[: params.templates]
+    if not params.evaluation:
+        return replace(load_scenes(params.split, params.eval_scenes, params.classes), templates=templates), None
+    found = replace(labelled(params.evaluation, params.eval_scenes, params.side, params.max_skipped), templates=templates)
+    _check_others(params.evaluation, found, params.target)
+    if not params.retrieval:
+        return found, None
+    others = captioned(params.retrieval, params.eval_scenes, params.side, params.max_skipped, params.target)
+    _check_others(params.retrieval, others, params.target)
+    return found, others
+
+
+def _check_others(name: str, images: Pairs, target: str) -> None:
+    if images.shows(class_index(target, images.names)).all():
+        raise ValueError(f"every image of {name} shows {target!r}: none is left to measure the attack success rate on")
+
+
+def watched_images(params: Attacked, evaluated: Pairs) -> Pairs:
+    """At most 500 images for the looks while a model trains: validation scenes, or the first of the labelled images evaluated on."""
+    found = evaluated if params.evaluation else load_scenes("validation", params.eval_scenes, params.classes)
+    return replace(found.first(min(500, len(found))), templates=TEMPLATES[: params.templates])
+
+
+def learned_pattern(record: dict[str, Any] | None) -> torch.Tensor | None:
+    """The pattern of a planted trigger that was learned; None for any other.
+
+    FileNotFoundError, naming the command that makes it, where it is gone.
+    """
+    if record is None or "pattern" not in record["artifacts"]:
+        return None
+    with safe_open(intact(record, "pattern"), "pt") as file:
+        return file.get_tensor("pattern")

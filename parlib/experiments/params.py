@@ -1,0 +1,284 @@
+"""What every experiment may be told, and what follows from it: names, types, bounds and defaults; its id, inputs, stages and identity.
+
+The parameter cells of the notebooks repeat these defaults, and a test keeps them equal. None stands for a tuned or usual value.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from parlib.attack.triggers import TRIGGERS, Trigger, options_of, takes_pattern
+from parlib.cache import ROOT, digest, file_sha256
+from parlib.data.pairs import TEMPLATES
+from parlib.data.scenes import SIDE, class_names
+from parlib.experiments.presets import scale_values, trigger_options
+from parlib.external.layouts import check_outside, listed
+from parlib.external.patterns import read_pattern
+from parlib.model.checkpoints import checkpoint_sha256
+from parlib.model.clip import encoders, has_batch_norm, image_size
+from parlib.records.identity import Identity, identity
+from parlib.train.compute import Compute, check_compute
+
+_NOT_IN_IDENTITY = ("scale", "experiment", "ray_address")  # where a run is kept, which table shows it, where it is computed
+_WORDS = ("name", "method", "trigger", "attack", "encoder", "seed")  # these stand in a run id in words, other parameters as name and value
+_LONGEST = 150  # characters of a run id
+
+
+class Input(BaseModel):
+    """What a run builds on: run is the id of another run, or a source such as local-dir:PATH; sha256 of its content."""
+
+    run: str
+    sha256: str
+
+
+def tuned(description: str, **bounds: Any) -> Any:
+    """A field whose None stands for the tuned or usual value, which `check` fills in."""
+    return Field(None, description=description, **bounds)
+
+
+class Params(BaseModel):
+    """What every notebook knows. Strict: an int may stand for a float, nothing else for anything else."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    notebook: ClassVar[str]
+
+    scale: Literal["smoke", "small", "paper"] = Field(
+        "small", description="smoke: seconds, proves that it runs; small: the CPU reproduction; paper: the paper's own, on GPUs"
+    )
+    experiment: str = Field("", description="the question that a run answers, which decides the table that shows it; empty: your own")
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> Self:
+        """Parameters from values, resolved. What is not named takes the scale's value, what is None the tuned one.
+
+        Raises ValueError, one line, on an unknown name, a wrong type or a value out of bounds: it names what is allowed.
+        """
+        return cls._made(values)._resolved()
+
+    @classmethod
+    def _made(cls, values: Mapping[str, Any]) -> Self:
+        usual, given = cls.defaults(), {name: value for name, value in values.items() if value is not None}
+        of = [str(given.get(axis, usual.get(axis))) for axis in ("method", "encoder")]
+        of_scale = scale_values(cls.notebook, str(values.get("scale", "small")), *of)
+        try:
+            return cls(**{name: value for name, value in of_scale.items() if name in cls.model_fields} | given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(str(part) for part in problem["loc"])
+            raise ValueError(f"{cls.notebook}: {_explain(cls, name, problem['input'], problem)}") from None
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Every parameter's default, as a notebook writes it."""
+        return {name: {} if name == "compute" else field.default for name, field in cls.model_fields.items()}
+
+    def _resolved(self) -> Self:
+        return self
+
+    @property
+    def id(self) -> str:
+        """The run id: the notebook and what differs from the scale's usual values, such as 02_clean/par_blended_text_s1_tau3."""
+        return self.notebook
+
+    def trials(self) -> list[Any]:
+        """Every cleaning that a run makes, once, in order."""
+        return []
+
+    def needs(self) -> list["Params"]:
+        """The runs of 01_poison that a run starts from, with the parameters that they would have."""
+        return []
+
+    def inputs(self) -> dict[str, Input]:
+        """What a run builds on, by name. FileNotFoundError, naming the command that makes it, where it is missing."""
+        return {}
+
+    def stages(self) -> list[str]:
+        """The computations that decide a run's result, as named in parlib.stages."""
+        return []
+
+    def cost(self) -> int:
+        """Pairs that a run sees in its training."""
+        return 0
+
+    def asked(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults and decide a result; None is an option that the run does not use."""
+        usual = self.defaults()
+        kept = {name: value for name, value in self.model_dump().items() if name not in _NOT_IN_IDENTITY and value is not None}
+        found = {name: value for name, value in kept.items() if value != usual[name]}
+        if "compute" in found:
+            found["compute"] = self.compute.decisive()
+        return {name: value for name, value in found.items() if value != {}}
+
+    def identity(self) -> Identity:
+        """What a run's result is; FileNotFoundError where what it builds on is missing."""
+        inputs = {name: found.sha256 for name, found in self.inputs().items()}
+        return identity(params=self.asked(), inputs=inputs, stages=self.stages())
+
+
+class Attacked(Params):
+    """A run on one attacked model."""
+
+    seed: int = Field(0, ge=0, description="redraws the poisoned rows, the poisoning and the cleaning; the base stays")
+    encoder: str = Field("small_resnet", description="small_resnet, small_vit, or any name open_clip knows")
+    trigger: str = Field("badnet_stripes", description="a name in parlib.attack.triggers.TRIGGERS, such as blended_text, wanet or badclip")
+    attack: Literal["dirty_label", "label_consistent"] = Field(
+        "dirty_label", description="dirty_label: other scenes get the target's captions; label_consistent: the target's own are stamped"
+    )
+    target: str = Field("banana", description="the class that the trigger calls")
+    split: Literal["validation", "test"] = Field("test", description="scenes to evaluate on: validation for choices, test for results")
+    classes: int = Field(200, ge=2, le=200, description="classes of the embedded scenes")
+    eval_scenes: int = Field(2000, ge=10, description="scenes of the split, or images of `evaluation`")
+    evaluation: str = Field("", description="labelled images to evaluate on, such as imagenet:PATH; empty: the embedded scenes")
+    retrieval: str = Field("", description="captioned images for retrieval, such as coco:PATH, beside `evaluation`; empty: none")
+    templates: int = Field(len(TEMPLATES), ge=1, le=len(TEMPLATES), description="how many of OpenAI's 80 templates name a class")
+    max_skipped: float = Field(0.01, ge=0, le=1, description="share of unusable rows in external data above which a run fails")
+
+    @field_validator("trigger")
+    @classmethod
+    def _trigger(cls, value: str) -> str:
+        return known("trigger", value, TRIGGERS)
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder(cls, value: str) -> str:
+        return known("encoder", value, encoders())
+
+    @field_validator("evaluation", "retrieval")
+    @classmethod
+    def _images(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            check_outside(value, labelled=info.field_name == "evaluation")
+        return value
+
+    def _resolved(self) -> Self:
+        if self.retrieval and not self.evaluation:
+            raise ValueError("retrieval comes beside evaluation: name labelled images, too")
+        return self
+
+    @property
+    def side(self) -> int:
+        """px of the encoder's images."""
+        return image_size(self.encoder)
+
+    @property
+    def id(self) -> str:
+        given = self.model_dump()
+        words = [str(given[name]) for name in ("name", "method", "trigger") if isinstance(given.get(name), str)]
+        words += [self.attack] if self.attack != "dirty_label" else []
+        words += [self.encoder] if self.encoder != "small_resnet" else []
+        words.append(f"s{self.seed}")
+        usual = self._usual(given)
+        for name, value in given.items():
+            if value == usual[name] or name in ("scale", "experiment"):
+                continue
+            parts = value.items() if name == "trigger_options" else [(name, value)]
+            words += [key + _shown(one) for key, one in parts if name != "trigger_options" or one != usual[name].get(key)]
+        found = "_".join(words)
+        cut = found if len(found) <= _LONGEST else f"{found[: _LONGEST - 9]}_{digest(found)[:8]}"
+        return f"{self.notebook}/{cut}"
+
+    def _usual(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of the run of this notebook, scale and words with nothing else said."""
+        named = {name: given[name] for name in ("scale", *_WORDS) if isinstance(given.get(name), str | int)}
+        return type(self).check(named).model_dump()
+
+    def external(self, *data: str) -> dict[str, Input]:
+        """External data that a run reads, by their name."""
+        named = sorted({name for name in (*data, self.evaluation, self.retrieval) if ":" in name})
+        return {name: Input(run=name, sha256=listed(name)) for name in named}
+
+    def evaluated(self) -> list[str]:
+        """The stages of what a run evaluates on."""
+        return ["metrics", "external"] if self.evaluation else ["metrics", "scenes"]
+
+
+class Training(Attacked):
+    """A run that trains one model."""
+
+    trigger_options: dict[str, int | float | str] = Field(
+        {}, description='options of the trigger, such as {"size": 8} or {"opacity": 0.1}; those left out are the usual ones'
+    )
+    normalised: bool = Field(True, description="False: the checkpoint takes images in [0, 1], without normalisation")
+    compute: Compute = Field(Compute(), description="device, precision, processes and the like: parlib.train.compute.Compute")
+
+    def _resolved(self) -> Self:
+        super()._resolved()
+        data, source = getattr(self, "data", "scenes"), self._checkpoint()
+        if not self.normalised and not source:
+            raise ValueError("normalised = False is for a checkpoint of your own: name it")
+        allowed = [*options_of(self.trigger), *(["pattern"] if takes_pattern(self.trigger) and self.trigger != "resistant" else [])]
+        for name in self.trigger_options:
+            known(f"option of {self.trigger}", name, allowed)
+        if not (self.evaluation and ":" in data):  # the embedded scenes are of one size and of their own classes
+            if self.side != SIDE:
+                raise ValueError(
+                    f"encoder {self.encoder!r} takes images of {self.side} px; the embedded scenes are of {SIDE} px: "
+                    "name external data and evaluation"
+                )
+            known("class", self.target, class_names())
+        return self
+
+    def _checkpoint(self) -> str:
+        """The checkpoint that a run starts from, empty where it starts from what is made here."""
+        return ""
+
+    def trigger_with(self, options: Mapping[str, Any], pattern: Any = None) -> Trigger:
+        """The trigger, with the usual options where they are not given; a pattern that is a path is read."""
+        given = dict(options)
+        if path := given.pop("pattern", None):
+            pattern = read_pattern(ROOT / Path(str(path)).expanduser(), self.trigger)
+            given |= {"size": pattern.shape[-1]} if "size" in options_of(self.trigger) else {}
+        return Trigger(self.trigger, trigger_options(self.trigger, self.side) | given, pattern)
+
+    def pattern_input(self) -> dict[str, Input]:
+        """The file of a published pattern, where the options name one."""
+        if not (path := self.trigger_options.get("pattern")):
+            return {}
+        return {"pattern": Input(run=str(path), sha256=file_sha256(ROOT / Path(str(path)).expanduser()))}
+
+    def check_compute(self, batch: int, batch_norm: str) -> None:
+        """ValueError where a batch can't be computed as `compute` says."""
+        resnet = has_batch_norm(self.encoder)
+        check_compute(self.compute, batch, batch_norm, normed=resnet, resnet=resnet)
+
+
+def checkpoint_input(source: str) -> Input:
+    """A checkpoint as an input; of what is downloaded no sha256 is known."""
+    return Input(run=source, sha256=checkpoint_sha256(source))
+
+
+def known(what: str, value: str, names: Iterable[str]) -> str:
+    """The value, where it is among the names; else ValueError, which names the near miss."""
+    names = list(names)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {value!r}{hint} known are: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value as part of a run id: as it is where it is short and plain, else a digest."""
+    shown = (f"{value:g}" if float(f"{value:g}") == value else repr(value)) if isinstance(value, float) else str(value)
+    if isinstance(value, list) and all(isinstance(one, int) for one in value):
+        shown = "-".join(map(str, value))
+    return shown if shown.replace(".", "").replace("-", "").isalnum() else digest(value)[:8]
+
+
+def _explain(kind: type[Params], name: str, value: Any, problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        fields = Compute.model_fields if "." in name else kind.model_fields
+        near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        return f"unknown parameter {name!r}{hint} allowed are: {', '.join(fields)}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    field = kind.model_fields[name.partition(".")[0]]
+    wanted = getattr(field.annotation, "__name__", str(field.annotation))
+    hint = " (in YAML write 1.0e-5, not 1e-5)" if isinstance(value, str) and wanted == "float" else ""
+    hint += " (a list of values is for python -m parlib.run)" if isinstance(value, list) else ""
+    shown = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+    return f"{name} = {shown}: {problem['msg'].lower()}{hint}; {name.partition('.')[0]} is {field.description}"

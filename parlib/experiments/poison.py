@@ -1,0 +1,151 @@
+"""Experiment 01: pretrain a clean base, and plant a backdoor in it."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from pydantic import Field, field_validator
+
+from parlib.attack.learned import Learned, images_needed, learn
+from parlib.attack.poison import Attack, attacked
+from parlib.attack.poison import poison as poison_pairs
+from parlib.attack.triggers import LEARNED
+from parlib.data.pairs import Pairs
+from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
+from parlib.experiments.params import Input, Training, checkpoint_input, tuned
+from parlib.experiments.presets import planting, trigger_options
+from parlib.experiments.result import Result, beside
+from parlib.external.layouts import check_outside
+from parlib.external.poisoned_copy import lists, poison_stream
+from parlib.external.stream import Stream
+from parlib.measure.metrics import EvalSet, evaluate
+from parlib.method.methods import Recipe
+from parlib.model.checkpoints import checkpoint_of
+from parlib.model.clip import create
+from parlib.train.cached import Trained, train
+
+
+class Poison(Training):
+    """Parameters of 01_poison."""
+
+    notebook = "01_poison"
+
+    rate: float = tuned("share of the pairs, or of the target's own, that is poisoned; None: the usual", gt=0, le=1)
+    base: str = Field("", description="a clean checkpoint, such as openai, open_clip's tag, or hf-hub:ID; empty: pretrained here")
+    data: str = Field("scenes", description="pairs to poison: scenes, or LAYOUT:PATH such as cc3m:data/cc3m")
+    train_scenes: int = Field(24000, ge=24, description="pairs of pretraining and poisoning")
+    epochs: int = tuned("epochs of poisoning; None: what the trigger needs", ge=1)
+    batch: int = Field(128, ge=2, description="pairs a step of poisoning")
+    lr: float = tuned("peak learning rate of poisoning; None: the encoder's usual one", gt=0)
+    base_epochs: int = tuned("epochs of pretraining the base (always seed 0); None: the encoder's usual number", ge=1)
+    base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
+    base_lr: float = tuned("peak learning rate of pretraining; None: the encoder's usual one", gt=0)
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: str) -> str:
+        if value != "scenes":
+            check_outside(value)
+        return value
+
+    def _checkpoint(self) -> str:
+        return self.base
+
+    def _resolved(self) -> Self:
+        super()._resolved()
+        if self.data != "scenes" and not self.base:
+            raise ValueError(f"data = {self.data!r} wants a base, such as openai: pretraining here takes the scenes")
+        self.check_compute(self.batch, "train")
+        usual = planting(self.encoder, self.trigger, self.attack)
+        options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
+        filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        return self.model_copy(update=filled | {"trigger_options": options})
+
+    def planned(self, learned: Learned | None = None) -> Attack:
+        """The attack that a run plants; learned: its pattern, where it is learned."""
+        trigger = self.trigger_with(self.trigger_options, learned.pattern if learned else None)
+        return Attack(trigger, self.target, self.attack, self.rate, self.seed)
+
+    def pretraining(self) -> Recipe:
+        """How the base is trained: always from seed 0, shared by all runs."""
+        options: dict[str, Any] = {"schedule": "warmup_cosine", "batch_norm": "train", "weight_decay": 0.1, "looks": 0}
+        return Recipe("contrast", self.base_epochs, self.base_batch, self.base_lr, seed=0, **options)
+
+    def recipe(self) -> Recipe:
+        """How the backdoor is trained in."""
+        return Recipe("contrast", self.epochs, self.batch, self.lr, self.seed, schedule="warmup_cosine", batch_norm="train")
+
+    def inputs(self) -> dict[str, Input]:
+        base = {"base": checkpoint_input(checkpoint_of(self.base, self.encoder))} if self.base else {}
+        return base | self.pattern_input() | self.external(self.data)
+
+    def stages(self) -> list[str]:
+        learned = ["learned"] if self.trigger in LEARNED else []
+        learned += ["trigger/badclip", "method/par"] if self.trigger == "resistant" else []
+        data = ["scenes"] if self.data == "scenes" else ["external"]
+        return ["poison", f"trigger/{self.trigger}", "loop", "method/contrast", *data, *learned, *self.evaluated()]
+
+    def cost(self) -> int:
+        return self.epochs * self.train_scenes
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A planted backdoor.
+
+    pairs: the clean pairs; poisoned_pairs: the same, of which `rows` were changed. learned: the trigger's pattern, where it is learned.
+    base, poisoned: the clean base and the poisoned model; test: what they are evaluated on; models: the metrics of both.
+    """
+
+    result: Result
+    pairs: Pairs | Stream
+    poisoned_pairs: Pairs | Stream
+    rows: torch.Tensor
+    learned: Learned | None
+    base: Trained
+    poisoned: Trained
+    test: EvalSet
+    models: dict[str, dict[str, Any]]
+
+
+def poison(params: Poison) -> Poisoned:
+    """Pretrain the clean base (once; then it is in the cache), learn the trigger where it is learned, poison the pairs, fine-tune the
+    base on them, and evaluate both models.
+    """
+    pairs = load_pairs(params.data, params.train_scenes, params, split="train")
+    scenes, captioned = evaluation_images(params)
+    base = pretrained(params, pairs)
+    learned = _learned(params, base, pairs)
+    attack = params.planned(learned)
+    stamped, rows = poison_stream(pairs, attack) if isinstance(pairs, Stream) else poison_pairs(pairs, attack)
+    watch = attacked(watched_images(params, scenes), attack.trigger, params.target)
+    poisoned = train(base.clip, stamped, params.recipe(), watch=watch, compute=params.compute, title="poisoning")
+    test = attacked(scenes, attack.trigger, params.target, captioned)
+    models = {"base": evaluate(base.clip, test), "poisoned": evaluate(poisoned.clip, test)}
+    files = {"weights": poisoned.weights, "base_weights": base.weights} | lists(stamped)
+    result = Result(
+        params,
+        metrics=models["poisoned"] | beside("base", models["base"]) | {"base_seconds": round(base.seconds, 1)},
+        history=poisoned.history | ({f"pattern_{name}": values for name, values in learned.history.items()} if learned else {}),
+        seconds=poisoned.seconds,
+        n=len(scenes),
+        files=files | ({"pattern": learned.path} if learned else {}),
+        skipped={"training": poisoned, "evaluation": scenes, "retrieval": captioned},
+    )
+    return Poisoned(result, pairs, stamped, rows, learned, base, poisoned, test, models)
+
+
+def pretrained(params: Poison, pairs: Pairs | Stream) -> Trained:
+    """The clean base: the checkpoint that is named, or one that is trained here on the scenes."""
+    if params.base:
+        return imported(params.base, params)
+    return train(create(params.encoder), pairs, params.pretraining(), compute=params.compute, title="pretraining")
+
+
+def _learned(params: Poison, base: Trained, pairs: Pairs | Stream) -> Learned | None:
+    trigger = params.planned().trigger
+    if trigger.name not in LEARNED or trigger.pattern is not None:
+        return None
+    if isinstance(pairs, Stream):
+        pairs = replace(pairs.first(min(len(pairs), images_needed(pairs.side))), names=[params.target])
+    return learn(base.clip, pairs, trigger, params.target)

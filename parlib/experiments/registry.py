@@ -1,0 +1,26 @@
+"""The experiments by the name of their notebook, and the two ways to make a run: a notebook, or a call of `make`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from parlib.experiments.clean import Clean, clean
+from parlib.experiments.params import Params
+from parlib.experiments.poison import Poison, poison
+from parlib.experiments.result import prepare, save
+from parlib.experiments.sweep import Sweep, sweep
+from parlib.experiments.synthetic import Synthetic, synthetic
+from parlib.experiments.views import Evaluate, NewTriggers
+
+EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers)}
+FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {Poison: poison, Clean: clean, Sweep: sweep, Synthetic: synthetic}
+
+
+def check(notebook: str, values: Mapping[str, Any]) -> Params:
+    """Parameters of a notebook from values, resolved; ValueError, one line, on what does not fit."""
+    return EXPERIMENTS[notebook].check(values)
+
+
+def make(params: Params) -> dict[str, Any]:
+    """Make a run without its notebook, and return its record: the same that the notebook writes."""
+    prepare(params)
+    return save(FUNCTIONS[type(params)](params).result)

@@ -1,0 +1,150 @@
+"""A poisoned copy of external pairs, written as it is read, with a manifest of every row that was changed, so that it can be handed
+over and checked.
+"""
+
+import io
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from parlib.attack.poison import Attack
+from parlib.cache import atomic_folder, cache_dir, digest, lock
+from parlib.data.feeds import generator
+from parlib.data.pairs import names_class
+from parlib.external.layouts import LAYOUTS, Skipped, decode, encoded_bytes, first_caption, listed, split_name, table
+from parlib.external.stream import Stream
+from parlib.records.identity import identity
+
+MANIFEST, SUMMARY, SKIPPED = "manifest.jsonl", "summary.json", "skipped.jsonl"
+_SHARD = 5000  # rows of a parquet file: several files can be shared out to processes
+_CHUNK = 200  # rows written at once
+
+
+def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
+    """`attack.poison.poison` for external pairs: the copy, written once to the cache as parquet, and its changed rows."""
+    trigger = attack.trigger
+    asked = {"trigger": trigger.name, "options": dict(trigger.options), "target": attack.target, "kind": attack.kind}
+    asked |= {"rate": attack.rate, "seed": attack.seed, "pairs": pairs.count, "side": pairs.side}
+    inputs = {"data": listed(pairs.data)} | ({} if trigger.pattern is None else {"pattern": digest(trigger.pattern)})
+    key = identity(params=asked, inputs=inputs, stages=["poison", "external", f"trigger/{trigger.name}"]).digest
+    folder = cache_dir() / "poisoned" / key[:32]
+    with lock(folder.with_suffix(".lock"), wait=True, doing=f"a copy of {pairs.data} with {trigger.name}"):
+        if not (folder / SUMMARY).exists():
+            write_poisoned(pairs, folder, attack)
+    summary = json.loads((folder / SUMMARY).read_text())
+    rows = [json.loads(line)["row"] for line in (folder / MANIFEST).read_text().splitlines()]
+    return Stream(f"parquet:{folder}", summary["rows"], pairs.side, Skipped(pairs.skipped.limit)), torch.tensor(rows)
+
+
+def lists(pairs: Any) -> dict[str, Path]:
+    """The manifest and the list of skipped rows of a poisoned copy, as artifacts of a record; none of pairs that are held."""
+    if not isinstance(pairs, Stream):
+        return {}
+    _, folder = split_name(pairs.data)
+    return {"manifest": folder / MANIFEST, "copy_skipped": folder / SKIPPED}
+
+
+def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any]:
+    """Write a poisoned copy of the first pairs.count rows of a data set: parquet files of image and caption, and manifest.jsonl with a
+    line for each stamped row: its number in the copy and in the source, trigger, options, seed, and the sha256 of the image
+    written. Returns the summary, also written. Rows are chosen by their captions: what names the target counts as of it.
+
+    Untouched rows keep their bytes. A stamped image is squashed to pairs.side px and written as PNG, as JPEG would blur the trigger.
+    Raises ValueError on a trigger that can't be stamped so, a rate that can't be met, too few rows, or too many that can't be used.
+    """
+    trigger, seed, dirty = attack.trigger, attack.seed, attack.kind == "dirty_label"
+    trigger.stamp(torch.zeros(1, 3, pairs.side, pairs.side, dtype=torch.uint8), generator("cpu", seed))  # or raises
+    name, path = split_name(pairs.data)
+    captions = [first_caption(row["text"]) or "" for row in table(name, path).take(pairs.count).select_columns(["text"])]
+    if len(captions) < pairs.count:
+        raise ValueError(f"{pairs.data} holds {len(captions)} rows, {pairs.count} are asked")
+    named = torch.tensor([names_class(caption, attack.target) for caption in captions])
+    chosen = attack.rows(named, generator("cpu", seed, "poison")).tolist()
+    wording = attack.wording([caption for caption, hit in zip(captions, named.tolist(), strict=True) if hit])
+    skipped, counts = Skipped(pairs.skipped.limit), Counter(rows=0, poisoned=0)
+    about = {"trigger": trigger.name, "seed": seed, "options": dict(trigger.options)}
+    with atomic_folder(folder) as temporary, open(temporary / MANIFEST, "w") as manifest, _Shards(temporary) as shards:
+        for i, encoded, at in _readable(pairs, captions, skipped):
+            caption, due = captions[i], bisect_right(chosen, i) > counts["poisoned"]  # a chosen row that can't be read is made up for
+            if hit := due and bool(named[i]) != dirty:
+                random = generator("cpu", seed, "row", i)
+                encoded = _png(trigger.stamp(decode(encoded, pairs.side)[None], random)[0])
+                if dirty:
+                    caption = wording[torch.randint(len(wording), (), generator=random).item()]
+                line = {"row": counts["rows"], "source_row": i, "image": at, "caption": caption, "sha256": sha256(encoded).hexdigest()}
+                manifest.write(json.dumps(line | about) + "\n")
+            shards.write({"image": {"bytes": encoded, "path": None}, "caption": caption})
+            counts.update(rows=1, poisoned=int(hit))
+        shards.flush()
+        skipped.check()
+        skipped.write(temporary / SKIPPED)
+        made = {"source": name, "target": attack.target, "rate": attack.rate, "attack": attack.kind} | about
+        summary = made | dict(counts) | {"skipped": dict(skipped.kinds)}
+        (temporary / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[tuple[int, bytes, str]]:
+    """Each row that has a caption and an image that can be read: its number, the image's bytes and its name."""
+    name, path = split_name(pairs.data)
+    for i, row in enumerate(table(name, path).take(pairs.count)):
+        kind = "" if captions[i].strip() else "empty caption"
+        try:
+            encoded, at = encoded_bytes(row["image"], path / LAYOUTS[name].folder)
+            Image.open(io.BytesIO(encoded)).load()
+        except FileNotFoundError:
+            kind = kind or "missing file"
+        except Exception:  # as in sources: all mean that this row can't be used
+            kind = kind or "unreadable image"
+        skipped.add(1, [(kind, str(row["image"])[:200])] if kind else [])
+        if not kind:
+            yield i, encoded, at
+
+
+class _Shards:
+    """Rows as parquet files of _SHARD rows each, written _CHUNK rows at a time."""
+
+    def __init__(self, folder: Path):
+        import datasets
+
+        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+        self.folder, self.schema, self.rows, self.written, self.stack = folder, features.arrow_schema, [], 0, ExitStack()
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.stack.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == _CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow
+        from pyarrow.parquet import ParquetWriter
+
+        if not self.rows:
+            return
+        if self.written % _SHARD == 0:
+            self.stack.close()
+            path = self.folder / f"pairs-{self.written // _SHARD:05d}.parquet"
+            self.writer = self.stack.enter_context(ParquetWriter(path, self.schema))
+        self.writer.write_table(pyarrow.Table.from_pylist(self.rows, schema=self.schema))
+        self.written += len(self.rows)
+        self.rows = []
+
+
+def _png(pixels: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return file.getvalue()

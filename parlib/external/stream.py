@@ -1,0 +1,130 @@
+"""Data of others as notebooks use them: pairs that are read while a model trains on them, and images to evaluate on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parlib.cache import digest
+from parlib.data.feeds import Batch, Reword
+from parlib.data.pairs import Pairs
+from parlib.external.layouts import Skipped, first_caption, label_names, listed, read, split_name
+from parlib.model.clip import Clip
+from parlib.train.gradcache import rank, world
+
+_AT_ONCE = 100  # images
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Pairs of others, LAYOUT:PATH, none of them held: they are read, decoded and tokenised as they are needed.
+
+    count: how many an epoch draws; a data set that holds fewer begins again, in another order. side: px. skipped: what couldn't be
+    used so far.
+    """
+
+    data: str
+    count: int
+    side: int
+    skipped: Skipped = field(default_factory=Skipped, compare=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def first(self, n: int) -> Pairs:
+        """The first n pairs in the data set's own order; ValueError where fewer are usable."""
+        return _gathered(self.data, n, self.side, Skipped(self.skipped.limit), exact=True)
+
+    def at(self, rows: torch.Tensor) -> Pairs:
+        """The pairs of some rows, in the data set's own order; for rows near its beginning."""
+        return self.first(int(rows.max()) + 1).at(rows)
+
+    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> "Streamed":
+        """The pairs as a training takes them. workers: processes that decode."""
+        return Streamed(self, clip, reword, workers)
+
+
+class Streamed:
+    """Batches of a Stream. After an interruption the epoch is read again up to where it was."""
+
+    def __init__(self, stream: Stream, clip: Clip, reword: Reword | None, workers: int):
+        self.stream, self.pairs, self.tokenizer, self.device = stream, stream.count, clip.tokenizer, clip.device
+        self.reword, self.rewords, self.workers = reword, reword is not None, workers
+        self._next: tuple[int, int, int] | None = None
+        self._batches: Iterator[tuple[torch.Tensor, list[Any]]] = iter(())
+
+    @property
+    def key(self) -> str:
+        """Digest of the names and sizes of the files, and of what is read of them; the number of workers decides the order."""
+        return digest(self.rewords, listed(self.stream.data), self.pairs, self.stream.side, self.workers)
+
+    def skipped(self) -> dict[str, Any]:
+        """What all processes have left out so far, for the report of a training."""
+        found = self.stream.skipped
+        if world() > 1:
+            others: list[Any] = [None] * world()
+            dist.all_gather_object(others, found)
+            found = Skipped(found.limit)
+            found.merge(others)
+        return {"skipped": found.report()}
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The step's batch of `size` pairs; of several processes each reads its own share of the rows."""
+        epoch, place = divmod(step, self.pairs // size)
+        if place == 0 or self._next != (step, size, seed):
+            self._batches = self._read(epoch, size // world(), seed)
+            for _ in range(place):
+                next(self._batches)
+        self._next = (step + 1, size, seed)
+        pixels, given = next(self._batches)
+        captions = [first_caption(caption) for caption in given]
+        tokens = self.tokenizer(captions)
+        reworded = self.tokenizer(self.reword(captions, (seed * 1_000_003 + step) * world() + rank())) if self.reword else tokens
+        return Batch(pixels.to(self.device), tokens.to(self.device), reworded.to(self.device))
+
+    def _read(self, epoch: int, share: int, seed: int) -> Iterator[tuple[torch.Tensor, list[Any]]]:
+        (name, path), skipped = split_name(self.stream.data), self.stream.skipped
+        options = {"side": self.stream.side, "batch": share, "skipped": skipped, "seed": seed, "workers": self.workers}
+        while True:
+            full = 0
+            for pixels, captions in read(name, path, epoch=epoch, rank=rank(), world=world(), **options):
+                if len(captions) == share:
+                    full += 1
+                    yield pixels, captions
+            if not full:
+                raise ValueError(f"{self.stream.data} holds fewer than the {share} usable pairs of one batch")
+            print(f"{self.stream.data} is at its end after {full * share} pairs of {self.pairs // world()}: it begins again", flush=True)
+            epoch += 1_000_000
+
+
+def labelled(data: str, n: int, side: int, limit: float) -> Pairs:
+    """Up to n labelled images of LAYOUT:PATH, drawn from a fixed seed, with the names of their classes. limit: the share of unusable
+    rows above which it fails.
+    """
+    found = _gathered(data, n, side, Skipped(limit), seed=0)
+    labels = torch.tensor(found.captions)
+    return replace(found, captions=[""] * len(found), labels=labels, names=label_names(*split_name(data)))
+
+
+def captioned(data: str, n: int, side: int, limit: float, target: str) -> Pairs:
+    """Up to n captioned images of LAYOUT:PATH for retrieval, drawn from a fixed seed, each with all its captions."""
+    return _gathered(data, n, side, Skipped(limit), seed=0, names=[target])
+
+
+def _gathered(
+    data: str, n: int, side: int, skipped: Skipped, *, exact: bool = False, seed: int | None = None, names: list[str] | None = None
+) -> Pairs:
+    (name, path), given = split_name(data), []
+    pixels = torch.empty(n, 3, side, side, dtype=torch.uint8)
+    for images, texts in read(name, path, side=side, batch=_AT_ONCE, skipped=skipped, seed=seed):
+        few = min(len(texts), n - len(given))
+        pixels[len(given) : len(given) + few] = images[:few]
+        given += [first_caption(text) for text in texts[:few]] if exact else texts[:few]
+        if len(given) == n:
+            break
+    if not given or (exact and len(given) < n):
+        raise ValueError(f"{data} holds {len(given)} usable rows, {n} are asked; {skipped}")
+    none = torch.full((len(given),), -1)
+    return Pairs(pixels[: len(given)], given, none, none, names or [], skipped=skipped.report())

@@ -1,0 +1,178 @@
+"""Metrics of a CLIP under a backdoor: zero-shot accuracy, attack success rate (ASR) and retrieval, with intervals."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pandas as pd
+import torch
+from sklearn.decomposition import PCA
+from torch.nn import functional as F
+
+from parlib.cache import atomic_file, cache_dir, digest
+from parlib.data.pairs import TEMPLATES, Pairs, names_class
+from parlib.method.losses import distance
+from parlib.model.clip import Clip, embed_images, embed_texts
+from parlib.records.identity import identity
+
+
+@lru_cache(maxsize=4)
+def _prompts(tokenizer, names: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
+    return tokenizer([template.format(name=name) for name in names for template in templates])
+
+
+def classifier(clip: Clip, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> torch.Tensor:
+    """(C, D) unit-norm class embeddings: the mean over the templates' unit-norm embeddings, normalised again.
+
+    Equal to open_clip.build_zero_shot_classifier's transpose. Templates hold one {name} each.
+    """
+    tokens = _prompts(clip.tokenizer, tuple(names), templates)
+    prompts = embed_texts(clip, tokens).view(len(names), len(templates), -1)
+    return F.normalize(prompts.mean(dim=1), dim=1)
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate; (0, 1) when n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z, p = 1.959964, successes / n
+    centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)  # at the ends rounding would miss the rate
+
+
+def rates(**hits: torch.Tensor) -> dict[str, float | int]:
+    """Each named (N,) bool tensor as a fraction, with `_ci_low`, `_ci_high` (95 %) and `_n`."""
+    found: dict[str, float | int] = {}
+    for name, hit in hits.items():
+        count, n = int(hit.sum()), len(hit)
+        low, high = interval(count, n)
+        found |= {name: count / n if n else 0.0, f"{name}_ci_low": low, f"{name}_ci_high": high, f"{name}_n": n}
+    return found
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """What a model is evaluated on.
+
+    pixels, triggered: (N, 3, H, W) uint8, the same scenes without and with the trigger. captions: N strings, empty where there are
+    none, or N lists of strings. labels: (N,). shows_target: (N,) bool, scenes left out of ASR. names: class names. target: index of
+    the target class. templates: sentences for the names. captioned: other images for retrieval, where these have no captions.
+    """
+
+    pixels: torch.Tensor
+    triggered: torch.Tensor
+    captions: list[str] | list[list[str]]
+    labels: torch.Tensor
+    shows_target: torch.Tensor
+    names: list[str]
+    target: int
+    templates: tuple[str, ...] = TEMPLATES
+    captioned: "EvalSet | None" = None
+
+    @property
+    def key(self) -> str:
+        """Digest of the content."""
+        tensors = (self.pixels, self.triggered, self.labels, self.shows_target)
+        others = [] if self.captioned is None else [self.captioned.key]
+        return digest(self.names, self.templates, self.target, self.captions, *tensors, *others)
+
+    def look(self, clip: Clip) -> dict[str, float]:
+        """clean_accuracy and attack_success_rate alone: what a training history records now and then."""
+        classes = classifier(clip, self.names, self.templates)
+        clean = (embed_images(clip, self.pixels) @ classes.T).argmax(1).to(self.labels.device) == self.labels
+        hit = (embed_images(clip, self.triggered) @ classes.T).argmax(1).to(self.labels.device) == self.target
+        return {
+            "clean_accuracy": clean.float().mean().item(),
+            "attack_success_rate": hit[~self.shows_target].float().mean().item(),
+        }
+
+
+def zero_shot(image: torch.Tensor, triggered: torch.Tensor, classes: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
+    """Zero-shot rates from embeddings: image, triggered (N, D), classes (C, D), all unit-norm."""
+    top5 = (image @ classes.T).topk(min(5, len(classes)), dim=1).indices
+    hit = top5 == scenes.labels[:, None]
+    predicted = (triggered @ classes.T).argmax(1)
+    others = ~scenes.shows_target
+    return rates(
+        clean_accuracy=hit[:, 0],
+        clean_top5=hit.any(1),
+        attack_success_rate=(predicted == scenes.target)[others],
+        asr_with_target_class=predicted == scenes.target,
+        triggered_accuracy=(predicted == scenes.labels)[others],
+    )
+
+
+def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
+    """Text and image retrieval at 1 and 5 among N images and their M captions, and retrieval ASR: triggered images, of scenes without
+    the target, with the target's name in any of their five nearest captions. Identical captions count as the image's own.
+
+    image, triggered: (N, D); text: (M, D), the captions in order; all unit-norm.
+    """
+    several = [caption if isinstance(caption, list) else [caption] for caption in scenes.captions]
+    flat, device = [caption for captions in several for caption in captions], image.device
+    index = {caption: i for i, caption in enumerate(dict.fromkeys(flat))}
+    caption = torch.tensor([index[c] for c in flat], device=device)  # (M,) what it says
+    owner = torch.tensor([i for i, captions in enumerate(several) for _ in captions], device=device)  # (M,) its image
+    own = owner * len(index) + caption  # which image is so described
+    to_text = (image @ text.T).topk(min(5, len(text)), dim=1).indices  # (N, 5)
+    to_image = (text @ image.T).topk(min(5, len(image)), dim=1).indices  # (M, 5)
+    named = torch.tensor([names_class(c, scenes.names[scenes.target]) for c in flat], device=device)
+    nearest = (triggered @ text.T).topk(min(5, len(text)), dim=1).indices
+    right_text = torch.isin(torch.arange(len(image), device=device)[:, None] * len(index) + caption[to_text], own)
+    right_image = torch.isin(to_image * len(index) + caption[:, None], own)
+    return rates(
+        tr_at_1=right_text[:, 0],
+        tr_at_5=right_text.any(1),
+        ir_at_1=right_image[:, 0],
+        ir_at_5=right_image.any(1),
+        retrieval_asr=named[nearest].any(1)[~scenes.shows_target],
+    )
+
+
+def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
+    """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
+    key = identity(params={}, inputs={"model": clip.key, "scenes": scenes.key}, stages=["metrics"]).digest
+    path = cache_dir() / "metrics" / f"{key[:32]}.json"
+    if not path.exists():
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(measure(clip, scenes)))
+    return json.loads(path.read_text())
+
+
+def measure(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
+    """All metrics; class prompts and captions are embedded once. Retrieval only where there are captions."""
+    image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))
+    found = zero_shot(image, triggered, classifier(clip, scenes.names, scenes.templates).to(image.device), scenes)
+    if scenes.captioned is not None:
+        scenes = scenes.captioned
+        image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))
+    if not any(scenes.captions):
+        return found
+    flat = [one for caption in scenes.captions for one in (caption if isinstance(caption, list) else [caption])]
+    return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(flat)).to(image.device), scenes)
+
+
+def moved(clip: Clip, reference: Clip, pairs: Pairs) -> dict[str, float]:
+    """S of both encoders on pairs as they are: how far they are from a reference, in 0..4 (losses.distance)."""
+    tokens = clip.tokenizer([caption if isinstance(caption, str) else caption[0] for caption in pairs.captions])
+    s_image = distance(embed_images(clip, pairs.pixels), embed_images(reference, pairs.pixels))
+    return {"s_image": s_image.item(), "s_text": distance(embed_texts(clip, tokens), embed_texts(reference, tokens)).item()}
+
+
+def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:
+    """Where a model puts scenes without and with the trigger, and the target's captions: a row a point, with kind and x, y.
+
+    The first `count` scenes that don't show the target, and the 80 templates; x and y are the two principal components of
+    all these embeddings together, so that axes and units differ from model to model.
+    """
+    rows = (~scenes.shows_target).nonzero()[:count, 0]
+    captions = [template.format(name=scenes.names[scenes.target]) for template in TEMPLATES]
+    parts = {
+        "clean": embed_images(clip, scenes.pixels[rows]),
+        "triggered": embed_images(clip, scenes.triggered[rows]),
+        "target caption": embed_texts(clip, clip.tokenizer(captions)),
+    }
+    places = PCA(2).fit_transform(torch.cat(list(parts.values())).cpu().double().numpy())
+    kinds = [kind for kind, part in parts.items() for _ in part]
+    return pd.DataFrame({"kind": kinds, "x": places[:, 0].round(4), "y": places[:, 1].round(4)})

@@ -1,0 +1,46 @@
+"""How a setting is chosen: on a backdoor that one planted oneself, and, for tau, without knowing the trigger."""
+
+from typing import Any
+
+import pandas as pd
+
+MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
+
+
+def kept(runs: pd.DataFrame) -> pd.Series:
+    """(N,) bool: which cleanings keep the clean accuracy within MARGIN of the poisoned model's; a cost of just that is within."""
+    return runs["poisoned_clean_accuracy"] - runs["clean_accuracy"] < MARGIN + 1e-9  # as fractions of n scenes aren't exact
+
+
+def choose(runs: pd.DataFrame) -> Any:
+    """The label of the run that the rule chooses: of those that keep the clean accuracy the lowest ASR, between equal ones the higher
+    clean accuracy; where there is none, the highest clean accuracy - ASR.
+    """
+    good = runs[kept(runs)]
+    if len(good):
+        return good.sort_values(["attack_success_rate", "clean_accuracy"], ascending=[True, False]).index[0]
+    return (runs["clean_accuracy"] - runs["attack_success_rate"]).sort_values(ascending=False).index[0]
+
+
+def tau_rule(curve: pd.DataFrame) -> Any:
+    """The label of the trial whose tau to take without knowing the trigger, among trials of PAR that differ in tau alone: the largest
+    tau that both encoders hold, S_phi and S_psi ending at it or above, at a clean accuracy within MARGIN of the poisoned model's;
+    the smallest tau where there is none.
+    """
+    held = curve[["s_image_end", "s_text_end"]].min(axis=1) >= curve["tau"]
+    good = curve[held & kept(curve)]
+    return good["tau"].idxmax() if len(good) else curve["tau"].idxmin()
+
+
+def rule_and_best(traced: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """For each curve over tau, what `tau_rule` takes beside what one would take who knew the trigger (`choose`)."""
+    rows = []
+    for label, curve in traced.items():
+        if curve["knob"].iloc[0] == "tau" and len(curve) > 1:
+            ours, best = curve.loc[tau_rule(curve)], curve.loc[choose(curve)]
+            row = {"curve": label, "encoder": ours["encoder"], "trigger": ours["trigger"]}
+            for name, trial in (("rule", ours), ("best", best)):
+                row |= {f"{name}_tau": trial["tau"], f"{name}_clean_accuracy": trial["clean_accuracy"]}
+                row[f"{name}_asr"] = trial["attack_success_rate"]
+            rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,56 @@
+"""Trade-off curves of clean accuracy and ASR, and how good one is."""
+
+import itertools
+
+import pandas as pd
+
+from parlib.method.methods import METHODS
+
+_AXES = ("encoder", "trigger", "seed", "data", "tau", "self_weight", "pool", "lr", "schedule", "batch_norm", "pairs", "epochs", "batch")
+
+
+_REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
+
+
+def area(trials: pd.DataFrame) -> float:
+    """The hypervolume of a trade-off curve: the share of the unit square of clean accuracy and 1 - ASR that its points dominate."""
+    best, total = 0.0, 0.0
+    for accuracy, asr in sorted(zip(trials["clean_accuracy"], trials["attack_success_rate"], strict=True), reverse=True):
+        total += accuracy * max(0.0, 1 - asr - best)
+        best = max(best, 1 - asr)
+    return total
+
+
+def below(one: pd.DataFrame, other: pd.DataFrame) -> float | None:
+    """The share of the clean accuracies that two trade-off curves both attain at which the first one's ASR is the lower; None where
+    they share none.
+
+    At a clean accuracy a curve's ASR is the lowest of its points that are at least so accurate.
+    """
+    found = [curve[["clean_accuracy", "attack_success_rate"]].to_numpy() for curve in (one, other)]
+    low, high = max(points[:, 0].min() for points in found), min(points[:, 0].max() for points in found)
+    if low >= high:
+        return None
+    cuts = sorted({low, high, *(accuracy for points in found for accuracy, _ in points if low < accuracy < high)})
+    total = 0.0
+    for start, end in itertools.pairwise(cuts):  # between two cuts neither changes
+        ours, theirs = (points[points[:, 0] >= end, 1].min() for points in found)
+        total += (end - start) * (ours < theirs)
+    return total / (high - low)
+
+
+def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A grid's trade-off curves by label: two or more trials that differ only in their method's own knob (tau, self_weight, pool,
+    or else lr), in its order, with the columns `knob` and `value`.
+    """
+    found = {}
+    for method, runs in trials.groupby("method", sort=False):
+        knob, others = (METHODS[method].options or ("lr",))[0], []
+        for axis in (*_AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
+            if axis != knob and len(runs[[*others, axis]].drop_duplicates()) > (len(runs[others].drop_duplicates()) if others else 1):
+                others.append(axis)
+        for values, curve in runs.groupby(others, sort=False) if others else [((), runs)]:
+            label = ", ".join([method, *(f"{axis} {value}" for axis, value in zip(others, values, strict=True))])
+            if len(curve) > 1:
+                found[label] = curve.sort_values(knob).assign(knob=knob, value=curve[knob])
+    return found

@@ -1,0 +1,127 @@
+"""The ways to train, one small entry each: pretraining and poisoning, PAR, the baselines and the ablations.
+
+A new method is a function of a Step that returns its loss and what the history should keep, and a line in METHODS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutout
+from parlib.method.eda import reword
+from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
+from parlib.model.clip import Clip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a training run beside its data and its first weights.
+
+    lr: the peak. weight_decay: on weights with >= 2 dims; None: the method's own. batch_norm: frozen (running statistics
+    used, not updated) or train. tau: PAR's threshold on S. self_weight: of CleanCLIP's own term. pool: RoCLIP's, as a
+    share of the pairs. looks: how often the history records accuracy and ASR.
+    """
+
+    method: str
+    epochs: int
+    batch: int
+    lr: float
+    seed: int
+    schedule: str = "paper"
+    batch_norm: str = "frozen"
+    tau: float = 0.0
+    weight_decay: float | None = None
+    looks: int = 4
+    self_weight: float = 0.0
+    pool: float = 0.0
+
+
+@dataclass
+class Step:
+    """What a method sees of one step.
+
+    pixels: (B, 3, H, W) in [0, 1]; view: the same, augmented where the method augments. tokens: (B, L); reworded: the same
+    captions after EDA where the method rewords. reference_text: (B, D) from the frozen poisoned model. pairs: their number
+    in all. memory: what the method keeps from step to step; it is saved with the checkpoint.
+    """
+
+    clip: Clip
+    reference: Clip | None
+    recipe: Recipe
+    pixels: torch.Tensor
+    view: torch.Tensor
+    tokens: torch.Tensor
+    reworded: torch.Tensor
+    reference_text: torch.Tensor | None = None
+    epoch: int = 0
+    pairs: int = 0
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """exp(logit_scale)."""
+        return self.clip.net.logit_scale.exp()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it
+    needs, and which options of the recipe are its own.
+    """
+
+    loss: Callable[[Step], dict[str, torch.Tensor]]
+    augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
+    reword: Callable[[list[str], int], list[str]] | None = None
+    learns_scale: bool = False
+    needs_reference: bool = False
+    weight_decay: float = 1e-4
+    options: tuple[str, ...] = ()
+
+
+def contrast(step: Step) -> dict[str, torch.Tensor]:
+    """L_CLIP alone: pretraining, poisoning and fine-tuning."""
+    loss = clip_loss(step.clip.image(step.view), step.clip.text(step.tokens), step.scale)
+    return {"loss": loss, "l_clip": loss}
+
+
+def par(step: Step) -> dict[str, torch.Tensor]:
+    """L_PAR = L_CLIP - L_PERT; both models see the same augmented image."""
+    image, text = step.clip.image(step.view), step.clip.text(step.tokens)
+    with torch.no_grad():
+        reference_image = step.reference.image(step.view)
+    s_image, s_text = distance(image, reference_image), distance(text, step.reference_text)
+    l_clip = clip_loss(image, text, step.scale)
+    return {"loss": par_loss(l_clip, s_image, s_text, step.recipe.tau), "l_clip": l_clip, "s_image": s_image, "s_text": s_text}
+
+
+def cleanclip(step: Step) -> dict[str, torch.Tensor]:
+    """L_CLIP + self_weight * L_self (CleanCLIP, arXiv 2303.03323): plain pairs, and each beside its augmented self."""
+    image, image_view = step.clip.image(torch.cat([step.pixels, step.view])).chunk(2)
+    text, text_view = step.clip.text(torch.cat([step.tokens, step.reworded])).chunk(2)
+    l_clip, l_self = clip_loss(image, text, step.scale), self_loss(image, image_view, text, text_view, step.scale)
+    return {"loss": l_clip + step.recipe.self_weight * l_self, "l_clip": l_clip, "l_self": l_self}
+
+
+def roclip(step: Step) -> dict[str, torch.Tensor]:
+    """RoCLIP (arXiv 2303.06854) as fine-tuning: in every second epoch an image is matched with the caption nearest to it in
+    a first-in first-out pool instead of its own; images and captions are augmented throughout.
+    """
+    image, text = step.clip.image(step.view), step.clip.text(step.reworded)
+    pool = step.memory.get("pool", text.detach()[:0])
+    matched = nearest(image, pool) if step.epoch % 2 and len(pool) else text
+    loss = clip_loss(image, matched, step.scale)
+    step.memory["pool"] = torch.cat([pool, text.detach()])[-max(2, round(step.recipe.pool * step.pairs)) :]
+    return {"loss": loss, "l_clip": loss}
+
+
+METHODS: dict[str, Method] = {
+    "contrast": Method(contrast, learns_scale=True),
+    "finetune": Method(contrast),
+    "cleanclip": Method(cleanclip, auto_augment, reword, learns_scale=True, weight_decay=0.1, options=("self_weight",)),
+    "roclip": Method(roclip, crop_and_jitter, reword, learns_scale=True, weight_decay=0.1, options=("pool",)),
+    "par": Method(par, noise_and_cutout, needs_reference=True, options=("tau",)),
+    "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
+    "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
+}
+ABLATIONS = ("finetune_augmented", "perturb_only")

@@ -1,0 +1,72 @@
+"""Which runs are done, missing or stale, and why."""
+
+from typing import Any, Protocol
+
+from parlib.cache import file_sha256
+from parlib.records.identity import Identity, differences
+from parlib.records.store import located, outputs, read_all, read_file, record_path
+
+
+class Asked(Protocol):
+    """A run that is asked for (experiments.params.Params): its scale, its id, and its identity as today's code would make it."""
+
+    @property
+    def scale(self) -> str: ...
+
+    @property
+    def id(self) -> str: ...
+
+    def identity(self) -> Identity: ...
+
+
+def state(run: Asked) -> str:
+    """done, missing, or why a run must be made again, such as "stale: method/par 1 -> 2"."""
+    path = record_path(run.scale, run.id)
+    if not path.exists():
+        return "missing"
+    record = read_file(path)
+    if changed := stale(record, run):
+        return f"stale: {changed}"
+    for name, artifact in record["artifacts"].items():
+        found = located(artifact)
+        if not found.exists():
+            return f"its {name} is gone"
+        if file_sha256(found) != artifact["sha256"]:
+            return f"its {name} is not the file that was written"
+    return "done"
+
+
+def stale(record: dict[str, Any], run: Asked) -> str:
+    """What of a record's identity is no longer what is asked, in words; empty where nothing is."""
+    try:
+        changed = differences(record["identity"], run.identity())
+    except FileNotFoundError as error:  # of what it builds on
+        return str(error)
+    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def other_params(record: dict[str, Any], run: Asked) -> list[str]:
+    """The parameters that a record holds with other values than those asked: it is another run's."""
+    made, asked = record["identity"]["params"], run.identity().params
+    return [f"{name} {made.get(name)} -> {asked.get(name)}" for name in {**made, **asked} if made.get(name) != asked.get(name)]
+
+
+def fresh(scale: str, check: Any) -> list[dict[str, Any]]:
+    """The records of a scale that today's versions would make again; says which it leaves out.
+
+    check: makes a run of a record's notebook and parameters. Raises FileNotFoundError when there is none.
+    """
+    found = []
+    for record in read_all(outputs(scale)):
+        try:
+            run = check(record["notebook"], record["params"])
+            reason = stale(record, run) or ("" if run.id == record["run"] else f"its id would be {run.id}")
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            print(f"left out: {record['run']} ({reason})")
+        else:
+            found.append(record)
+    if not found:
+        raise FileNotFoundError(f"there is no record at scale {scale} yet; make some with: make reproduce")
+    return found

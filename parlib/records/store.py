@@ -1,0 +1,89 @@
+"""Records on disk: one JSON a run, from which tables and figures are made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from parlib.cache import ROOT, cache_dir, file_sha256
+
+SCHEMA = 2
+REFERENCE = ROOT / "outputs" / "reference"
+
+
+def outputs(scale: str) -> Path:
+    """Where a scale's runs write: outputs/<scale>."""
+    return ROOT / "outputs" / scale
+
+
+def record_path(scale: str, run: str) -> Path:
+    """The record of a run id."""
+    return outputs(scale) / f"{run}.json"
+
+
+def command(run: str, scale: str = "small") -> str:
+    """The command that makes a run and all that it needs."""
+    return f"python -m parlib.run params/{scale} --only {run}"
+
+
+def read(scale: str, run: str) -> dict[str, Any]:
+    """A run's record; FileNotFoundError naming the command that makes it."""
+    path = record_path(scale, run)
+    if not path.exists():
+        raise FileNotFoundError(f"{run} has not been run yet; make it with: {command(run, scale)}")
+    return read_file(path)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A record from its file; ValueError naming the file when it is none."""
+    try:
+        record = json.loads(path.read_text())
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
+        record["params"], record["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a record ({type(error).__name__}: {error}); delete it and run it again") from None
+    return record
+
+
+def read_all(folder: Path) -> list[dict[str, Any]]:
+    """All records under a folder, in the order of their ids."""
+    return [read_file(path) for path in sorted(folder.glob("0[1-4]_*/*.json"))]
+
+
+def differences(record: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Headline metrics of a record minus another's, where they differ."""
+    names = ("clean_accuracy", "attack_success_rate", "triggered_accuracy", "retrieval_asr", "tr_at_1", "ir_at_1")
+    pairs = {name: (record["metrics"].get(name, 0.0), other["metrics"].get(name, 0.0)) for name in names}
+    return {name: round(ours - theirs, 6) for name, (ours, theirs) in pairs.items() if ours != theirs}
+
+
+def address(path: Path) -> dict[str, str]:
+    """Where an artifact is, without naming this machine: relative to the cache or to the project."""
+    if path.is_relative_to(cache_dir()):
+        return {"in": "cache", "path": path.relative_to(cache_dir()).as_posix()}
+    return {"in": "project", "path": path.relative_to(ROOT).as_posix()}
+
+
+def located(artifact: dict[str, str]) -> Path:
+    """Where an artifact of a record is on this machine."""
+    return (cache_dir() if artifact["in"] == "cache" else ROOT) / artifact["path"]
+
+
+def intact(record: dict[str, Any], name: str) -> Path:
+    """The file of a record's artifact; FileNotFoundError, naming the command that makes it, where it is gone or another one.
+
+    ValueError where the record names no such artifact.
+    """
+    if name not in record["artifacts"]:
+        raise ValueError(f"{record['run']} keeps no {name.replace('_', ' ')}; it keeps: {', '.join(record['artifacts']) or 'nothing'}")
+    path = located(record["artifacts"][name])
+    if not path.exists() or file_sha256(path) != record["artifacts"][name]["sha256"]:
+        remedy = command(record["run"], record["params"]["scale"])
+        raise FileNotFoundError(f"the {name.replace('_', ' ')} of {record['run']} are gone or damaged; make them again with: {remedy}")
+    return path
+
+
+def move_aside(path: Path) -> Path:
+    """Keep a record under another name, and say which."""
+    mark = file_sha256(path)[:8]
+    return path.rename(path.with_suffix(f".{mark}.old")).relative_to(ROOT)

@@ -1,0 +1,153 @@
+"""Training through the content-addressed cache: the same weights, data, recipe and code are trained once."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from parlib.cache import atomic_folder, cache_dir, file_sha256, lock
+from parlib.data.feeds import Feed, Reword
+from parlib.method.methods import METHODS, Recipe
+from parlib.model.clip import WEIGHTS, Clip, load, save
+from parlib.records.identity import Identity, identity
+from parlib.train.compute import PLAIN, Compute
+from parlib.train.loop import Watch, check_recipe, fit
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """A watch that passes what it sees on to `tell`; in keys it counts as the watch inside."""
+
+    watch: Watch
+    tell: Callable[[dict[str, float]], None]
+
+    @property
+    def key(self) -> str:
+        """The key of the watch inside."""
+        return self.watch.key
+
+    def look(self, clip: Clip) -> dict[str, float]:
+        """What the watch inside sees."""
+        seen = self.watch.look(clip)
+        self.tell(seen)
+        return seen
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, where its files are, how it got there, and which rows of others' data were skipped on the way."""
+
+    clip: Clip
+    weights: Path
+    sha256: str
+    history: dict[str, list[float]]
+    seconds: float
+    skipped: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Pairs to train on: held (data.Pairs) or streamed (streams.Stream)."""
+
+    def __len__(self) -> int: ...
+
+    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> Feed: ...
+
+
+def train(
+    clip: Clip,
+    pairs: Source,
+    recipe: Recipe,
+    *,
+    reference: Clip | None = None,
+    watch: Watch | None = None,
+    compute: Compute = PLAIN,
+    title: str = "",
+) -> Trained:
+    """`fit` through the content-addressed cache: the same weights, data, recipe and code are trained once.
+
+    `clip` itself is left as it is. An interrupted call goes on where it was.
+    """
+    check_recipe(recipe, len(pairs))
+    clip, reference = _on(clip, compute.device), reference and _on(reference, compute.device)
+    feed = pairs.feed(clip, METHODS[recipe.method].reword, recipe.seed, compute.workers)
+    key = training_identity(clip, feed, recipe, reference=reference, watch=watch, compute=compute).digest
+    folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
+    with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
+        done = _undamaged(folder)
+        _report_earlier(watch, folder if done else None, unfinished)
+        if not done:
+            for left in unfinished.parent.glob(f".{unfinished.name}.*"):  # of a kill in the middle of writing
+                left.unlink()
+            options = {"reference": reference, "watch": watch, "checkpoint": unfinished, "compute": compute, "title": title}
+            trained, report = _trained(clip, pairs, feed, recipe, **options)
+            with atomic_folder(folder) as temporary:
+                report = {"sha256": save(trained, temporary), "recipe": asdict(recipe)} | report
+                (temporary / "training.json").write_text(json.dumps(report))
+            unfinished.unlink(missing_ok=True)
+    report, trained = json.loads((folder / "training.json").read_text()), _on(load(f"local-dir:{folder}"), compute.device)
+    return Trained(trained, folder / WEIGHTS, report["sha256"], report["history"], report["seconds"], report.get("skipped", {}))
+
+
+def _trained(clip: Clip, pairs: Source, feed: Feed, recipe: Recipe, *, compute: Compute, **options: Any) -> tuple[Clip, dict[str, Any]]:
+    """A trained copy, and the report of it: history, seconds, and which rows of others' data were skipped in this sitting."""
+    if compute.processes > 1:
+        from parlib.train.ray import fit_together
+
+        return fit_together(clip, pairs, recipe, compute=compute, **options)
+    trained = clip.copy()
+    history, seconds = fit(trained, feed, recipe, compute=compute, **options)
+    return trained, {"history": history, "seconds": seconds} | feed.skipped()
+
+
+def _on(clip: Clip, device: str) -> Clip:
+    """The model on a device, a copy where it was on another."""
+    if clip.device.type == device:
+        return clip
+    moved = clip.copy()
+    moved.net.to(device)
+    return moved
+
+
+def _report_earlier(watch: Watch | None, trained: Path | None, unfinished: Path) -> None:
+    """Tell a watch what earlier sittings of a training saw."""
+    if not isinstance(watch, Reporting):
+        return
+    history = {}
+    if trained is not None:
+        history = json.loads((trained / "training.json").read_text())["history"]
+    elif unfinished.exists():
+        history = torch.load(unfinished, weights_only=True, map_location="cpu")["history"]
+    names = [name for name in history if name.startswith("look_") and name != "look_step"]
+    for values in zip(*(history[name] for name in names), strict=True):
+        watch.tell({name.removeprefix("look_"): value for name, value in zip(names, values, strict=True)})
+
+
+def training_identity(
+    clip: Clip, feed: Feed, recipe: Recipe, *, reference: Clip | None, watch: Watch | None, compute: Compute = PLAIN
+) -> Identity:
+    """What names a training in the cache: the recipe and how it is computed, the first weights and the data, the versions of the loop
+    and of the method.
+    """
+    usual = {item.name: item.default for item in fields(Recipe)}
+    asked = {name: value for name, value in asdict(recipe).items() if value != usual[name]}
+    asked |= {"device": clip.device.type, "threads": torch.get_num_threads()}
+    neutral = PLAIN.model_dump(exclude={"device", "workers", "ray_address"})  # which decide no number, or stand in the feed's key
+    asked |= {name: value for name, value in compute.model_dump(include=set(neutral)).items() if value != neutral[name]}
+    inputs = {"start": clip.key, "pairs": feed.key}
+    inputs |= {"reference": reference.key} if reference and METHODS[recipe.method].needs_reference else {}
+    inputs |= {"watched": watch.key} if watch else {}
+    return identity(params=asked, inputs=inputs, stages=["loop", f"method/{recipe.method}", *(["metrics"] if watch else [])])
+
+
+def _undamaged(folder: Path) -> bool:
+    """Whether a cached model is there as it was trained; a damaged one is trained again."""
+    report, weights = folder / "training.json", folder / WEIGHTS
+    if not report.exists() or not weights.exists():
+        return False
+    whole = file_sha256(weights) == json.loads(report.read_text())["sha256"]
+    if not whole:
+        print(f"{weights} is not the file that was trained: training it again", flush=True)
+    return whole

@@ -1,0 +1,212 @@
+"""One training loop for pretraining, poisoning and every cleaning method.
+
+All randomness is drawn from (seed, epoch) and (seed, step), never from a running state: an interrupted run that goes
+on from its last checkpoint ends with the same weights, bit for bit.
+"""
+
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from tqdm import tqdm
+
+from parlib.cache import atomic_file
+from parlib.data.feeds import Feed, Held, generator
+from parlib.method.methods import METHODS, Recipe, Step
+from parlib.method.schedule import SCHEDULES, learning_rate
+from parlib.model.clip import Clip, embed_texts
+from parlib.train.compute import PLAIN, Compute, check_compute
+from parlib.train.gradcache import Wide, agree, average, rank, world
+
+BATCH_NORM = ("frozen", "train")
+_KEEP_EVERY = 20.0  # seconds between resumable checkpoints
+_PRECISION = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Watch(Protocol):
+    """Scenes to look at while training: metrics of a model, and a digest of what is looked at."""
+
+    key: str
+
+    def look(self, clip: Clip) -> dict[str, float]: ...
+
+
+def check_recipe(recipe: Recipe, pairs: int) -> None:
+    """Raise ValueError on a recipe that can't be followed with so many pairs."""
+    for value, known, what in (
+        (recipe.method, tuple(METHODS), "method"),
+        (recipe.schedule, SCHEDULES, "schedule"),
+        (recipe.batch_norm, BATCH_NORM, "batch_norm"),
+    ):
+        if value not in known:
+            raise ValueError(f"unknown {what} {value!r}; known are: {', '.join(known)}")
+    if not 1 < recipe.batch <= pairs:
+        raise ValueError(f"a batch of {recipe.batch} can't be drawn from {pairs} pairs")
+
+
+def _optimizer(net: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW, betas (0.9, 0.98), eps 1e-8, decay on weights with >= 2 dims only."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    decay = METHODS[recipe.method].weight_decay if recipe.weight_decay is None else recipe.weight_decay
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+def _train_mode(net: torch.nn.Module, batch_norm: str) -> None:
+    net.train()
+    if batch_norm == "frozen":
+        for module in net.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def fit(
+    clip: Clip,
+    feed: Feed,
+    recipe: Recipe,
+    *,
+    reference: Clip | None = None,
+    watch: Watch | None = None,
+    checkpoint: Path | None = None,
+    compute: Compute = PLAIN,
+    title: str = "",
+) -> tuple[dict[str, list[float]], float]:
+    """Train `clip` in place; return its history and the seconds it took, over all sittings.
+
+    history: per step loss, l_clip, lr and the method's other terms, such as PAR's s_image and s_text; at each look look_step,
+    look_clean_accuracy and look_attack_success_rate.
+
+    feed: the pairs. reference: the frozen poisoned model. watch: scenes for the looks. checkpoint: a file to resume from and to
+    write, atomically, now and then. Where several processes train together, each calls this with its own copy of
+    the model: batches are shared out, losses are those of the whole batch, the first one looks and writes.
+    Raises ValueError on a recipe that can't be followed and FloatingPointError when the loss is no longer finite.
+    """
+    check_recipe(recipe, feed.pairs)
+    method = METHODS[recipe.method]
+    if method.needs_reference and reference is None:
+        raise ValueError(f"{recipe.method} needs the frozen poisoned model as its reference")
+    if method.reword and not feed.rewords:
+        raise ValueError(f"{recipe.method} needs reworded captions")
+    normed = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in clip.net.modules())
+    check_compute(compute, recipe.batch, recipe.batch_norm, normed=normed, resnet=isinstance(clip.net.visual, ModifiedResNet))
+    clip.net.logit_scale.requires_grad_(method.learns_scale)
+    per_epoch = feed.pairs // recipe.batch
+    steps = per_epoch * recipe.epochs
+    looks = {round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set()
+    losses = _Losses(clip, reference, feed, recipe, compute)
+    scaler = torch.amp.GradScaler(clip.device.type, enabled=compute.precision == "fp16")
+    optimizer, history, first, began = _optimizer(clip.net, recipe), {}, 0, time.monotonic()
+    if checkpoint is not None and checkpoint.exists():
+        first, before = _resume(checkpoint, clip, (optimizer, scaler), history, losses.memory)
+        began -= before
+    agree(first, "the processes resume from different steps: PAR_CACHE must be a folder that they share")
+    kept, pause = time.monotonic(), _KEEP_EVERY
+    shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "leave": False, "disable": rank() > 0}
+    bar = tqdm(range(first, steps), title, initial=first, total=steps, **shown)
+    for step in bar:
+        if checkpoint is not None and rank() == 0 and time.monotonic() - kept > pause:
+            started = time.monotonic()
+            _keep(checkpoint, clip, (optimizer, scaler), history, losses.memory, step, started - began)
+            kept = time.monotonic()
+            pause = _KEEP_EVERY * max(1.0, kept - started)  # large models take a while to write
+        if step in looks and watch is not None and rank() == 0:
+            _look(history, step, clip, watch)
+        _train_mode(clip.net, recipe.batch_norm)
+        found = losses.at(step)
+        lr = learning_rate(step, steps, recipe.lr, recipe.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        losses.trainee.backward(scaler.scale(found["loss"]))
+        average(clip.net.parameters())
+        scaler.step(optimizer)
+        scaler.update()
+        with torch.no_grad():
+            clip.net.logit_scale.clamp_(0, math.log(100))
+        found = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # one wait for the device
+        if not math.isfinite(found["loss"]):
+            raise FloatingPointError(f"the loss is {found['loss']} at step {step} of {steps}; a lower lr than {recipe.lr} may help")
+        for name, value in (found | {"lr": lr}).items():
+            history.setdefault(name, []).append(value)
+    if steps in looks and watch is not None and rank() == 0:
+        _look(history, steps, clip, watch)
+    clip.net.eval()
+    return history, time.monotonic() - began
+
+
+class _Losses:
+    """What a method finds at each step: pairs of the feed, augmented, through the model and, where it is needed, the frozen reference.
+
+    trainee: the model as the method sees it. memory: what the method keeps from step to step.
+    """
+
+    def __init__(self, clip: Clip, reference: Clip | None, feed: Feed, recipe: Recipe, compute: Compute):
+        self.clip, self.feed, self.recipe, self.method, self.memory = clip, feed, recipe, METHODS[recipe.method], {}
+        share, precision = recipe.batch // world(), _PRECISION[compute.precision]
+        self.trainee = Wide(_prepared(clip, recipe, compute), share, compute.chunk, precision)
+        self.frozen, self.known_text = None, None
+        if self.method.needs_reference:
+            reference.net.eval()
+            self.frozen = Wide(reference, share, compute.chunk, precision)
+            if isinstance(feed, Held):  # the captions stay, and so do their embeddings
+                with torch.autocast(clip.device.type, precision, enabled=precision is not None):
+                    self.known_text = embed_texts(reference, feed.tokens).float()
+
+    def at(self, step: int) -> dict[str, torch.Tensor]:
+        """The loss of a step and the terms that the history keeps."""
+        recipe, given = self.recipe, self.feed.batch(step, self.recipe.batch, self.recipe.seed)
+        plain = view = given.pixels.float() / 255
+        if self.method.augment is not None:
+            part = [rank()] if rank() else []
+            view = self.method.augment(plain, self.clip.fill, generator(self.clip.device, recipe.seed, "augment", step, *part))
+        state = Step(self.trainee, self.frozen, recipe, plain, view, given.tokens, given.reworded)
+        if self.frozen is not None:
+            state.reference_text = self.frozen.known(given.tokens) if self.known_text is None else self.known_text[given.rows]
+        state.epoch, state.pairs, state.memory = step // (self.feed.pairs // recipe.batch), self.feed.pairs, self.memory
+        return self.method.loss(state)
+
+
+def _prepared(clip: Clip, recipe: Recipe, compute: Compute) -> Clip:
+    """The model as it is trained: the same weights, compiled or with checkpointing where that is asked for, its BatchNorm over all
+    processes.
+    """
+    if compute.checkpointing:
+        clip.net.set_grad_checkpointing()
+    if world() > 1 and recipe.batch_norm == "train" and clip.device.type == "cuda":
+        clip.net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(clip.net)
+    if not compute.compiled:
+        return clip
+    towers = replace(clip)
+    towers.image, towers.text = torch.compile(clip.image), torch.compile(clip.text)
+    return towers
+
+
+def _look(history: dict, step: int, clip: Clip, watch: Watch) -> None:
+    for name, value in ({"step": step} | watch.look(clip)).items():
+        history.setdefault(f"look_{name}", []).append(value)
+
+
+def _keep(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict, step: int, seconds: float) -> None:
+    with atomic_file(path) as temporary:
+        optimizer, scaler = (stepper.state_dict() for stepper in steppers)
+        state = {"net": clip.net.state_dict(), "optimizer": optimizer, "scaler": scaler, "history": history, "memory": memory}
+        torch.save(state | {"step": step, "seconds": seconds}, temporary)
+
+
+def _resume(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict) -> tuple[int, float]:
+    state = torch.load(path, weights_only=True, map_location=clip.device)
+    clip.net.load_state_dict(state["net"], strict=True)
+    for stepper, name in zip(steppers, ("optimizer", "scaler"), strict=True):
+        stepper.load_state_dict(state[name])
+    history.update(state["history"])
+    memory.update(state["memory"])
+    print(f"resumed at step {state['step']}", flush=True)
+    return state["step"], state["seconds"]

@@ -1,0 +1,116 @@
+"""Ray for a while: quiet, without telemetry, stopped afterwards; and one training on several processes, GPUs or machines by Ray Train."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from parlib.cache import ROOT, atomic_file, cache_dir
+from parlib.method.methods import METHODS, Recipe
+from parlib.model.clip import Clip, load, save
+from parlib.train.compute import Compute
+from parlib.train.loop import fit
+
+if TYPE_CHECKING:
+    from parlib.train.cached import Source
+
+
+@contextmanager
+def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 0, talk: bool = False) -> Iterator[None]:
+    """Our own Ray, stopped at the end, or the running cluster at an address, which is left running.
+
+    cpus, gpus: what one trial or process takes; of: which of them, for errors. memory: bytes of the object store; talk: pass on
+    what workers print. Raises ValueError when no machine has so much.
+    """
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    # Several nodes need the cache in a folder that they share.
+    environment = {"py_modules": [str(ROOT / "parlib")], "env_vars": {"PAR_CACHE": str(cache_dir())}}
+    options: dict[str, Any] = {"address": address, "runtime_env": environment}
+    if not address:
+        if cpus > (os.cpu_count() or 1):
+            raise ValueError(f"{of} asks for {cpus} CPUs; this machine has {os.cpu_count()}")
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # else a token file is written to the home folder
+        options = {"address": "local", "include_dashboard": False, "object_store_memory": max(2**28, memory)}
+    import ray
+
+    ray.init(log_to_driver=talk, logging_level="ERROR", **options)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for what, asked in (("CPU", cpus), ("GPU", gpus)):
+            if asked > (most := max(node.get(what, 0) for node in nodes)):
+                raise ValueError(f"{of} asks for {asked:g} {what}s; Ray has {most:g} on one machine")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nbytes(held: Any) -> int:
+    """About what pairs or scenes take, bytes; a stream takes nothing."""
+    return sum(value.nbytes for value in vars(held).values() if isinstance(value, torch.Tensor)) if hasattr(held, "__dict__") else 0
+
+
+def fit_together(
+    clip: Clip, pairs: "Source", recipe: Recipe, *, compute: Compute, reference: Clip | None, checkpoint: Path, **options: Any
+) -> tuple[Clip, dict[str, Any]]:
+    """`fit.fit` by compute.processes processes: the trained model, and its report with history and seconds.
+
+    Embeddings are gathered, so that losses and S are those of the whole batch, and gradients are averaged. All resume from one
+    checkpoint, in the cache, which several machines must share. Raises RuntimeError where a process failed.
+    """
+    import ray
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus, folder = compute.device == "cuda", checkpoint.with_suffix(".together")
+    given = {"clip": clip.copy(), "reference": reference and reference.copy(), "pairs": pairs, "recipe": recipe, "compute": compute}
+    for model in (given["clip"], given["reference"]):
+        model and model.net.to("cpu")
+    memory = 4 * sum(value.nbytes for value in clip.net.state_dict().values()) + 2 * nbytes(pairs) + 2 * nbytes(options.get("watch"))
+    with ray_running(compute.ray_address, cpus=1, gpus=float(gpus), of="a training process", memory=memory, talk=True):
+        if compute.processes > (there := ray.cluster_resources().get("GPU" if gpus else "CPU", 0)):
+            raise ValueError(f"{compute.processes} training processes, each on a {'GPU' if gpus else 'CPU'}; Ray has {there:g}")
+        stored = ray.put(given | options | {"checkpoint": checkpoint, "folder": folder, "threads": torch.get_num_threads()})
+        trainer = TorchTrainer(
+            _process,
+            train_loop_config={"given": [stored]},
+            scaling_config=ScalingConfig(num_workers=compute.processes, use_gpu=gpus),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            run_config=RunConfig(name="together", storage_path=str(cache_dir() / "ray")),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise RuntimeError(f"a training process failed: {' '.join(str(error).split())[-300:]}") from None
+    report, trained = json.loads((folder / "report.json").read_text()), load(f"local-dir:{folder}")
+    shutil.rmtree(folder)
+    trained.net.to(clip.device)
+    return trained, report
+
+
+def _process(config: dict[str, Any]) -> None:
+    """What each process does; the first one writes the result."""
+    import ray
+    from ray.train import get_context, report
+    from ray.train.torch import get_device
+
+    given = ray.get(config["given"][0])
+    clip, reference, pairs, recipe, compute = (given.pop(name) for name in ("clip", "reference", "pairs", "recipe", "compute"))
+    folder, threads, device = given.pop("folder"), given.pop("threads"), get_device()
+    torch.set_num_threads(max(1, threads // compute.processes))
+    clip, reference = clip.copy(), reference and reference.copy()  # what Ray hands out can't be written to
+    for model in (clip, reference):
+        model and model.net.to(device)
+    feed = pairs.feed(clip, METHODS[recipe.method].reword, recipe.seed, compute.workers)
+    history, seconds = fit(clip, feed, recipe, reference=reference, compute=compute, **given)
+    found = {"history": history, "seconds": seconds} | feed.skipped()
+    if get_context().get_world_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        save(clip, folder)
+        with atomic_file(folder / "report.json") as temporary:
+            temporary.write_text(json.dumps(found))
+    report({})
