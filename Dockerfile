@@ -3,7 +3,7 @@
 # A CPU build of torch:       docker build --build-arg TORCH_INDEX=<an index of CPU wheels> -t par .
 FROM python:3.11-slim
 
-# An index that pip asks besides its usual one; name one of CPU builds of torch to save 5 GB.
+# An index of CPU builds of torch saves 5 GB. Their hashes are not in the lock: versions alone are held then.
 ARG TORCH_INDEX=""
 
 # hadolint ignore=DL3008
@@ -14,17 +14,23 @@ RUN apt-get update \
 ENV HOME=/par/home \
     PAR_CACHE=/par/cache \
     MPLCONFIGDIR=/par/home/matplotlib \
-    PIP_EXTRA_INDEX_URL=${TORCH_INDEX} \
     PYTHONUNBUFFERED=1
 
 WORKDIR /par
 # The dependencies first: a change of the code then installs nothing anew.
+COPY requirements.lock ./
+RUN if [ -z "${TORCH_INDEX}" ]; then \
+      pip install --no-cache-dir --require-hashes --requirement requirements.lock; \
+    else \
+      sed -E '/^ +--hash/d; /^(nvidia-|cuda-|triton=)/d; s/ *\\$//' requirements.lock > cpu.txt \
+      && pip install --no-cache-dir --extra-index-url "${TORCH_INDEX}" --requirement cpu.txt; \
+    fi
 COPY pyproject.toml README.md ./
-COPY parlib/__init__.py ./parlib/
-RUN pip install --no-cache-dir --editable .
 COPY parlib ./parlib
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 COPY params ./params
 COPY notebooks ./notebooks
+COPY docs/templates ./docs/templates
 COPY outputs/reference ./outputs/reference
 RUN mkdir -p home cache && chmod -R a+rwX outputs home cache notebooks
 

@@ -53,7 +53,8 @@ test: $(INSTALLED) types ## ruff, types, then unit tests and the notebooks at sm
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
 	@rm -rf $(SMOKE)
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks \
-	  && $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -m "not full" tests $(SMOKE)/notebooks
+	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	    -m "not full" --durations=12 tests $(SMOKE)/notebooks
 
 test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest -m full tests
