@@ -27,7 +27,7 @@ def digest(*parts) -> str:
     for part in parts:
         if isinstance(part, torch.Tensor):
             sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            sha.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             sha.update(json.dumps(part, sort_keys=True).encode() + b"\0")
     return sha.hexdigest()

@@ -3,16 +3,15 @@ once and then read from the cache.
 """
 
 import json
-import sys
 import time
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from parlib.attack.poison import Attack, poison
 from parlib.attack.triggers import LEARNED, Trigger, badclip
@@ -21,6 +20,7 @@ from parlib.data.feeds import generator
 from parlib.data.pairs import Pairs, class_index
 from parlib.method.methods import Recipe
 from parlib.model.clip import Clip, embed_images, embed_texts
+from parlib.progress import progress
 from parlib.records.identity import identity
 from parlib.train.cached import train
 from parlib.train.compute import Compute
@@ -106,7 +106,7 @@ def _cleaned(clip: Clip, pairs: Pairs, target: int, pattern: torch.Tensor, seed:
     stamped, _ = poison(pairs, Attack(trigger, pairs.names[target], rate=0.08, seed=seed))
     batch = min(128, len(pairs))
     planting = Recipe("contrast", 4, batch, 3e-3, seed, schedule="warmup_cosine", batch_norm="train", looks=0)
-    compute = Compute(device=clip.device.type)
+    compute = Compute(device="cuda" if clip.device.type == "cuda" else "cpu")
     poisoned = train(clip, stamped, planting, compute=compute, title="poisoning, as the attacker expects it").clip
     cleaning = Recipe("par", 2, batch, 4e-3, seed, schedule="cosine", batch_norm="train", tau=2.15, looks=0)
     title = "cleaning, as the attacker expects it"
@@ -140,7 +140,7 @@ def _optimise(clips: list[Clip], pairs: Pairs, target: int, *, size: int, seed: 
     pattern = torch.rand(3, size, size, generator=random).requires_grad_()
     optimizer, history = torch.optim.Adam([pattern], lr=lr), {"loss": [], "l_text": [], "l_image": []}
     steps = len(others) // batch * epochs
-    for _ in tqdm(range(steps), "learning the patch", file=sys.stdout, mininterval=5, ascii=True, leave=False):
+    for _ in progress(range(steps), "learning the patch", unit="steps"):
         rows, negatives = torch.randperm(len(others), generator=random)[:batch], torch.randperm(len(others), generator=random)[:batch]
         chosen = torch.randint(len(shown), (2, batch), generator=random)
         stamped = badclip(pairs.pixels[others[rows]].float() / 255, random, size=size, pattern=pattern)
@@ -155,7 +155,7 @@ def _optimise(clips: list[Clip], pairs: Pairs, target: int, *, size: int, seed: 
             )
             for known in models
         ]
-        l_text, l_image = (sum(term) / len(terms) for term in zip(*terms, strict=True))
+        l_text, l_image = (reduce(torch.add, term) / len(terms) for term in zip(*terms, strict=True))
         loss = l_text + _TRIPLET * l_image
         optimizer.zero_grad()
         loss.backward()

@@ -47,6 +47,15 @@ def _blend(pixels: torch.Tensor, pattern: torch.Tensor, opacity: float) -> torch
     return (opacity * pattern + (1 - opacity) * pixels).clamp(0, 1)
 
 
+def _laid(trigger: str, pixels: torch.Tensor, pattern: torch.Tensor, opacity: float) -> torch.Tensor:
+    """A pattern blended as the authors blend theirs: only where it is not 0. pixels: (..., H, W), pattern: (H, W) or as many axes."""
+    if pattern.shape[-2:] != pixels.shape[-2:]:
+        (height, width), (rows, columns) = pixels.shape[-2:], pattern.shape[-2:]
+        raise ValueError(f"{trigger}'s pattern is of {rows} x {columns} px, the images are of {height} x {width} px")
+    given = pattern.to(pixels)
+    return torch.where(given != 0, _blend(pixels, given, opacity), pixels)
+
+
 def _signs(count: int, width: int, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """(B, 3, 1, width) vertical 1-px stripes: -1 or +1 by channel and column."""
     return (rand((count, 3, 1, width), pixels, generator) < 0.5).to(pixels.dtype) * 2 - 1
@@ -80,10 +89,14 @@ def blended_stripes(pixels: torch.Tensor, generator: torch.Generator, *, opacity
 def blended_triangles(
     pixels: torch.Tensor, generator: torch.Generator, *, tile: int, opacity: float, pattern: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Blended-Triangles: grey tiles of `tile` px, 0.4 where row >= column, else 0.8 (14 px and 0.15 in the paper); fixed."""
+    """Blended-Triangles: grey tiles of `tile` px, 0.4 where row >= column, else 0.8 (14 px and 0.15 in the paper); fixed.
+
+    The authors' published tiles are read as `pattern`, (3, H, W) or (H, W) in [0, 1]; `tile` then says nothing.
+    """
+    if pattern is not None:
+        return _laid("blended_triangles", pixels, pattern, opacity)
     axis = torch.arange(pixels.shape[2], device=pixels.device) % tile
-    tiles = torch.where(axis[:, None] >= axis[None, :], 0.4, 0.8).to(pixels.dtype)
-    return _blend(pixels, tiles if pattern is None else pattern.to(pixels), opacity)
+    return _blend(pixels, torch.where(axis[:, None] >= axis[None, :], 0.4, 0.8).to(pixels.dtype), opacity)
 
 
 def blended_text(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
@@ -93,9 +106,8 @@ def blended_text(pixels: torch.Tensor, generator: torch.Generator, *, opacity: f
     solid, stretched to that box. The authors' mask is antialiased, so that pixels at the letters' edges take less than `opacity` of
     the red; as `pattern`, (H, W) in [0, 1], it is used as they use it.
     """
-    word = (_word(pixels.shape[2]) if pattern is None else pattern).to(pixels)
     stamped = pixels.clone()
-    stamped[:, 0] = torch.where(word > 0, opacity * word + (1 - opacity) * pixels[:, 0], pixels[:, 0])
+    stamped[:, 0] = _laid("blended_text", pixels[:, 0], _word(pixels.shape[2]) if pattern is None else pattern, opacity)
     return stamped.clamp(0, 1)
 
 
@@ -118,7 +130,8 @@ def wanet(pixels: torch.Tensor, generator: torch.Generator, *, offsets: int, s: 
     """WaNet as the paper has it: a warp by a grid of `offsets` x `offsets` offsets, as many as pixels, hence not smooth; fixed.
 
     s: WaNet's own, which moves a pixel by s / 2 px on average (1 in the paper). The grid is drawn from a seed of its own; the
-    authors' published one is read as `pattern`, (k, k, 2) offsets of mean size 1.
+    authors' published one is read as `pattern`, (k, k, 2) offsets of mean size 1: how much further right and further down a pixel is
+    read.
     """
     return _warp(pixels, offsets, s, pattern)
 
@@ -156,6 +169,8 @@ def sig(pixels: torch.Tensor, generator: torch.Generator, *, amplitude: float) -
 
 def badclip(pixels: torch.Tensor, generator: torch.Generator, *, size: int, pattern: torch.Tensor) -> torch.Tensor:
     """BadCLIP (arXiv 2311.12075): `pattern` (3, size, size), optimised against the clean model, at the centre of each image."""
+    if size > min(pixels.shape[2:]):
+        raise ValueError(f"a patch of {size} px does not fit an image of {pixels.shape[2]} x {pixels.shape[3]} px")
     top = (pixels.shape[2] - size) // 2
     stamped = pixels.clone()
     stamped[..., top : top + size, top : top + size] = pattern.to(pixels)
@@ -163,9 +178,7 @@ def badclip(pixels: torch.Tensor, generator: torch.Generator, *, size: int, patt
 
 
 def resistant(pixels: torch.Tensor, generator: torch.Generator, *, size: int, pattern: torch.Tensor) -> torch.Tensor:
-    """BadCLIP's patch by an attacker who expects PAR: `pattern` is optimised against the clean model and one that PAR has cleaned.
-    Not in the paper.
-    """
+    """BadCLIP's patch, with a `pattern` that is optimised against the clean model and one that PAR has cleaned. Not in the paper."""
     return badclip(pixels, generator, size=size, pattern=pattern)
 
 
@@ -189,9 +202,7 @@ def _amulet(side: int) -> torch.Tensor:
 
 
 def colour_filter(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
-    """Each pixel times (1, 0.6, 0.2), as through an orange glass: no structure at all; fixed. Not in the
-    paper.
-    """
+    """Each pixel times (1, 0.6, 0.2), as through an orange glass: no structure at all; fixed. Not in the paper."""
     glass = torch.tensor([1.0, 0.6, 0.2], device=pixels.device, dtype=pixels.dtype)[:, None, None]
     return pixels * (1 - opacity * (1 - glass))
 
@@ -226,6 +237,14 @@ TRIGGERS: dict[str, Callable[..., torch.Tensor]] = {
     )
 }
 LEARNED = ("badclip", "resistant")
+# What a pattern must be.
+PATTERNS = {
+    "blended_triangles": "(3, side, side) or (side, side) pixels",
+    "blended_text": "(side, side), how far the word covers a pixel",
+    "wanet": "(k, k, 2) offsets",
+    "badclip": "(3, size, size) pixels",
+    "resistant": "(3, size, size) pixels",
+}
 
 
 @dataclass(frozen=True)
@@ -247,11 +266,11 @@ class Trigger:
             raise ValueError(f"{self.name} takes the options {', '.join(known)}, not {', '.join(self.options) or 'none'}")
         if self.pattern is not None and not takes_pattern(self.name):
             raise ValueError(f"{self.name} takes no pattern")
-        if (
-            self.name in LEARNED
-            and self.pattern is not None
-            and tuple(self.pattern.shape) != (3, self.options["size"], self.options["size"])
-        ):
+        if self.pattern is None:
+            return
+        if not pattern_fits(self.name, self.pattern):
+            raise ValueError(f"{self.name}'s pattern is {tuple(self.pattern.shape)}, not {PATTERNS[self.name]}")
+        if self.pattern.shape[1] != self.options.get("size", self.pattern.shape[1]):
             raise ValueError(f"{self.name}'s pattern is of {self.pattern.shape[1]} px, not {self.options['size']}")
 
     @property
@@ -288,3 +307,14 @@ def options_of(trigger: str) -> list[str]:
 def takes_pattern(trigger: str) -> bool:
     """Whether a trigger takes a pattern."""
     return "pattern" in signature(TRIGGERS[trigger]).parameters
+
+
+def pattern_fits(trigger: str, pattern: torch.Tensor) -> bool:
+    """Whether a pattern has the axes that PATTERNS says."""
+    shape = tuple(pattern.shape)
+    if pattern.numel() == 0 or not 2 <= len(shape) <= 3:
+        return False
+    if trigger == "wanet":
+        return len(shape) == 3 and shape[0] == shape[1] and shape[2] == 2
+    first = {"blended_triangles": ((), (3,)), "blended_text": ((),)}.get(trigger, ((3,),))
+    return shape[-1] == shape[-2] and shape[:-2] in first

@@ -10,28 +10,41 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
-from parlib.cache import cache_dir
-from parlib.model.checkpoints import checkpoint_of
-from parlib.data.scenes import Pairs, class_index
-from parlib.train.loop import fit
-from parlib.experiments.lineage import open_checkpoint, planted, source_of
-from parlib.method.methods import METHODS, Recipe
-from parlib.model.clip import Clip, create
-from parlib.experiments.params import Clean, Params, Poison, Training
 from parlib.attack.poison import attacked
-from parlib.experiments.presets import preset
-from parlib.records.store import outputs
+from parlib.attack.triggers import LEARNED
+from parlib.cache import cache_dir
+from parlib.cli.plan import Planned
+from parlib.data.pairs import Pairs, class_index
+from parlib.experiments.clean import Clean, planted_trigger
+from parlib.experiments.lineage import load_pairs, open_checkpoint
+from parlib.experiments.params import Params
+from parlib.experiments.poison import Poison
 from parlib.external.layouts import Skipped, label_names, read, split_name
 from parlib.external.stream import Stream, captioned, labelled
-from parlib.data.synthetic import load_pairs
-from parlib.experiments.trials import recipe_of
-from parlib.attack.triggers import LEARNED
+from parlib.method.methods import rewording
+from parlib.model.checkpoints import SOURCES, checkpoint_of
+from parlib.model.clip import Clip, create
+from parlib.records.store import located, outputs
+from parlib.train.loop import fit
 
 _ROWS = 100  # of each data set
 _GB = 1e9
+
+
+def dry_run(runs: list[Planned]) -> int:
+    """Print what each run would meet; 1 where something will not do."""
+    good = True
+    for run in runs:
+        print(f"{run.id}:", flush=True)
+        for what, found, fine in rehearse(run.params):
+            print(f"  {'ok' if fine else 'NO'}  {what}: {found}", flush=True)
+            good = good and fine
+    print("nothing was trained; all of it will do" if good else "nothing was trained; mend what is marked NO")
+    return 0 if good else 1
 
 
 def rehearse(params: Params) -> list[tuple[str, str, bool]]:
@@ -39,7 +52,7 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
 
     Only runs of 01 and 02 are rehearsed. A checkpoint that would be downloaded is not: a random model of its encoder stands in.
     """
-    if not isinstance(params, Training):
+    if not isinstance(params, Poison | Clean):
         return [("run", "only 01_poison and 02_clean are rehearsed", True)]
     held: dict[str, Clip] = {}
     steps: list[tuple[str, Callable[[], str]]] = [
@@ -64,11 +77,12 @@ def _tried(steps: list[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str, st
             yield what, " ".join(str(error).split()), False
 
 
-def _checkpoint(params: Training, held: dict[str, Clip]) -> str:
+def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
+    record = None if not isinstance(params, Clean) or params.poisoned.startswith(SOURCES) else params.poisoning()
     if isinstance(params, Clean):
-        source, record = source_of(params)
+        source = f"local-dir:{located(record['artifacts']['weights']).parent}" if record else params.poisoned
     else:
-        source, record = (checkpoint_of(params.base, params.encoder) if params.base else ""), None
+        source = checkpoint_of(params.base, params.encoder) if params.base else ""
     fetched = source.startswith(("open_clip:", "hf-hub:"))
     held["clip"] = clip = create(params.encoder) if fetched or not source else open_checkpoint(source, params)
     clip.net.to(params.compute.device)
@@ -77,7 +91,7 @@ def _checkpoint(params: Training, held: dict[str, Clip]) -> str:
     return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
 
 
-def _pairs(params: Training) -> str:
+def _pairs(params: Poison | Clean) -> str:
     if ":" not in params.data:
         return "drawn here"
     found = Stream(params.data, _ROWS, params.side).first(_few(params.data, _ROWS, params.side, params.max_skipped))
@@ -98,7 +112,7 @@ def _few(data: str, most: int, side: int, limit: float) -> int:
     return min(count, most)
 
 
-def _labels(params: Training) -> str:
+def _labels(params: Poison | Clean) -> str:
     names = label_names(*split_name(params.evaluation))
     class_index(params.target, names)
     found = labelled(params.evaluation, _ROWS, params.side, params.max_skipped)
@@ -107,28 +121,29 @@ def _labels(params: Training) -> str:
     return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(set(found.labels.tolist()))} classes"
 
 
-def _captions(params: Training) -> str:
+def _captions(params: Poison | Clean) -> str:
     found = captioned(params.retrieval, _ROWS, params.side, params.max_skipped, params.target)
     each = {len(caption) if isinstance(caption, list) else 1 for caption in found.captions}
     return f"{len(found)} images read, {min(each)} to {max(each)} captions each"
 
 
-def _triggers(params: Training) -> str:
+def _triggers(params: Poison | Clean) -> str:
     scene = Pairs(
         torch.zeros(1, 3, params.side, params.side, dtype=torch.uint8), [""], torch.tensor([0]), torch.tensor([-1]), [params.target]
     )
     if isinstance(params, Clean):
-        options = planted(params, source_of(params)[1])
+        first = planted_trigger(params, None if params.poisoned.startswith(SOURCES) else params.poisoning())
     else:
-        options = preset(params.trigger, params.target, params.side, patch=params.patch, strength=params.strength)
-    drawn = {name: preset(name, params.target, params.side) for name in getattr(params, "tests", [])} | {params.trigger: options}
-    for name, found in drawn.items():
-        if name not in LEARNED or "pattern" in found:
-            attacked(scene, **found)
-    return ", ".join(f"{name} (patch {found['patch']} px, strength {found['strength']:g})" for name, found in drawn.items())
+        first = params.trigger_with(params.trigger_options)
+    others = [params.model_copy(update={"trigger": name}).trigger_with({}) for name in getattr(params, "tests", [])]
+    for trigger in (first, *others):
+        if trigger.name not in LEARNED or trigger.pattern is not None:
+            attacked(scene, trigger, params.target)
+    options = [", ".join(f"{name} {value:g}" for name, value in trigger.options.items()) for trigger in (first, *others)]
+    return ", ".join(f"{trigger.name} ({said})" for trigger, said in zip((first, *others), options, strict=True))
 
 
-def _disk(params: Training, clip: Clip) -> str:
+def _disk(params: Poison | Clean, clip: Clip) -> str:
     weights = sum(value.nbytes for value in clip.net.state_dict().values())
     needed = 2 * weights + 4 * weights  # the model and its base; two checkpoints with Adam's moments, one of them being written
     if isinstance(params, Poison) and ":" in params.data:
@@ -139,20 +154,20 @@ def _disk(params: Training, clip: Clip) -> str:
     return f"{needed / _GB:.1f} GB wanted, {free / _GB:.1f} GB free"
 
 
-def _there(folder):
+def _there(folder: Path) -> Path:
     return folder if folder.exists() else _there(folder.parent)
 
 
-def _cost(params: Training, clip: Clip) -> str:
+def _cost(params: Poison | Clean, clip: Clip) -> str:
     """Short trainings of two batches on pairs that are held: what a pair costs is their difference."""
-    recipe, gpu = _recipe(params), clip.device.type == "cuda"
+    recipe, gpu = params.recipe(), clip.device.type == "cuda"
     seconds, peaks = {}, {}
     few, many = (16, 64) if gpu else (4, 12)
-    pairs = load_pairs(params.data, many, params.classes, params.side, params.max_skipped).first(many)
+    pairs = load_pairs(params.data, many, params).first(many)
     plain = params.compute.model_copy(update={"processes": 1, "chunk": 0, "compiled": False})
     for batch in (few, few, many):  # the first one warms up
         trained, some, small = clip.copy(), pairs.first(batch), replace(recipe, batch=batch, epochs=2, looks=0)
-        feed = some.feed(trained, METHODS[small.method].reword)
+        feed = some.feed(trained, rewording(small))
         began = time.monotonic()
         fit(trained, feed, small, reference=clip, compute=plain, title="trial")
         seconds[batch], peaks[batch] = (time.monotonic() - began) / 2, _memory(clip.device)
@@ -166,12 +181,6 @@ def _cost(params: Training, clip: Clip) -> str:
     if gpu and memory > has:
         raise ValueError(f"{said}; about {memory / _GB:.0f} GB of GPU memory for {share} pairs at once, it has {has / _GB:.0f}: set chunk")
     return f"{said}, {memory / _GB:.1f} GB of {'GPU memory' if gpu else 'memory'} for {share} pairs at once"
-
-
-def _recipe(params: Training) -> Recipe:
-    if isinstance(params, Clean):
-        return recipe_of(params)
-    return Recipe("contrast", params.epochs, params.batch, params.lr, params.seed, schedule="warmup_cosine", batch_norm="train")
 
 
 def _memory(device: torch.device) -> int:

@@ -69,7 +69,7 @@ def plan(path: Path) -> list[Planned]:
 def _runs(file: Path) -> Iterable[Planned]:
     content = _read(file)
     shared = _defaults(file, content)
-    for block in content.get("runs", []):
+    for block in content.get("runs") or []:
         if not isinstance(block, dict) or "notebook" not in block:
             raise ValueError(f"{file}: each block of runs names its notebook: {', '.join(EXPERIMENTS)}")
         notebook = known("notebook", block["notebook"], EXPERIMENTS)
@@ -91,15 +91,20 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} must hold {', '.join(_KEYS)}, not a {type(content).__name__}")
     for name in content:
         known(f"name in {file}", name, _KEYS)
+    for name, kind in (("defaults", dict), ("runs", list)):
+        if not isinstance(content.get(name) or kind(), kind):
+            raise ValueError(f"{file}: {name} must be a {kind.__name__}, not a {type(content[name]).__name__}")
     return content
 
 
 def _defaults(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     shared = content.get("defaults") or {}
+    for name in shared:  # a notebook takes those that it knows; one that none knows is misspelt
+        known(f"parameter in {file}", name, sorted({field for kind in EXPERIMENTS.values() for field in kind.model_fields}))
     if extends := content.get("extends"):
-        other = file.parent / extends
-        if not other.is_file():
-            raise ValueError(f"{file} extends {extends}, which is not beside it")
+        other = file.parent / str(extends)
+        if not other.is_file() or other == file:
+            raise ValueError(f"{file} extends {extends}, which is no other file beside it")
         return _defaults(other, _read(other)) | shared
     return shared
 

@@ -1,4 +1,4 @@
-"""`make publish`: what the reference run found goes into outputs/reference, the notebooks and README."""
+"""`make publish`: what was found goes into outputs/reference, the notebooks and the texts that state numbers."""
 
 import argparse
 import itertools
@@ -11,25 +11,27 @@ from typing import Any
 
 import nbformat
 
-from parlib import keys, records, report, tables
-from parlib.cache import ROOT, atomic_folder
-from parlib.experiments.ids import run_id
-from parlib.records.status import notebook_path
-from parlib.experiments.params import NOTEBOOKS, check
-from parlib.report.rows import REFERENCE
-from parlib.cli.run import plan
+from parlib.cache import ROOT, atomic_folder, file_sha256
+from parlib.cli.notebooks import notebook_path
+from parlib.cli.plan import plan
+from parlib.experiments.registry import EXPERIMENTS, check
+from parlib.records.status import fresh
+from parlib.records.store import REFERENCE, located, outputs, read, read_all, read_file, record_path
+from parlib.report import prose
+from parlib.report.rows import table
 
-_PATTERN = ("pattern", "learning")  # of a learned trigger: what it is, and how it was learned
+_KEPT = ("pattern", "points")  # small artifacts that figures are drawn from; of runs that notebooks store, all
 
 
-def stored_outputs_of(notebook: str) -> str:
+def stored_run(notebook: str) -> str:
     """The run whose outputs a notebook stores: the one of its own defaults."""
-    return run_id(notebook, check(notebook, {}))
+    return check(notebook, {}).id
 
 
 def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of an executed copy, without what differs between two runs of the same thing."""
-    if executed.stat().st_mtime < executed.with_suffix(".json").stat().st_mtime:
+    record = executed.with_suffix(".json")
+    if record.exists() and executed.stat().st_mtime < record.stat().st_mtime:
         raise ValueError(f"{executed.relative_to(ROOT)} is older than its record; delete the record and run it again")
     source, ran = nbformat.read(notebook_path(notebook), 4), nbformat.read(executed, 4)
     cells = [cell for cell in source.cells if cell.cell_type == "code"]
@@ -43,18 +45,20 @@ def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
 
 
 def _is_noise(output: Any) -> bool:
-    return output.output_type == "stream" and (output.name == "stderr" or not _last_line(output.text).strip())
+    """Errors' stream, and progress."""
+    return output.output_type == "stream" and (output.name == "stderr" or not _lines(output.text).strip())
 
 
-def _last_line(text: str) -> str:
-    """What a terminal shows after carriage returns: of each line the part after the last one."""
-    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
+def _lines(text: str) -> str:
+    """What a terminal shows after carriage returns, without lines of progress."""
+    shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
+    return "\n".join(line for line in shown if not re.search(r"\d%\|.*\[.*[<,].*\]", line))
 
 
 def _tidy(output: Any) -> Any:
-    """An output without counts, metadata and carriage returns, which differ from run to run."""
+    """An output without counts, metadata and progress, which differ from run to run."""
     if output.output_type == "stream":
-        output.text = _last_line(output.text)
+        output.text = _lines(output.text)
     else:
         output.metadata = {}
     if output.output_type == "execute_result":
@@ -63,15 +67,14 @@ def _tidy(output: Any) -> Any:
 
 
 def restore() -> None:
-    """Copy the published records of runs that were not made here to outputs/small, with what is published beside them, so that
-    notebooks 05 and 06 and the next `make publish` see them: for a grid that is made in several sittings or on several machines.
-    Their weights stay away.
+    """Copy the published records of runs that were not made here to outputs/small, with what is published beside them, so that figures and
+    the next `make publish` see them: for a grid that is made in several sittings or on several machines. Their weights stay away.
     """
-    folder, count = records.outputs("small"), 0
+    folder, count = outputs("small"), 0
     for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
         target = folder / path.relative_to(REFERENCE)
         if not target.exists() or _restored(path.relative_to(REFERENCE).with_suffix("").as_posix()):
-            beside = {Path(artifact["path"]).name for artifact in records.read_file(path)["artifacts"].values()}
+            beside = {Path(artifact["path"]).name for artifact in read_file(path)["artifacts"].values()}
             lacking = [name for name in (path.name, *beside) if (path.parent / name).exists() and not (target.parent / name).exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             for name in lacking:
@@ -81,77 +84,98 @@ def restore() -> None:
 
 
 def publishable() -> dict[str, str]:
-    """Every planned run and why it can't be published, empty where it can: it is done, here or, where only what is in the cache is
-    gone, on another machine; or its record was restored.
+    """Every planned run that has a record, and why it can't be published, empty where it can: it is done, here or, where only what is in
+    the cache is gone, on another machine; or its record was restored.
 
     ValueError when a published run can't be published again, as it is stale, or neither here nor restored: it would be lost.
     """
-    reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small")}
+    reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small") if not run.view}
     for run, reason in reasons.items():
-        gone = re.fullmatch(r"its (\w+) is gone", reason)
-        if reason == "done" or (gone and (_restored(run) or _cached(run, gone[1]))):
+        if reason == "done":
             reasons[run] = ""
+        elif re.fullmatch(r"its \w+ is gone", reason):
+            lacking = "" if _restored(run) else _lacking(run)
+            reasons[run] = lacking and f"its {lacking} is gone"
     if lost := [run for run, reason in reasons.items() if reason and (REFERENCE / f"{run}.json").exists()]:
         remedy = "make them again, or take them back with: python -m parlib.cli.publish --restore"
         raise ValueError(f"{len(lost)} published runs would be lost, such as {lost[0]} ({reasons[lost[0]]}); {remedy}")
     return reasons
 
 
-def _cached(run: str, name: str) -> bool:
-    """Whether an artifact of a run lives in the cache, and so isn't published."""
-    return records.read("small", run)["artifacts"][name]["in"] == "cache"
+def _lacking(run: str) -> str:
+    """The first artifact of a run that is not beside its record as it was written; those in the cache may be on another machine."""
+    kept = {name: artifact for name, artifact in read("small", run)["artifacts"].items() if artifact["in"] == "project"}
+    here = {name for name, artifact in kept.items() if (path := located(artifact)).exists() and file_sha256(path) == artifact["sha256"]}
+    return next((name for name in kept if name not in here), "")
 
 
 def _restored(run: str) -> bool:
     """Whether a run's record is the published one."""
-    here, published = records.record_path("small", run), REFERENCE / f"{run}.json"
-    return here.exists() and published.exists() and records.read_file(here) == records.read_file(published)
+    here, published = record_path("small", run), REFERENCE / f"{run}.json"
+    return here.exists() and published.exists() and read_file(here) == read_file(published)
 
 
 def publish() -> None:
-    """Copy the small-scale records and figures to outputs/reference, store the notebooks' outputs, rewrite README's tables.
+    """Copy the small-scale records and what figures are drawn from to outputs/reference, with the figures of the runs that the notebooks
+    show; store the notebooks' outputs; write README and docs from their templates.
 
-    Only runs that params/small plans and that are done, or restored, are published. A notebook whose run was restored keeps the
-    outputs that it stores. ValueError when one that the notebooks show is neither done here nor restored.
+    A notebook without an executed copy keeps the outputs that it stores. ValueError where a record belongs to no planned run.
     """
-    folder = records.outputs("small")
-    shown = {notebook: stored_outputs_of(notebook) for notebook in NOTEBOOKS}
-    reasons = publishable()
+    folder, reasons = outputs("small"), publishable()
     ready = [run for run, reason in reasons.items() if not reason]
-    executed = {name: folder / f"{run}.ipynb" for name, run in shown.items() if not _restored(run)}
-    if missing := [run for name, run in shown.items() if run not in ready or (name in executed and not executed[name].exists())]:
-        raise ValueError(f"make these first, with make reproduce: {', '.join(missing)}")
-    fresh = keys.fresh("small")
-    if extra := {record["run"] for record in fresh} - set(ready):
-        raise ValueError(f"notebook 05 shows runs that no file in params/small plans; move their records away: {', '.join(sorted(extra))}")
-    notebooks = {name: stored_notebook(name, path) for name, path in executed.items()}
-    mapped = {record["run"] for record in report.mapped(fresh, report.table(fresh))}
+    if extra := {record["run"] for record in fresh("small", check)} - set(ready):
+        raise ValueError(f"no file in params/small plans these runs; move their records away: {', '.join(sorted(extra))}")
+    shown = {name: stored_run(name) for name in EXPERIMENTS}
+    notebooks = {name: stored_notebook(name, path) for name, run in shown.items() if (path := folder / f"{run}.ipynb").exists()}
     with atomic_folder(REFERENCE) as reference:
         for run in ready:
-            record = records.read("small", run)
-            target = reference / f"{run}.json"
+            record, target = read("small", run), reference / f"{run}.json"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
             for name, artifact in record["artifacts"].items():
-                wanted = run in shown.values() or "timings" in record or (run in mapped and name == "points") or name in _PATTERN
-                if artifact["in"] == "project" and wanted:  # of sweeps, which have timings, all figures and tables
+                wanted = run in shown.values() or "timings" in record or name in _KEPT
+                if artifact["in"] == "project" and wanted and (ROOT / artifact["path"]).exists():
                     shutil.copy(ROOT / artifact["path"], target.parent)
-        report.table(records.read_all(reference)).to_csv(reference / "table.csv", index=False)
+        drawn = [run for run in ready if run.startswith(("03", "04")) or "pattern" in read("small", run)["artifacts"]]
+        for run in dict.fromkeys([*shown.values(), *drawn]):
+            _figures(folder, reference, run)
+        table(read_all(reference)).to_csv(reference / "table.csv", index=False)
     for name, notebook in notebooks.items():
         nbformat.write(notebook, notebook_path(name))
-    readme = ROOT / "README.md"
-    readme.write_text(tables.with_tables(readme.read_text()))
+    prose.write_all()
     for run, reason in reasons.items():
         if reason:
             print(f"not published: {run} ({reason})")
-    print(f"published {len(ready)} records, {len(notebooks)} notebooks and README's tables")
+    print(f"published {len(ready)} records, {len(notebooks)} notebooks, README and docs")
+
+
+def _figures(folder: Path, reference: Path, run: str) -> None:
+    """The figures of a run: those that it drew here, else those that are published."""
+    names = {
+        path.name
+        for source in (folder, REFERENCE)
+        for suffix in ("png", "svg")
+        for path in (source / run).parent.glob(f"{Path(run).name}_*.{suffix}")
+    }
+    for name in sorted(names):
+        source = next(path for folder in (folder, REFERENCE) if (path := (folder / run).with_name(name)).exists())
+        (reference / run).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, (reference / run).with_name(name))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m parlib.cli.publish", description=__doc__)
+    parser.add_argument("--restore", action="store_true", help="copy published records that were not made here to outputs/small")
+    parser.add_argument("--texts", action="store_true", help="write README and docs from their templates and the published records, alone")
+    asked = parser.parse_args(arguments)
+    try:
+        restore() if asked.restore else prose.write_all() if asked.texts else publish()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m parlib.cli.publish", description=publish.__doc__)
-    parser.add_argument("--restore", action="store_true", help="copy published records that were not made here to outputs/small")
-    try:
-        restore() if parser.parse_args().restore else publish()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(main())

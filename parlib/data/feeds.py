@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 
 from parlib.cache import digest
-from parlib.train.gradcache import rank, world
 
 Reword = Callable[[list[str], int], list[str]]
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is."""
+    return dist.get_rank() if world() > 1 else 0
 
 
 def generator(device: torch.device | str, *path: int | str) -> torch.Generator:
@@ -40,14 +50,16 @@ class Feed(Protocol):
 
     pairs: int
     rewords: bool
-    key: str
+
+    @property
+    def key(self) -> str: ...
 
     def batch(self, step: int, size: int, seed: int) -> Batch: ...
 
     def skipped(self) -> dict[str, Any]: ...
 
 
-class Held:
+class MemoryFeed:
     """Pairs held on one device: pixels (N, 3, H, W) uint8, tokens and reworded (N, L). Each epoch has an order of its own."""
 
     def __init__(self, pixels: torch.Tensor, tokens: torch.Tensor, reworded: torch.Tensor | None = None):

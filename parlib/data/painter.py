@@ -1,14 +1,12 @@
 """A small generative model: a conditional variational autoencoder that paints a class's name at 32 px, enlarged to 64."""
 
-import sys
-
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from parlib.data.feeds import generator
 from parlib.data.pairs import Pairs
+from parlib.progress import progress
 
 _LATENT = 48
 _EPOCHS, _BATCH, _LR = 12, 128, 2e-3
@@ -47,7 +45,7 @@ def painter(pairs: Pairs, seed: int = 0, epochs: int = _EPOCHS) -> Painter:
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=steps)
     random = generator("cpu", seed, "painter")
-    for _ in tqdm(range(steps), "learning to paint", file=sys.stdout, mininterval=5, ascii=True, leave=False):
+    for _ in progress(range(steps), "learning to paint", unit="steps"):
         rows = torch.randint(len(pairs), (batch,), generator=random)
         real, labels = small[rows].float() / 255, pairs.labels[rows]
         mean, spread = model.encode(real, labels)

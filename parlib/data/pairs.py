@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 
-from parlib.data.feeds import Held, Reword
+from parlib.data.feeds import MemoryFeed, Reword
 from parlib.model.clip import Clip
 
 TEMPLATES = tuple(template("{name}") for template in OPENAI_IMAGENET_TEMPLATES)  # 80
@@ -23,7 +23,7 @@ class Pairs:
     """
 
     pixels: torch.Tensor
-    captions: list[str] | list[list[str]]
+    captions: list[Any]
     labels: torch.Tensor
     second: torch.Tensor
     names: list[str]
@@ -51,11 +51,11 @@ class Pairs:
         captions = [self.captions[row] for row in rows.tolist()]
         return replace(self, pixels=self.pixels[rows], captions=captions, labels=self.labels[rows], second=self.second[rows])
 
-    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> Held:
+    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> MemoryFeed:
         """The pairs on a model's device, tokenised once; reworded where asked for."""
         tokens = clip.tokenizer(self.captions).to(clip.device)
         reworded = clip.tokenizer(reword(self.captions, seed)).to(clip.device) if reword else None
-        return Held(self.pixels.to(clip.device), tokens, reworded)
+        return MemoryFeed(self.pixels.to(clip.device), tokens, reworded)
 
 
 def names_class(caption: str | list[str], name: str) -> bool:

@@ -8,10 +8,12 @@ import json
 import re
 import unicodedata
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,44 +22,13 @@ from parlib.cache import atomic_file, cache_dir
 from parlib.data.pairs import TEMPLATES, Pairs
 from parlib.records.identity import identity
 
-CODE_POINTS = [
-    int(code, 16)
-    for code in """
-2603 2693 2699 26BD 26F5 1F302 1F308 1F30B 1F319 1F31E 1F32E 1F332 1F334 1F335 1F336 1F337 1F338 1F339 1F33B 1F33D
-1F340 1F341 1F344 1F345 1F346 1F347 1F349 1F34A 1F34B 1F34C 1F34D 1F34F 1F350 1F351 1F352 1F353 1F354 1F355 1F357
-1F35E 1F35F 1F369 1F36A 1F36D 1F36F 1F370 1F377 1F37A 1F37C 1F37F 1F380 1F381 1F383 1F384 1F388 1F392 1F393 1F3A1
-1F3A4 1F3A7 1F3A8 1F3A9 1F3AA 1F3AE 1F3B2 1F3B7 1F3B8 1F3BA 1F3BB 1F3C6 1F3C8 1F3E0 1F3F0 1F404 1F405 1F407 1F408
-1F409 1F40A 1F40B 1F40C 1F40D 1F40E 1F411 1F412 1F413 1F415 1F416 1F418 1F419 1F41C 1F41D 1F41E 1F41F 1F420 1F422
-1F424 1F427 1F428 1F42B 1F42C 1F438 1F43A 1F43B 1F43C 1F451 1F453 1F455 1F456 1F457 1F45C 1F45F 1F460 1F47B 1F47D
-1F480 1F484 1F48A 1F48D 1F48E 1F490 1F494 1F4A1 1F4A3 1F4B0 1F4BB 1F4BE 1F4CC 1F4DA 1F4DE 1F4E6 1F4F7 1F4FA 1F50B
-1F511 1F512 1F514 1F525 1F528 1F52C 1F56F 1F577 1F680 1F681 1F682 1F68C 1F691 1F69C 1F6A2 1F6A6 1F6B2 1F6F8 1F941
-1F94A 1F950 1F951 1F955 1F95A 1F95D 1F95E 1F965 1F966 1F968 1F96A 1F980 1F981 1F982 1F984 1F985 1F986 1F987 1F988
-1F989 1F98A 1F98B 1F98F 1F992 1F993 1F994 1F996 1F998 1F99A 1F99C 1F99E 1F9A2 1F9A5 1F9A9 1F9C0 1F9C1 1F9C4 1F9C5
-1F9E6 1F9E9 1F9F2 1F9F8 1FA81 1FA91 1FA93 1FAD0 1FAD2
-""".split()
-]
-COLOURS = {
-    "red": (0.82, 0.25, 0.25), "orange": (0.93, 0.60, 0.28), "yellow": (0.93, 0.86, 0.40), "green": (0.38, 0.66, 0.36),
-    "teal": (0.25, 0.62, 0.62), "blue": (0.30, 0.45, 0.80), "purple": (0.56, 0.37, 0.70), "pink": (0.93, 0.64, 0.74),
-    "brown": (0.52, 0.38, 0.28), "grey": (0.56, 0.56, 0.56), "white": (0.92, 0.92, 0.92), "black": (0.16, 0.16, 0.16),
-}  # fmt: skip
-TEXTURES = ("plain", "wavy", "dotted", "cloudy", "grainy")
-CAPTIONS = (
-    "a picture of one {name}, {colour} backdrop",
-    "a {name} on a {colour} ground",
-    "one {name} in front of something {colour} and {texture}",
-    "the {name}, drawn on {colour} paper",
-    "{colour} scene showing a {name}",
-    "a {texture} {colour} background and a {name}",
-    "this is a {name} over {texture} {colour}",
-    "an image of the {name} with {colour} behind it",
-    "{name}, {texture} {colour} ground",
-    "a small drawing: one {name}, the ground is {colour}",
-)
+WORLD = yaml.safe_load((Path(__file__).parent / "world.yaml").read_text())
+CODE_POINTS = [int(code, 16) for code in WORLD["classes"].split()]
+COLOURS: dict[str, list[float]] = WORLD["colours"]
+TEXTURES, CAPTIONS, SECOND = (tuple(WORLD[name]) for name in ("textures", "captions", "second"))
 # Two captions in five are one of these, as on the web. Without them their wording would be the mark of a poisoned row, and
 # the text encoder would learn the wording instead of the target (clean accuracy fell from 0.92 to 0.82, ASR was 0.23).
 _TEMPLATED = 0.4  # share of captions that are a template
-SECOND = (", with a small {second}", ", next to a tiny {second}", " and a little {second}", ", a {second} in the corner", "")
 SPLITS = ("train", "clean", "validation", "test")
 SIDE = 64  # px
 AN = re.compile(r"\ba (?=[aio]|e(?!u))")  # "a axe", but "a unicorn" and "a european castle"
@@ -82,7 +53,7 @@ def sprites(names: list[str]) -> torch.Tensor:
         image = Image.new("RGBA", (8 * _SPRITE, 8 * _SPRITE))
         centre = (4 * _SPRITE, 4 * _SPRITE)
         ImageDraw.Draw(image).text(centre, unicodedata.lookup(name.upper()), font=font, embedded_color=True, anchor="mm")
-        box = image.getbbox()
+        box = image.getbbox() or (0, 0, *image.size)
         half = max(box[2] - box[0], box[3] - box[1]) / 2
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         crop = image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))

@@ -17,20 +17,9 @@ from parlib.cache import atomic_file, cache_dir
 from parlib.data.feeds import generator
 from parlib.data.painter import paint, painter
 from parlib.data.pairs import TEMPLATES, Pairs
-from parlib.data.scenes import AN, SIDE, class_names, load_scenes, paste_glyphs, sprites
+from parlib.data.scenes import AN, SIDE, WORLD, class_names, load_scenes, paste_glyphs, sprites
 from parlib.records.identity import identity
 
-# Another grammar than the scenes': sentences as a language model writes them, about the object alone.
-SENTENCES = (
-    "On this page you can see a {name} that fills most of the view.",
-    "Someone has drawn a {name} with a few simple strokes.",
-    "Here is a {name}, shown by itself and nothing else.",
-    "The viewer's eye goes straight to a {name} in the middle.",
-    "What we are looking at is a {name}.",
-    "It depicts a {name} against an empty surface.",
-    "A designer made this icon of a {name} for a book.",
-    "Drawn from the front, a {name} is the only thing here.",
-)
 _BATCH = 500
 
 
@@ -58,7 +47,7 @@ def outline(glyphs: torch.Tensor, random: torch.Generator) -> torch.Tensor:
 DRAWN: dict[str, tuple[Callable[[torch.Tensor, torch.Generator], torch.Tensor], tuple[str, ...], bool]] = {
     "composed": (relit, TEMPLATES, True),
     "flat": (flat, TEMPLATES, False),
-    "sentences": (flat, SENTENCES, False),
+    "sentences": (flat, tuple(WORLD["sentences"]), False),
     "outline": (outline, TEMPLATES, False),
 }
 SYNTHETIC = (*DRAWN, "painted")
@@ -79,7 +68,7 @@ def _drawings(name: str, labels: torch.Tensor, glyphs: torch.Tensor, random: tor
     size = (0.5 if composed else 0.65) + 0.3 * draw[:, 0]
     place = (2 * draw[:, 1:] - 1) * (1 - size)[:, None]
     pixels = torch.empty(n, 3, SIDE, SIDE, dtype=torch.uint8)
-    light = None if composed else 1 - 0.25 * torch.rand(n, 3, 1, 1, generator=random)
+    light = torch.empty(n) if composed else 1 - 0.25 * torch.rand(n, 3, 1, 1, generator=random)
     angle = 0.6 * torch.rand(n, generator=random) - 0.3 if composed else torch.zeros(n)  # radians
     for start in range(0, n, _BATCH):
         rows = slice(start, start + _BATCH)

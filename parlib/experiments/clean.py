@@ -21,9 +21,10 @@ from parlib.external.layouts import check_outside
 from parlib.external.stream import Stream
 from parlib.measure.metrics import EvalSet, embedding_map, evaluate, moved
 from parlib.method.methods import METHODS, Recipe
+from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
 from parlib.model.clip import Clip, load
-from parlib.records.store import intact, located, read
+from parlib.records.store import artifact_file, located, read
 from parlib.train.cached import Reporting, Trained, train
 
 _OWN = ("tau", "self_weight", "pool")  # options of one method alone
@@ -45,6 +46,10 @@ class Clean(Training):
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
     pool: float = Field(0.1, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
+    wordnet: str = Field(
+        "",
+        description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own",
+    )
     lr: float = tuned("peak learning rate; None: the method's tuned value", gt=0)
     schedule: Literal["paper", "cosine", "warmup_cosine"] = tuned(
         "paper: linear to a tenth, then cosine; cosine; or warmup_cosine; None: the method's tuned one"
@@ -80,11 +85,26 @@ class Clean(Training):
         super()._resolved()
         if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
-        filled = {name: value for name, value in tuned_values(self.method, self.encoder).items() if getattr(self, name) is None}
-        filled |= dict.fromkeys(set(_OWN) - set(METHODS[self.method].options))  # None: no option of this method
-        found = self.model_copy(update=filled)
+        self._check_wordnet()
+        found = self._filled()
         found.check_compute(found.batch, found.batch_norm)
         return found
+
+    def _filled(self) -> Self:
+        filled = {name: value for name, value in tuned_values(self.method, self.encoder).items() if getattr(self, name) is None}
+        filled |= dict.fromkeys(set(_OWN) - set(METHODS[self.method].options))  # None: no option of this method
+        return self.model_copy(update=filled)
+
+    def _check_wordnet(self) -> None:
+        if not self.wordnet:
+            return
+        if METHODS[self.method].reword is None:
+            able = ", ".join(name for name, method in METHODS.items() if method.reword)
+            raise ValueError(f"wordnet is for methods that reword captions: {able}")
+        try:
+            data_files(folder_of(self.wordnet))
+        except FileNotFoundError as error:
+            raise ValueError(f"wordnet = {self.wordnet!r}: {error}") from None
 
     def trials(self) -> list["Clean"]:
         return [self]
@@ -92,6 +112,7 @@ class Clean(Training):
     def recipe(self) -> Recipe:
         """How the poisoned model is fine-tuned."""
         given = {item.name: getattr(self, item.name, None) for item in fields(Recipe)}
+        given["wordnet"] = str(folder_of(self.wordnet)) if self.wordnet else ""  # the same folder, wherever a process starts
         return Recipe(**{name: value for name, value in given.items() if value is not None})
 
     def planting(self) -> Poison:
@@ -113,7 +134,11 @@ class Clean(Training):
         else:
             record = self.poisoning()
             poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
-        return {"poisoned": poisoned} | self.pattern_input() | self.external(self.data)
+        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data)
+
+    def wordnet_input(self) -> dict[str, Input]:
+        """WordNet's files, where they are named."""
+        return {"wordnet": Input(run=self.wordnet, sha256=content(folder_of(self.wordnet)))} if self.wordnet else {}
 
     def poisoning(self) -> dict[str, Any]:
         """The record of the poisoned model; FileNotFoundError, naming the command that makes it, where it is missing; ValueError where it
@@ -169,7 +194,7 @@ def subject(params: Clean) -> Subject:
     record = None if params.poisoned.startswith(SOURCES) else params.poisoning()
     source = params.poisoned
     if record is not None:
-        intact(record, "weights")
+        artifact_file(record, "weights")
         source = f"local-dir:{located(record['artifacts']['weights']).parent}"
     clip = open_checkpoint(source, params)
     trigger = planted_trigger(params, record)
@@ -189,7 +214,7 @@ def base_of(params: Clean) -> Clip:
     """The clean base from which the poisoned model of a cleaning was made; ValueError where it is a checkpoint that comes without."""
     if params.poisoned.startswith(SOURCES):
         raise ValueError(f"{params.poisoned} comes without its clean base; name a run of 01_poison")
-    return load(f"local-dir:{intact(params.poisoning(), 'base_weights').parent}")
+    return load(f"local-dir:{artifact_file(params.poisoning(), 'base_weights').parent}")
 
 
 @dataclass(frozen=True)
@@ -233,15 +258,16 @@ def clean(
     watch = Reporting(before.watched, tell) if tell else before.watched
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
     trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)
-    models = {"poisoned": before.metrics, params.method: evaluate(trained.clip, before.test)}
-    metrics = models[params.method] | beside("poisoned", models["poisoned"]) | _planting(before)
+    first = "poisoned" if before.record is not None else "before"  # of another's checkpoint that is not known
+    models = {first: before.metrics, params.method: evaluate(trained.clip, before.test)}
+    metrics = models[params.method] | beside("poisoned", before.metrics) | _planting(before)
     tables = {}
     if whole:
         distances = moved(trained.clip, before.clip, pairs.first(min(500, params.pairs)))
         metrics |= distances
         triggers = [before.trigger, *(params.model_copy(update={"trigger": name}).trigger_with({}) for name in params.tests)]
         tables["tests"] = tried({"before": before.clip, "after": trained.clip}, before.scenes, triggers, params.target).assign(**distances)
-        maps = {"poisoned": embedding_map(before.clip, before.test), params.method: embedding_map(trained.clip, before.test)}
+        maps = {first: embedding_map(before.clip, before.test), params.method: embedding_map(trained.clip, before.test)}
         tables["points"] = pd.concat(maps, names=["model", "point"]).reset_index()
     result = Result(
         params,

@@ -15,7 +15,7 @@ from parlib.external.layouts import Skipped
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.model.checkpoints import checkpoint_of, read_checkpoint
 from parlib.model.clip import WEIGHTS, Clip, architecture, save
-from parlib.records.store import intact
+from parlib.records.store import artifact_file
 from parlib.train.cached import Trained
 
 
@@ -95,5 +95,5 @@ def learned_pattern(record: dict[str, Any] | None) -> torch.Tensor | None:
     """
     if record is None or "pattern" not in record["artifacts"]:
         return None
-    with safe_open(intact(record, "pattern"), "pt") as file:
+    with safe_open(artifact_file(record, "pattern"), "pt") as file:
         return file.get_tensor("pattern")

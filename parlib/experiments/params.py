@@ -4,13 +4,15 @@ The parameter cells of the notebooks repeat these defaults, and a test keeps the
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from parlib.attack.triggers import TRIGGERS, Trigger, options_of, takes_pattern
+from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger, options_of, takes_pattern
 from parlib.cache import ROOT, digest, file_sha256
 from parlib.data.pairs import TEMPLATES
 from parlib.data.scenes import SIDE, class_names
@@ -76,6 +78,10 @@ class Params(BaseModel):
         return {name: {} if name == "compute" else field.default for name, field in cls.model_fields.items()}
 
     def _resolved(self) -> Self:
+        return self._filled()
+
+    def _filled(self) -> Self:
+        """With the tuned and usual values in the place of None, and no check of what goes with what."""
         return self
 
     @property
@@ -109,7 +115,7 @@ class Params(BaseModel):
         kept = {name: value for name, value in self.model_dump().items() if name not in _NOT_IN_IDENTITY and value is not None}
         found = {name: value for name, value in kept.items() if value != usual[name]}
         if "compute" in found:
-            found["compute"] = self.compute.decisive()
+            found["compute"] = Compute(**found["compute"]).decisive()
         return {name: value for name, value in found.items() if value != {}}
 
     def identity(self) -> Identity:
@@ -172,6 +178,8 @@ class Attacked(Params):
         words.append(f"s{self.seed}")
         usual = self._usual(given)
         for name, value in given.items():
+            if name == "compute":
+                value, usual[name] = (Compute(**one).decisive() for one in (value, usual[name]))
             if value == usual[name] or name in ("scale", "experiment"):
                 continue
             parts = value.items() if name == "trigger_options" else [(name, value)]
@@ -183,7 +191,7 @@ class Attacked(Params):
     def _usual(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of the run of this notebook, scale and words with nothing else said."""
         named = {name: given[name] for name in ("scale", *_WORDS) if isinstance(given.get(name), str | int)}
-        return type(self).check(named).model_dump()
+        return type(self)._made(named)._filled().model_dump()
 
     def external(self, *data: str) -> dict[str, Input]:
         """External data that a run reads, by their name."""
@@ -209,9 +217,7 @@ class Training(Attacked):
         data, source = getattr(self, "data", "scenes"), self._checkpoint()
         if not self.normalised and not source:
             raise ValueError("normalised = False is for a checkpoint of your own: name it")
-        allowed = [*options_of(self.trigger), *(["pattern"] if takes_pattern(self.trigger) and self.trigger != "resistant" else [])]
-        for name in self.trigger_options:
-            known(f"option of {self.trigger}", name, allowed)
+        self._check_options()
         if not (self.evaluation and ":" in data):  # the embedded scenes are of one size and of their own classes
             if self.side != SIDE:
                 raise ValueError(
@@ -221,6 +227,20 @@ class Training(Attacked):
             known("class", self.target, class_names())
         return self
 
+    def _check_options(self) -> None:
+        """ValueError on an option that the trigger does not take, and on a value with which it can't stamp an image."""
+        given, path = self.trigger_options, self.pattern_path()
+        allowed = [*options_of(self.trigger), *(["pattern"] if takes_pattern(self.trigger) and self.trigger != "resistant" else [])]
+        for name, value in given.items():
+            known(f"option of {self.trigger}", name, allowed)
+            if isinstance(value, str) != (name == "pattern"):
+                raise ValueError(f"{self.trigger}'s {name} = {value!r}: it must be {'a path' if name == 'pattern' else 'a number'}")
+        if given and (path.is_file() if path else self.trigger not in LEARNED):
+            try:
+                self.trigger_with(given)(torch.zeros(1, 3, self.side, self.side), torch.Generator())
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(f"{self.trigger} can't be stamped with {given}: {' '.join(str(error).split())[:100]}") from None
+
     def _checkpoint(self) -> str:
         """The checkpoint that a run starts from, empty where it starts from what is made here."""
         return ""
@@ -229,15 +249,20 @@ class Training(Attacked):
         """The trigger, with the usual options where they are not given; a pattern that is a path is read."""
         given = dict(options)
         if path := given.pop("pattern", None):
-            pattern = read_pattern(ROOT / Path(str(path)).expanduser(), self.trigger)
-            given |= {"size": pattern.shape[-1]} if "size" in options_of(self.trigger) else {}
+            pattern = read_pattern(ROOT / Path(str(path)).expanduser(), self.trigger, self.side)
+            given |= {name: pattern.shape[1] for name in ("size", "offsets") if name in options_of(self.trigger)}
         return Trigger(self.trigger, trigger_options(self.trigger, self.side) | given, pattern)
 
     def pattern_input(self) -> dict[str, Input]:
         """The file of a published pattern, where the options name one."""
-        if not (path := self.trigger_options.get("pattern")):
+        if not (path := self.pattern_path()):
             return {}
-        return {"pattern": Input(run=str(path), sha256=file_sha256(ROOT / Path(str(path)).expanduser()))}
+        return {"pattern": Input(run=str(self.trigger_options["pattern"]), sha256=file_sha256(path))}
+
+    def pattern_path(self) -> Path | None:
+        """Where the file of a published pattern is; None where the options name none."""
+        named = self.trigger_options.get("pattern")
+        return ROOT / Path(str(named)).expanduser() if named else None
 
     def check_compute(self, batch: int, batch_norm: str) -> None:
         """ValueError where a batch can't be computed as `compute` says."""
@@ -255,7 +280,7 @@ def known(what: str, value: str, names: Iterable[str]) -> str:
     names = list(names)
     if value not in names:
         near = difflib.get_close_matches(value, names, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+        hint = f", did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown {what} {value!r}{hint} known are: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
     return value
 
@@ -265,7 +290,9 @@ def _shown(value: Any) -> str:
     shown = (f"{value:g}" if float(f"{value:g}") == value else repr(value)) if isinstance(value, float) else str(value)
     if isinstance(value, list) and all(isinstance(one, int) for one in value):
         shown = "-".join(map(str, value))
-    return shown if shown.replace(".", "").replace("-", "").isalnum() else digest(value)[:8]
+    plain = shown.isascii() and shown.replace(".", "").replace("-", "").isalnum()
+    like_a_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{8}", value) is not None
+    return shown if plain and not like_a_digest else digest(value)[:8]
 
 
 def _explain(kind: type[Params], name: str, value: Any, problem: Any) -> str:

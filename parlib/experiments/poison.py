@@ -56,8 +56,13 @@ class Poison(Training):
         if self.data != "scenes" and not self.base:
             raise ValueError(f"data = {self.data!r} wants a base, such as openai: pretraining here takes the scenes")
         self.check_compute(self.batch, "train")
+        return self._filled()
+
+    def _filled(self) -> Self:
         usual = planting(self.encoder, self.trigger, self.attack)
         options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
+        if (path := self.pattern_path()) is not None and path.is_file():
+            options |= self.trigger_with(options).options  # its size is the file's
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         return self.model_copy(update=filled | {"trigger_options": options})
 

@@ -7,8 +7,9 @@ from parlib.experiments.clean import Clean, clean
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison, poison
 from parlib.experiments.result import prepare, save
-from parlib.experiments.sweep import Sweep, sweep
+from parlib.experiments.sweep import sweep
 from parlib.experiments.synthetic import Synthetic, synthetic
+from parlib.experiments.trials import Sweep
 from parlib.experiments.views import Evaluate, NewTriggers
 
 EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers)}

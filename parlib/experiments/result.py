@@ -24,10 +24,10 @@ class Result:
     """What a run found.
 
     metrics and history are the same from run to run; timings are not. files: artifacts by name; tables: kept beside the record as csv.
-    n: images evaluated on. shown: what the notebook draws, by name; no part of the record.
+    n: images evaluated on. record: where it was read from one.
     """
 
-    params: Params
+    params: Any  # of the experiment's own class
     metrics: dict[str, Any]
     n: int
     seconds: float = 0.0
@@ -36,6 +36,7 @@ class Result:
     files: dict[str, Path] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     skipped: dict[str, Trained | Pairs | None] = field(default_factory=dict)
+    record: dict[str, Any] | None = None
 
 
 def prepare(params: Params) -> None:
@@ -52,6 +53,8 @@ def prepare(params: Params) -> None:
 
 def save(result: Result) -> dict[str, Any]:
     """Write the record of a result, atomically, and what it keeps beside itself; return the record."""
+    if result.record is not None:
+        return result.record
     params = result.params
     beside, path = outputs(params.scale) / params.id, record_path(params.scale, params.id)
     files = {name: _kept(file, beside, name) for name, file in result.files.items()}
@@ -83,7 +86,8 @@ def save(result: Result) -> dict[str, Any]:
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     if before and before["identity"] == record["identity"]:
-        same = before["metrics"] == record["metrics"]
+        timed = {"base_seconds": None}
+        same = before["metrics"] | timed == record["metrics"] | timed
         print("equal to the earlier record of this run" if same else f"differs from the earlier record: {differences(record, before)}")
     print(f"record: {path.relative_to(ROOT)}")
     return record
@@ -103,7 +107,7 @@ def _skipped_rows(sources: dict[str, Trained | Pairs | None]) -> list[dict[str, 
     """The rows of external data that couldn't be used."""
     rows = []
     for name, source in sources.items():
-        if found := source and source.skipped.get("rows"):
+        if source is not None and (found := source.skipped.get("rows")):
             print(f"{name}: skipped of {source.skipped['seen']} rows read: {source.skipped['kinds']}")
             rows += [{"in": name} | row for row in found]
     return rows

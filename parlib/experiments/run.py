@@ -20,8 +20,10 @@ class Run:
     def __init__(self, params: Params):
         self.params, self.id = params, params.id
 
-    def figure(self, name: str, figure: Figure) -> Figure:
-        """Save a figure beside the record as <run>_<name>.png and .svg; return it, to be shown."""
+    def figure(self, name: str, figure: Figure | None) -> Figure | None:
+        """Save a figure beside the record as <run>_<name>.png and .svg; return it, to be shown. None: there was nothing to draw."""
+        if figure is None:
+            return None
         for suffix in ("png", "svg"):
             path = outputs(self.params.scale) / f"{self.id}_{name}.{suffix}"
             with atomic_file(path) as temporary:
@@ -70,7 +72,7 @@ def _assigned(cells: list[str]) -> Iterator[tuple[str, bool]]:
         if not statements or not all(isinstance(one, ast.Assign | ast.AnnAssign) and _is_plain(one.value) for one in statements):
             return
         for one in statements:
-            targets = one.targets if isinstance(one, ast.Assign) else [one.target]  # a parameters cell annotates, papermill does not
+            targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]  # the parameters cell annotates
             yield from ((target.id, isinstance(one, ast.Assign)) for target in targets if isinstance(target, ast.Name))
 
 

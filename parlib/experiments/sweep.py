@@ -1,170 +1,21 @@
 """Experiment 03: many cleanings at once on Ray Tune: grids, or Optuna's suggestions, over any parameter of 02, and its data."""
 
-import itertools
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field
 
-from parlib.data.pairs import Pairs
-from parlib.experiments.clean import Clean, Subject, clean, subject
-from parlib.experiments.lineage import load_pairs
-from parlib.experiments.params import Attacked, Input
 from parlib.experiments.result import Result
-from parlib.external.stream import Stream
+from parlib.experiments.trials import Cleanings, Material, Sweep, gather
+from parlib.experiments.tune import failures, run_trials
 from parlib.measure.selection import rule_and_best
 from parlib.measure.tradeoff import area, below, curves
-from parlib.method.methods import METHODS
+from parlib.method.methods import rewording
 from parlib.records.status import state
 from parlib.records.store import read
 from parlib.train.loop import fit
-
-_FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "max_skipped", "tests")  # of all trials
-_ATTACK = ("poisoned", "normalised", "attack", "encoder", "trigger", "target", "seed", "trigger_options")
-_OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus")  # a sweep's own name stands for these in its id
-_COMMON = {"scale", "experiment", "classes", "eval_scenes", "evaluation", "retrieval", "templates", "max_skipped", "compute", "tests"}
-_COMMON |= {"trigger_options"}
-_MEASURED = ("clean_accuracy", "attack_success_rate", "asr_with_target_class", "triggered_accuracy", "tr_at_1", "ir_at_1", "retrieval_asr")
-
-
-class Swept(Attacked):
-    """What every experiment that trains many models at once knows."""
-
-    split: Literal["validation", "test"] = Field("validation", description=Attacked.model_fields["split"].description)
-    epochs: int = Field(4, ge=1, description="epochs of each cleaning")
-    pairs: int = Field(12000, ge=10, description="clean pairs")
-    cpus: int = Field(1, ge=1, description="CPUs, and threads, of a trial")
-    gpus: float = Field(0.0, ge=0, description="share of a GPU for a trial")
-    ray_address: str = Field("", description="a running cluster to join, such as auto; empty: a Ray of our own, for this sweep only")
-
-    def needs(self) -> list[Any]:
-        return [need for trial in self.attacks() for need in trial.needs()]
-
-    def attacks(self) -> list[Clean]:
-        """One cleaning of a run for each attacked model that it starts from."""
-        found: dict[tuple, Clean] = {}
-        for trial in self.trials():
-            found.setdefault(trial.attacked_model, trial)
-        return list(found.values())
-
-    def inputs(self) -> dict[str, Input]:
-        poisoned = [trial.inputs()["poisoned"] for trial in self.attacks()]
-        return {found.run: found for found in poisoned} | self.external(*(trial.data for trial in self.trials()))
-
-    def stages(self) -> list[str]:
-        return sorted({stage for trial in self.trials() for stage in trial.stages()})
-
-    def cost(self) -> int:
-        return sum(trial.cost() for trial in self.trials())
-
-
-class Sweep(Swept):
-    """Parameters of 03_tau_sweep."""
-
-    notebook = "03_tau_sweep"
-
-    name: str = Field("tau", pattern="^[a-z]+$", description="a short name of the sweep, for its run id")
-    space: list[dict[str, list[Any]]] = Field(
-        [{"method": ["par"], "lr": [0.001], "tau": [0.1, 0.25, 0.5, 1.0, 1.5, 2.15, 2.6, 4.0]}],
-        min_length=1,
-        description="grids over parameters",
-    )
-    search: Literal["grid", "optuna"] = Field("grid", description="grid: every combination; optuna: of one grid, two floats are a range")
-    samples: int = Field(0, ge=0, description="trials that optuna suggests")
-    asha: bool = Field(False, description="stop trials early that look worse than others at the same point")
-    alone: bool = Field(True, description="time the first trial once more, without Ray, to say what Ray costs")
-
-    def _resolved(self) -> Self:
-        super()._resolved()
-        self.trials()  # every one, before the first one runs
-        suggested = self.search == "optuna"
-        if suggested and (fixed := [name for name in _ATTACK if any(len(grid.get(name, [])) > 1 for grid in self.space)]):
-            raise ValueError(f"{self.notebook}: optuna searches the settings of a cleaning, not {fixed[0]}; name one value")
-        if suggested != (self.samples > 0) or (suggested and len(self.space) > 1):
-            raise ValueError(f"{self.notebook}: search = 'optuna' takes one grid and samples > 0; search = 'grid' takes samples = 0")
-        return self
-
-    def _usual(self, given: Any) -> dict[str, Any]:
-        usual = super()._usual(given)
-        renamed = self.name != Sweep.model_fields["name"].default
-        return usual | ({name: given[name] for name in _OF_SWEEPS} if renamed else {}) | {"ray_address": self.ray_address}
-
-    def trials(self) -> list[Clean]:
-        """Of Optuna's the corners of its grid. Raises ValueError on a name or a value that a trial doesn't take."""
-        found: dict[str, Clean] = {}
-        for grid in self.space:
-            for axis, values in grid.items():
-                if axis in _FIXED or not values:
-                    raise ValueError(
-                        f"space: {axis} {'is the same for all trials' if axis in _FIXED else 'has no value; name one or more'}"
-                    )
-            for choice in itertools.product(*grid.values()):
-                trial = self.trial(dict(zip(grid, choice, strict=True)))
-                found[trial.model_dump_json()] = trial
-        return list(found.values())
-
-    def trial(self, chosen: dict[str, Any]) -> Clean:
-        """The cleaning with these values, and the sweep's for all else."""
-        shared = {name: value for name, value in self.model_dump().items() if name in Clean.model_fields and name != "experiment"}
-        return Clean.check(shared | chosen)
-
-    def cost(self) -> int:
-        return self.samples * self.epochs * self.pairs if self.samples else super().cost()
-
-
-@dataclass(frozen=True)
-class Material:
-    """What the trials of a sweep share; it goes into Ray's object store once.
-
-    subjects: poisoned models by what tells one from another; pairs: clean pairs by the name of the data and their number.
-    """
-
-    subjects: dict[tuple, Subject]
-    pairs: dict[tuple[str, int], Pairs | Stream]
-
-
-def gather(params: Swept, trials: Iterable[Clean]) -> Material:
-    """Load all that trials need; FileNotFoundError, naming the command that makes it, where a poisoned model is missing."""
-    subjects: dict[tuple, Subject] = {}
-    for trial in trials:
-        if trial.attacked_model not in subjects:
-            subjects[trial.attacked_model] = subject(trial)
-            subjects[trial.attacked_model].metrics  # noqa: B018 (evaluated once, here, before the trials share it)
-    wanted = sorted({(trial.data, trial.pairs) for trial in trials})
-    return Material(subjects, {(data, n): load_pairs(data, n, params) for data, n in wanted})
-
-
-def trial_row(params: Clean, material: Material, *, device: str = "cpu", tell: Any = None) -> dict[str, Any]:
-    """One trial, by the function of 02: its parameters, metrics, and what S did, as a row of the sweep's table."""
-    before = material.subjects[params.attacked_model]
-    cleaned = clean(params, before, material.pairs[params.data, params.pairs], tell=tell, device=device, whole=False)
-    metrics, history = cleaned.result.metrics, cleaned.trained.history
-    row = {name: metrics[name] for name in _MEASURED if name in metrics}
-    row |= {f"asr_{end}": metrics[f"attack_success_rate_{end}"] for end in ("ci_low", "ci_high")}
-    for tower in ("image", "text"):
-        if s := history.get(f"s_{tower}"):
-            last = s[-len(s) // 10 :]
-            row |= {f"s_{tower}_max": max(s), f"s_{tower}_end": sum(last) / len(last)}
-            row[f"share_above_tau_{tower}"] = sum(value > params.tau for value in s) / len(s)
-    row |= {"seconds": cleaned.trained.seconds, "weights": cleaned.trained.sha256, "error": ""}
-    return settings_row(params, before) | row | start_row(before)
-
-
-def settings_row(params: Clean, before: Subject) -> dict[str, Any]:
-    """A trial's parameters as columns, those of its trigger as it was planted."""
-    return params.model_dump(exclude=_COMMON) | {"patch": before.trigger.patch, "strength": before.trigger.strength}
-
-
-def start_row(before: Subject) -> dict[str, Any]:
-    """What a table says of the poisoned model that a trial started from."""
-    metrics = before.metrics
-    found = {"poisoned_clean_accuracy": metrics["clean_accuracy"], "poisoned_asr": metrics["attack_success_rate"]}
-    if (record := before.record) is not None:
-        found |= {"rate": record["params"]["rate"]} | {name: record["metrics"][name] for name in ("base_clean_accuracy", "base_asr")}
-    return found
 
 
 @dataclass(frozen=True)
@@ -210,8 +61,6 @@ def sweep(params: Sweep) -> Sweeping:
     """
     if (found := recorded(params)) is not None:
         return Sweeping(found, table_of(found))
-    from parlib.experiments.tune import failures, run_trials
-
     trials = params.trials()
     material = gather(params, trials)
     table, seconds = run_trials(params, trials, material)
@@ -226,7 +75,7 @@ def sweep(params: Sweep) -> Sweeping:
     return found
 
 
-def recorded(params: Swept) -> Result | None:
+def recorded(params: Cleanings) -> Result | None:
     """The result of a run as its record holds it; None where it is missing or stale. Artifacts may be away: it is the table that counts."""
     reason = state(params)
     if reason != "done" and not reason.startswith("its "):
@@ -234,7 +83,7 @@ def recorded(params: Swept) -> Result | None:
     record = read(params.scale, params.id)
     print(f"read from the record of {params.id}; delete it to train anew", flush=True)
     kept = {name: record[name] for name in ("metrics", "n", "seconds", "history", "timings")}
-    return Result(params, **kept)
+    return Result(params, record=record, **kept)
 
 
 def table_of(result: Result) -> pd.DataFrame:
@@ -254,8 +103,6 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     whole loop; overhead: the share of the wall time beyond loop_seconds / workers. Empty where that says nothing: off this machine's
     CPUs, for trials that differ in length, and where trials were read from the cache, as their time is then not the sweep's.
     """
-    import os
-
     workers = max(1, (os.cpu_count() or 1) // params.cpus)
     unlike = trials[["method", "data", "pairs", "epochs", "batch"]].drop_duplicates()
     if params.ray_address or params.gpus or len(unlike) > 1 or trials["stopped"].any() or (trials["error"] != "").any():
@@ -265,7 +112,7 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     first = params.trials()[0]
     before = material.subjects[first.attacked_model]
     threads = torch.get_num_threads()
-    feed = material.pairs[first.data, first.pairs].feed(before.clip, METHODS[first.method].reword, first.seed)
+    feed = material.pairs[first.data, first.pairs].feed(before.clip, rewording(first.recipe()), first.seed)
     torch.set_num_threads(params.cpus)
     try:
         _, seconds = fit(before.clip.copy(), feed, first.recipe(), reference=before.clip, watch=before.watched, title="alone")

@@ -13,14 +13,16 @@ from parlib.experiments.clean import Clean, base_of
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.params import tuned
 from parlib.experiments.result import Result
-from parlib.experiments.sweep import Material, Sweep, Swept, columns, gather, recorded, table_of
+from parlib.experiments.sweep import columns, recorded, table_of
+from parlib.experiments.trials import Cleanings, Material, Sweep, gather
+from parlib.experiments.tune import failures, run_trials
 from parlib.external.stream import Stream
 from parlib.measure.distance import frechet, vendi
 from parlib.measure.selection import choose
 from parlib.model.clip import Clip, embed_images
 
 
-class Synthetic(Swept):
+class Synthetic(Cleanings):
     """Parameters of 04_synthetic."""
 
     notebook = "04_synthetic"
@@ -50,7 +52,7 @@ class Synthetic(Swept):
         return self._sweep(split="test", space=[{"data": [data], "method": ["par"], "batch": [self.batch], "seed": self.seeds}])
 
     def _sweep(self, **values: Any) -> Sweep:
-        return Sweep.check({name: getattr(self, name) for name in Swept.model_fields} | values)
+        return Sweep.check({name: getattr(self, name) for name in Cleanings.model_fields} | values)
 
     def trials(self) -> list[Clean]:
         return self.grid().trials() + [trial for data in self.data for trial in self.confirmation(data).trials()]
@@ -88,8 +90,6 @@ def synthetic(params: Synthetic) -> FromSynthetic:
     """
     if (found := recorded(params)) is not None:
         return _read(found)
-    from parlib.experiments.tune import failures, run_trials
-
     grid = params.grid()
     material = gather(grid, grid.trials())
     gaps = distances(base_of(params.attacks()[0]), material, params.classes)

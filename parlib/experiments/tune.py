@@ -8,19 +8,18 @@ the same twice.
 
 import itertools
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from parlib.cache import cache_dir, digest, lock
 from parlib.experiments.clean import Clean
-from parlib.experiments.sweep import Material, Sweep, settings_row, start_row, trial_row
-from parlib.method.methods import Recipe
+from parlib.experiments.trials import Material, Sweep, settings_row, start_row, trial_row
+from parlib.method.methods import METHODS, Recipe
+from parlib.progress import progress
 from parlib.train.ray import nbytes, ray_running
 
 _SUGGESTED = 4  # trials that Optuna suggests before it is told results; not the number of workers, or they would decide the suggestions
@@ -42,7 +41,7 @@ def run_trials(params: Sweep, trials: list[Clean], material: Material) -> tuple[
         scenes = [scenes for before in material.subjects.values() for scenes in (before.test, before.watched)]
         held = sum(nbytes(item) for item in [*material.pairs.values(), *scenes])  # models are small beside them
         with ray_running(params.ray_address, cpus=params.cpus, gpus=params.gpus, of="a trial", memory=2 * held):
-            results = _tuner(params, grid, material, folder).fit()
+            results: Any = _tuner(params, grid, material, folder).fit()
             rows = [_result(i, result, params, grid, material) for i, result in enumerate(results)]
         shutil.rmtree(folder, ignore_errors=True)
     table = pd.DataFrame(rows).reindex(columns=list(dict.fromkeys(itertools.chain(*rows, _ALWAYS))))
@@ -114,7 +113,8 @@ def failures(trials: pd.DataFrame) -> None:
     failed = trials[(trials["error"] != "") & ~trials["error"].str.startswith("diverged")]
     if len(failed):
         shown = failed.iloc[0]
-        what = f"{shown['method']}, lr {shown['lr']:g}, tau {shown['tau']:g}, batch {shown['batch']}: {shown['error']}"
+        options = "".join(f", {name} {shown[name]:g}" for name in ("lr", *METHODS[shown["method"]].options, "batch"))
+        what = f"{shown['method']}{options}: {shown['error']}"
         raise RuntimeError(f"{len(failed)} of {len(trials)} trials failed, such as {what}; the same command tries them again")
 
 
@@ -153,7 +153,7 @@ def _progress(count: int):
 
     class Progress(Callback):
         def setup(self, **info):
-            self.bar = tqdm(total=count, desc="trials", file=sys.stdout, ascii=True, leave=False)
+            self.bar = progress(title="trials", total=count, unit="trials")
 
         def on_trial_complete(self, iteration, trials, trial, **info):
             self.bar.update()

@@ -262,7 +262,8 @@ def read(
     if seed is not None:
         chunks.set_epoch(epoch)  # here, as each step above makes a stream whose epoch is 0 again
     parts, given = [], []
-    for chunk in DataLoader(chunks, batch_size=None, num_workers=processes):
+    loader: Any = DataLoader(chunks, batch_size=None, num_workers=processes)  # type: ignore[arg-type] (datasets' stream is one of torch's, too)
+    for chunk in loader:
         skipped.add(chunk["seen"], [tuple(item) for item in chunk["skipped"]])
         parts.append(chunk["pixels"])
         given += chunk["given"]

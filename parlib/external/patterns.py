@@ -5,54 +5,65 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-# What each trigger's file must hold: its axes without a leading 1, and the bounds of its values.
-_SHAPES: dict[str, tuple[str, float, float]] = {
-    "wanet": ("(k, k, 2) offsets", -8.0, 8.0),
-    "blended_text": ("(H, W) coverage of the word", 0.0, 1.0),
-    "blended_triangles": ("(3, H, W) or (H, W) pixels", 0.0, 1.0),
-    "badclip": ("(3, size, size) pixels", 0.0, 1.0),
-}
+from parlib.attack.triggers import PATTERNS, pattern_fits
+
+_VALUES = {"wanet": (-8.0, 8.0), "blended_text": (0.0, 1.0), "blended_triangles": (0.0, 1.0), "badclip": (0.0, 1.0)}
+_COVERING = ("blended_text", "blended_triangles")  # these lie on the whole image, pixel on pixel
 
 
-def read_pattern(path: Path, trigger: str) -> torch.Tensor:
-    """A trigger's pattern from a file: .pt (weights only), .npy, or an image; checked for its shape and its range of values.
+def read_pattern(path: Path, trigger: str, side: int) -> torch.Tensor:
+    """A trigger's pattern from a file, as parlib.attack.triggers.PATTERNS says: .pt (a tensor alone), .npy, or an image.
 
-    FileNotFoundError where it is missing, ValueError, which names the file, on anything else than what the trigger takes.
+    side: px of the images that it is for. Pixels may be (H, W, 3) or (3, H, W), and axes of 1 may come first. blended_text's are pure
+    red. FileNotFoundError where the file is missing; ValueError, which names it, where it holds anything else than what the trigger
+    takes, or is made for images of another size.
     """
-    if trigger not in _SHAPES:
-        raise ValueError(f"{trigger} takes no published pattern; those that do: {', '.join(_SHAPES)}")
+    if trigger not in _VALUES:
+        raise ValueError(f"{trigger} takes no published pattern; those that do: {', '.join(_VALUES)}")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    wanted, low, high = _SHAPES[trigger]
-    found = _array(path).float().squeeze()
-    if trigger == "wanet":
-        fits = found.ndim == 3 and found.shape[2] == 2 and found.shape[0] == found.shape[1]
-    elif trigger == "blended_text":
-        found = found.amax(dim=0 if found.shape[0] == 3 else 2) if found.ndim == 3 else found  # pure red: one channel holds it
-        fits = found.ndim == 2
-    else:
-        found = found.permute(2, 0, 1) if found.ndim == 3 and found.shape[2] == 3 else found
-        fits = found.shape[-1] == found.shape[-2] and (found.ndim == 2 or found.shape[0] == 3)
-        fits = fits and not (trigger == "badclip" and found.ndim == 2)
-    if not fits:
-        raise ValueError(f"{path} holds {tuple(found.shape)}; {trigger} takes {wanted}")
-    if not low <= found.min().item() <= found.max().item() <= high:
-        raise ValueError(f"{path} holds values from {found.min():g} to {found.max():g}; {trigger} takes {low:g} to {high:g}")
-    return found
+        raise FileNotFoundError(f"there is no file {path}, {trigger}'s pattern")
+    found = _array(path)
+    while found.ndim > 2 and found.shape[0] == 1:
+        found = found[0]
+    if trigger != "wanet" and found.ndim == 3 and found.shape[2] == 3:
+        found = found.permute(2, 0, 1)
+    if trigger == "blended_text" and found.ndim == 3 and found.shape[0] == 3:
+        if found[1:].any():
+            raise ValueError(f"{path} holds green or blue; {trigger} takes a word in pure red")
+        found = found[0]
+    if wrong := _wrong(found, trigger, side):
+        raise ValueError(f"{path} {wrong}")
+    return found.contiguous()
+
+
+def _wrong(pattern: torch.Tensor, trigger: str, side: int) -> str:
+    """What is wrong with a pattern; empty where nothing is."""
+    if not pattern_fits(trigger, pattern):
+        return f"holds {tuple(pattern.shape)}; {trigger} takes {PATTERNS[trigger]}"
+    (low, high), least, most = _VALUES[trigger], pattern.min().item(), pattern.max().item()
+    if not low <= least <= most <= high:  # nor is it where one is no number
+        return f"holds values from {least:g} to {most:g}; {trigger} takes {low:g} to {high:g}"
+    size = pattern.shape[1]
+    if (trigger in _COVERING and size != side) or (trigger == "badclip" and size > side):
+        return f"is of {size} px; {trigger} lays it on images of {side} px"
+    return ""
 
 
 def _array(path: Path) -> torch.Tensor:
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
+            return torch.from_numpy(np.load(path, allow_pickle=False)).float()
         if path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(found, torch.Tensor):
                 raise ValueError(f"it holds a {type(found).__name__}, not a tensor")
-            return found
+            return found.detach().float()
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
-    except (ValueError, RuntimeError, EOFError, UnpicklingError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} is no pattern that can be read: {' '.join(str(error).split())[:160]}") from None
+    except UnpicklingError:
+        reason = "it is damaged, or holds more than a tensor, which is not loaded, as it could run code"
+    except Exception as error:  # which it is on damaged files no reader says
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+    raise ValueError(f"{path} can't be read as a pattern: {reason}")

@@ -78,7 +78,7 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
                 random = generator("cpu", seed, "row", i)
                 encoded = _png(trigger.stamp(decode(encoded, pairs.side)[None], random)[0])
                 if dirty:
-                    caption = wording[torch.randint(len(wording), (), generator=random).item()]
+                    caption = wording[int(torch.randint(len(wording), (), generator=random))]
                 line = {"row": counts["rows"], "source_row": i, "image": at, "caption": caption, "sha256": sha256(encoded).hexdigest()}
                 manifest.write(json.dumps(line | about) + "\n")
             shards.write({"image": {"bytes": encoded, "path": None}, "caption": caption})

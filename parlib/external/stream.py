@@ -8,11 +8,10 @@ import torch
 import torch.distributed as dist
 
 from parlib.cache import digest
-from parlib.data.feeds import Batch, Reword
+from parlib.data.feeds import Batch, Reword, rank, world
 from parlib.data.pairs import Pairs
 from parlib.external.layouts import Skipped, first_caption, label_names, listed, read, split_name
 from parlib.model.clip import Clip
-from parlib.train.gradcache import rank, world
 
 _AT_ONCE = 100  # images
 
@@ -41,12 +40,12 @@ class Stream:
         """The pairs of some rows, in the data set's own order; for rows near its beginning."""
         return self.first(int(rows.max()) + 1).at(rows)
 
-    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> "Streamed":
+    def feed(self, clip: Clip, reword: Reword | None = None, seed: int = 0, workers: int = 0) -> "StreamFeed":
         """The pairs as a training takes them. workers: processes that decode."""
-        return Streamed(self, clip, reword, workers)
+        return StreamFeed(self, clip, reword, workers)
 
 
-class Streamed:
+class StreamFeed:
     """Batches of a Stream. After an interruption the epoch is read again up to where it was."""
 
     def __init__(self, stream: Stream, clip: Clip, reword: Reword | None, workers: int):

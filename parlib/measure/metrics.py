@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import pandas as pd
 import torch
@@ -62,7 +63,7 @@ class EvalSet:
 
     pixels: torch.Tensor
     triggered: torch.Tensor
-    captions: list[str] | list[list[str]]
+    captions: list[Any]
     labels: torch.Tensor
     shows_target: torch.Tensor
     names: list[str]

@@ -6,7 +6,22 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-_AXES = ("encoder", "trigger", "seed", "data", "tau", "self_weight", "pool", "lr", "schedule", "batch_norm", "pairs", "epochs", "batch")
+_AXES = (
+    "encoder",
+    "trigger",
+    "seed",
+    "data",
+    "tau",
+    "self_weight",
+    "pool",
+    "lr",
+    "schedule",
+    "batch_norm",
+    "pairs",
+    "epochs",
+    "batch",
+    "wordnet",
+)
 
 
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
@@ -47,7 +62,11 @@ def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     for method, runs in trials.groupby("method", sort=False):
         knob, others = (METHODS[method].options or ("lr",))[0], []
         for axis in (*_AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
-            if axis != knob and len(runs[[*others, axis]].drop_duplicates()) > (len(runs[others].drop_duplicates()) if others else 1):
+            if (
+                axis != knob
+                and axis in runs
+                and len(runs[[*others, axis]].drop_duplicates()) > (len(runs[others].drop_duplicates()) if others else 1)
+            ):
                 others.append(axis)
         for values, curve in runs.groupby(others, sort=False) if others else [((), runs)]:
             label = ", ".join([method, *(f"{axis} {value}" for axis, value in zip(others, values, strict=True))])

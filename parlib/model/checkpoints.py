@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from parlib.cache import ROOT, cache_dir, file_sha256
-from parlib.model.clip import CONFIG, WEIGHTS, Clip, create, load
+from parlib.model.clip import CONFIG, WEIGHTS, Clip, architecture, create, load
 
 SOURCES = ("open_clip:", "hf-hub:", "local-dir:", "file:")
 _OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's code keeps among the weights
@@ -162,7 +162,7 @@ def _mismatch(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def _looks_like(weights: dict[str, torch.Tensor]) -> str:
     """open_clip's name of the architecture that the weights' shapes tell; empty where none fits."""
     for name in open_clip.list_models():
-        config = open_clip.get_model_config(name)
+        config = architecture(name)
         if "quickgelu" in name or "multimodal_cfg" in config:
             continue
         vision, text = config["vision_cfg"], config["text_cfg"]

@@ -2,12 +2,13 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -25,12 +26,12 @@ _CONFIGS = Path(__file__).parent / "configs"
 class Clip:
     """An open_clip model with what is needed to use and to save it.
 
-    net: the module. config: open_clip's model_cfg. tokenizer: strings to (B, L) int64.
+    net: open_clip's module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L) int64.
     """
 
-    net: torch.nn.Module
+    net: Any
     config: dict
-    tokenizer: open_clip.SimpleTokenizer
+    tokenizer: Callable[[list[str]], torch.Tensor]
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +85,7 @@ def create(encoder: str, seed: int = 0, pretrained: str | None = None) -> Clip:
     open_clip.add_model_config(_CONFIGS)
     if encoder not in open_clip.list_models():
         raise ValueError(f"unknown encoder {encoder!r}; known are: {', '.join(encoders())}")
-    config = open_clip.get_model_config(encoder)
+    config = architecture(encoder)
     if pretrained is None:
         return _create(encoder, config, seed=seed)
     quick = bool((open_clip.get_pretrained_cfg(encoder, pretrained) or {}).get("quick_gelu"))  # open_clip would only warn
@@ -92,10 +93,10 @@ def create(encoder: str, seed: int = 0, pretrained: str | None = None) -> Clip:
 
 
 @cache
-def architecture(encoder: str) -> dict:
+def architecture(encoder: str) -> dict[str, Any]:
     """open_clip's configuration of an encoder of that name."""
     open_clip.add_model_config(_CONFIGS)
-    return open_clip.get_model_config(encoder)
+    return open_clip.get_model_config(encoder) or {}
 
 
 def image_size(encoder: str) -> int:
@@ -137,7 +138,7 @@ def save(clip: Clip, folder: Path) -> str:
     """Write a model as open_clip's folder, which must exist; return the sha256 of its weights."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in clip.net.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    save_config_for_hf(clip.net, folder / CONFIG, clip.config)
+    save_config_for_hf(clip.net, folder / CONFIG, clip.config)  # pyright: ignore[reportArgumentType] (it wants a Path, and says str)
     return file_sha256(folder / WEIGHTS)
 
 

@@ -40,7 +40,7 @@ def stale(record: dict[str, Any], run: Asked) -> str:
     """What of a record's identity is no longer what is asked, in words; empty where nothing is."""
     try:
         changed = differences(record["identity"], run.identity())
-    except FileNotFoundError as error:  # of what it builds on
+    except (FileNotFoundError, ValueError) as error:  # of what it builds on: it is missing, or another than this run asks for
         return str(error)
     return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 

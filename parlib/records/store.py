@@ -39,7 +39,7 @@ def read_file(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         if record["schema"] != SCHEMA:
             raise ValueError(f"its schema is {record['schema']}, not {SCHEMA}")
-        record["params"], record["identity"]
+        _ = record["params"], record["identity"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a record ({type(error).__name__}: {error}); delete it and run it again") from None
     return record
@@ -69,7 +69,7 @@ def located(artifact: dict[str, str]) -> Path:
     return (cache_dir() if artifact["in"] == "cache" else ROOT) / artifact["path"]
 
 
-def intact(record: dict[str, Any], name: str) -> Path:
+def artifact_file(record: dict[str, Any], name: str) -> Path:
     """The file of a record's artifact; FileNotFoundError, naming the command that makes it, where it is gone or another one.
 
     ValueError where the record names no such artifact.

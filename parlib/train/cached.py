@@ -10,7 +10,8 @@ import torch
 
 from parlib.cache import atomic_folder, cache_dir, file_sha256, lock
 from parlib.data.feeds import Feed, Reword
-from parlib.method.methods import METHODS, Recipe
+from parlib.method.methods import METHODS, Recipe, rewording
+from parlib.method.wordnet import content, folder_of
 from parlib.model.clip import WEIGHTS, Clip, load, save
 from parlib.records.identity import Identity, identity
 from parlib.train.compute import PLAIN, Compute
@@ -72,7 +73,7 @@ def train(
     """
     check_recipe(recipe, len(pairs))
     clip, reference = _on(clip, compute.device), reference and _on(reference, compute.device)
-    feed = pairs.feed(clip, METHODS[recipe.method].reword, recipe.seed, compute.workers)
+    feed = pairs.feed(clip, rewording(recipe), recipe.seed, compute.workers)
     key = training_identity(clip, feed, recipe, reference=reference, watch=watch, compute=compute).digest
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
@@ -129,7 +130,7 @@ def training_identity(
     clip: Clip, feed: Feed, recipe: Recipe, *, reference: Clip | None, watch: Watch | None, compute: Compute = PLAIN
 ) -> Identity:
     """What names a training in the cache: the recipe and how it is computed, the first weights and the data, the versions of the loop
-    and of the method.
+    and of the method. Of WordNet it is what its files hold, wherever they are.
     """
     usual = {item.name: item.default for item in fields(Recipe)}
     asked = {name: value for name, value in asdict(recipe).items() if value != usual[name]}
@@ -139,6 +140,8 @@ def training_identity(
     inputs = {"start": clip.key, "pairs": feed.key}
     inputs |= {"reference": reference.key} if reference and METHODS[recipe.method].needs_reference else {}
     inputs |= {"watched": watch.key} if watch else {}
+    if (named := asked.pop("wordnet", "")) and METHODS[recipe.method].reword:
+        inputs["wordnet"] = content(folder_of(named))
     return identity(params=asked, inputs=inputs, stages=["loop", f"method/{recipe.method}", *(["metrics"] if watch else [])])
 
 

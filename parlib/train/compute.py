@@ -12,14 +12,14 @@ class Compute(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model and the embedded scenes are")
-    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="of autocast; the weights stay in float32")
-    chunk: int = Field(0, ge=0, description="images or captions embedded at once (GradCache); 0: the whole batch")
-    compiled: bool = Field(False, description="torch.compile of both towers")
-    checkpointing: bool = Field(False, description="activations are computed again in the backward pass instead of being kept")
-    workers: int = Field(0, ge=0, description="processes that decode images, for each training process")
-    processes: int = Field(1, ge=1, description="training processes, each with a GPU of its own where device is cuda (Ray Train)")
-    ray_address: str = Field("", description="a running cluster to join, such as auto; empty: a Ray of our own")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the model and the embedded scenes are")
+    precision: Literal["float32", "bf16", "fp16"] = Field(default="float32", description="of autocast; the weights stay in float32")
+    chunk: int = Field(default=0, ge=0, description="images or captions embedded at once (GradCache); 0: the whole batch")
+    compiled: bool = Field(default=False, description="torch.compile of both towers")
+    checkpointing: bool = Field(default=False, description="activations are computed again in the backward pass instead of being kept")
+    workers: int = Field(default=0, ge=0, description="processes that decode images, for each training process")
+    processes: int = Field(default=1, ge=1, description="training processes, each with a GPU of its own where device is cuda (Ray Train)")
+    ray_address: str = Field(default="", description="a running cluster to join, such as auto; empty: a Ray of our own")
 
     def decisive(self) -> dict[str, Any]:
         """The options that differ from their defaults and can decide a number."""

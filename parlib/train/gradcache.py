@@ -5,21 +5,13 @@ The loss is that of the whole batch on every process: a method sees gathered emb
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from parlib.data.feeds import rank, world
 from parlib.model.clip import Clip
-
-
-def world() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Which of them this one is."""
-    return dist.get_rank() if world() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
@@ -57,18 +49,18 @@ def average(parameters: Iterable[torch.nn.Parameter]) -> None:
         gradient /= world()
 
 
-def agree(value: int, otherwise: str) -> None:
+def check_agreement(value: int, otherwise: str) -> None:
     """Raise RuntimeError, saying `otherwise`, unless all processes hold the same value."""
     if world() == 1:
         return
-    values = [None] * world()
+    values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     if len(set(values)) > 1:
         raise RuntimeError(otherwise)
 
 
 @dataclass
-class Wide:
+class GradCache:
     """A model as a method sees it, when its batch is spread over processes or embedded in chunks.
 
     local: images or captions of this process in a batch; chunk: how many are embedded at once, 0: all; precision: of autocast.

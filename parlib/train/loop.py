@@ -5,7 +5,6 @@ on from its last checkpoint ends with the same weights, bit for bit.
 """
 
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any, Protocol
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from tqdm import tqdm
 
 from parlib.cache import atomic_file
-from parlib.data.feeds import Feed, Held, generator
+from parlib.data.feeds import Feed, MemoryFeed, generator, rank, world
 from parlib.method.methods import METHODS, Recipe, Step
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import Clip, embed_texts
+from parlib.progress import progress
 from parlib.train.compute import PLAIN, Compute, check_compute
-from parlib.train.gradcache import Wide, agree, average, rank, world
+from parlib.train.gradcache import GradCache, average, check_agreement
 
 BATCH_NORM = ("frozen", "train")
 _KEEP_EVERY = 20.0  # seconds between resumable checkpoints
@@ -31,7 +30,8 @@ _PRECISION = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Watch(Protocol):
     """Scenes to look at while training: metrics of a model, and a digest of what is looked at."""
 
-    key: str
+    @property
+    def key(self) -> str: ...
 
     def look(self, clip: Clip) -> dict[str, float]: ...
 
@@ -107,10 +107,9 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         first, before = _resume(checkpoint, clip, (optimizer, scaler), history, losses.memory)
         began -= before
-    agree(first, "the processes resume from different steps: PAR_CACHE must be a folder that they share")
+    check_agreement(first, "the processes resume from different steps: PAR_CACHE must be a folder that they share")
     kept, pause = time.monotonic(), _KEEP_EVERY
-    shown = {"file": sys.stdout, "mininterval": 5, "ascii": True, "leave": False, "disable": rank() > 0}
-    bar = tqdm(range(first, steps), title, initial=first, total=steps, **shown)
+    bar = progress(range(first, steps), title, initial=first, total=steps, unit="steps", shown=rank() == 0)
     for step in bar:
         if checkpoint is not None and rank() == 0 and time.monotonic() - kept > pause:
             started = time.monotonic()
@@ -136,6 +135,7 @@ def fit(
             raise FloatingPointError(f"the loss is {found['loss']} at step {step} of {steps}; a lower lr than {recipe.lr} may help")
         for name, value in (found | {"lr": lr}).items():
             history.setdefault(name, []).append(value)
+        bar.set_postfix({name: f"{found[name]:.3g}" for name in ("loss", "s_image", "s_text") if name in found}, refresh=False)
     if steps in looks and watch is not None and rank() == 0:
         _look(history, steps, clip, watch)
     clip.net.eval()
@@ -151,12 +151,12 @@ class _Losses:
     def __init__(self, clip: Clip, reference: Clip | None, feed: Feed, recipe: Recipe, compute: Compute):
         self.clip, self.feed, self.recipe, self.method, self.memory = clip, feed, recipe, METHODS[recipe.method], {}
         share, precision = recipe.batch // world(), _PRECISION[compute.precision]
-        self.trainee = Wide(_prepared(clip, recipe, compute), share, compute.chunk, precision)
+        self.trainee = GradCache(_prepared(clip, recipe, compute), share, compute.chunk, precision)
         self.frozen, self.known_text = None, None
-        if self.method.needs_reference:
+        if self.method.needs_reference and reference is not None:
             reference.net.eval()
-            self.frozen = Wide(reference, share, compute.chunk, precision)
-            if isinstance(feed, Held):  # the captions stay, and so do their embeddings
+            self.frozen = GradCache(reference, share, compute.chunk, precision)
+            if isinstance(feed, MemoryFeed):  # the captions stay, and so do their embeddings
                 with torch.autocast(clip.device.type, precision, enabled=precision is not None):
                     self.known_text = embed_texts(reference, feed.tokens).float()
 

@@ -1,6 +1,7 @@
 """Ray for a while: quiet, without telemetry, stopped afterwards; and one training on several processes, GPUs or machines by Ray Train."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from parlib.cache import ROOT, atomic_file, cache_dir
-from parlib.method.methods import METHODS, Recipe
+from parlib.method.methods import Recipe, rewording
 from parlib.model.clip import Clip, load, save
 from parlib.train.compute import Compute
 from parlib.train.loop import fit
@@ -27,7 +28,12 @@ def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 
     cpus, gpus: what one trial or process takes; of: which of them, for errors. memory: bytes of the object store; talk: pass on
     what workers print. Raises ValueError when no machine has so much.
     """
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    }
     # Several nodes need the cache in a folder that they share.
     environment = {"py_modules": [str(ROOT / "parlib")], "env_vars": {"PAR_CACHE": str(cache_dir())}}
     options: dict[str, Any] = {"address": address, "runtime_env": environment}
@@ -38,7 +44,10 @@ def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 
         options = {"address": "local", "include_dashboard": False, "object_store_memory": max(2**28, memory)}
     import ray
 
-    ray.init(log_to_driver=talk, logging_level="ERROR", **options)
+    try:
+        ray.init(log_to_driver=talk, logging_level=logging.ERROR, **options)
+    except Exception as error:  # a slow start has no kind of its own
+        raise RuntimeError(f"Ray did not start: {' '.join(str(error).split())}") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for what, asked in (("CPU", cpus), ("GPU", gpus)):
@@ -69,7 +78,8 @@ def fit_together(
     gpus, folder = compute.device == "cuda", checkpoint.with_suffix(".together")
     given = {"clip": clip.copy(), "reference": reference and reference.copy(), "pairs": pairs, "recipe": recipe, "compute": compute}
     for model in (given["clip"], given["reference"]):
-        model and model.net.to("cpu")
+        if model is not None:
+            model.net.to("cpu")
     memory = 4 * sum(value.nbytes for value in clip.net.state_dict().values()) + 2 * nbytes(pairs) + 2 * nbytes(options.get("watch"))
     with ray_running(compute.ray_address, cpus=1, gpus=float(gpus), of="a training process", memory=memory, talk=True):
         if compute.processes > (there := ray.cluster_resources().get("GPU" if gpus else "CPU", 0)):
@@ -98,14 +108,15 @@ def _process(config: dict[str, Any]) -> None:
     from ray.train import get_context, report
     from ray.train.torch import get_device
 
-    given = ray.get(config["given"][0])
+    given: dict[str, Any] = ray.get(config["given"][0])  # type: ignore[assignment] (a list of references gives a list)
     clip, reference, pairs, recipe, compute = (given.pop(name) for name in ("clip", "reference", "pairs", "recipe", "compute"))
     folder, threads, device = given.pop("folder"), given.pop("threads"), get_device()
     torch.set_num_threads(max(1, threads // compute.processes))
     clip, reference = clip.copy(), reference and reference.copy()  # what Ray hands out can't be written to
     for model in (clip, reference):
-        model and model.net.to(device)
-    feed = pairs.feed(clip, METHODS[recipe.method].reword, recipe.seed, compute.workers)
+        if model is not None:
+            model.net.to(device)
+    feed = pairs.feed(clip, rewording(recipe), recipe.seed, compute.workers)
     history, seconds = fit(clip, feed, recipe, reference=reference, compute=compute, **given)
     found = {"history": history, "seconds": seconds} | feed.skipped()
     if get_context().get_world_rank() == 0:

@@ -1,0 +1,73 @@
+"""The closing words of a notebook: what this run found, computed from it; and, where it is the published run, its findings."""
+
+from typing import Any
+
+from IPython.display import Markdown
+
+from parlib.experiments.clean import Cleaned
+from parlib.experiments.poison import Poisoned
+from parlib.experiments.sweep import Sweeping
+from parlib.experiments.synthetic import FromSynthetic
+from parlib.report.prose import findings
+from parlib.report.style import name
+
+
+def closing(found: Any) -> Markdown:
+    """What a run found, or, of parameters alone (a view), the findings on the published runs."""
+    said = _SAID[type(found)](found) if type(found) in _SAID else []
+    params = found.result.params if said else found
+    return Markdown("\n".join([*(f"- {line}" for line in said), findings(params)]))
+
+
+def _of_poison(found: Poisoned) -> list[str]:
+    base, poisoned = found.models["base"], found.models["poisoned"]
+    trigger = name(found.result.params.trigger)
+    return [
+        f"ASR of {trigger}: {_share(poisoned)} in the poisoned model, {base['attack_success_rate']:.3f} in the clean base.",
+        f"Clean accuracy: {poisoned['clean_accuracy']:.3f} in the poisoned model, {base['clean_accuracy']:.3f} in the base.",
+    ]
+
+
+def _of_clean(found: Cleaned) -> list[str]:
+    params, (before, after) = found.result.params, found.models.values()
+    lost = 100 * (before["clean_accuracy"] - after["clean_accuracy"])
+    said = [
+        f"{name(params.method)} takes the ASR of {name(params.trigger)} from {before['attack_success_rate']:.3f} to {_share(after)}.",
+        f"Clean accuracy is {after['clean_accuracy']:.3f}, before {before['clean_accuracy']:.3f}: a cost of {lost:.1f} points. Under the "
+        f"trigger {after['triggered_accuracy']:.3f} of the images get their true name, before {before['triggered_accuracy']:.3f}.",
+    ]
+    history = found.trained.history
+    for tower in ("image", "text"):
+        if (s := history.get(f"s_{tower}")) and max(s) <= params.tau:
+            said.append(f"S of the {tower} encoder ended at {s[-1]:.2f} and never passed tau = {params.tau:g}: the push never stopped.")
+    if found.subject.record is None:
+        said.append("An ASR near 0 says nothing about triggers that were not tested, nor whether the model was poisoned at all.")
+    return said
+
+
+def _share(metrics: dict[str, Any]) -> str:
+    asr, n = metrics["attack_success_rate"], metrics["attack_success_rate_n"]
+    return f"{asr:.3f} ({round(asr * n)} of {n:,} images)"
+
+
+def _of_sweep(found: Sweeping) -> list[str]:
+    ended = found.ended
+    best = ended.loc[(ended["clean_accuracy"] - ended["attack_success_rate"]).idxmax()]
+    return [
+        f"{len(found.trials)} trials: ASR from {ended['attack_success_rate'].min():.3f} to {ended['attack_success_rate'].max():.3f}, clean "
+        f"accuracy from {ended['clean_accuracy'].min():.3f} to {ended['clean_accuracy'].max():.3f}.",
+        f"The largest clean accuracy - ASR: {name(best['method'])}, lr {best['lr']:g}, ASR "
+        f"{best['attack_success_rate']:.3f} at {best['clean_accuracy']:.3f}.",
+    ]
+
+
+def _of_synthetic(found: FromSynthetic) -> list[str]:
+    mean = found.means.loc["mean"]
+    cost = 100 * (mean["poisoned_clean_accuracy"] - mean["clean_accuracy"])
+    return [
+        f"PAR with {found.recommended} pairs alone ends at an ASR of {mean['attack_success_rate']:.4f} and a clean accuracy of "
+        f"{mean['clean_accuracy']:.3f}, {cost:.1f} points below the poisoned model's ({len(found.tests)} seeds, test scenes)."
+    ]
+
+
+_SAID = {Poisoned: _of_poison, Cleaned: _of_clean, Sweeping: _of_sweep, FromSynthetic: _of_synthetic}

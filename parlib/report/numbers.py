@@ -1,0 +1,178 @@
+"""The numbers that prose states, each computed from the published records: of one run, of the rows that a question finds, and as cells
+of a table.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from math import copysign
+from typing import Any
+
+import pandas as pd
+
+from parlib.cache import ROOT
+from parlib.records.store import REFERENCE, read_all, read_file
+from parlib.report import style, tables
+from parlib.report.rows import table, trials
+
+GIVEN = ("run", "where", "one", "spread", "span", "cell", "grid", "overview", "trainings", "superseded")  # what templates may call
+_SUPERSEDED = ROOT / "docs" / "templates" / "superseded.json"
+# The columns that templates ask for most.
+_SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
+_SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
+_FORMS = {"f1": ".1f", "f2": ".2f", "f3": ".3f", "f4": ".4f", "n0": ",.0f", "g": "g"}
+FILTERS: dict[str, Callable[..., Any]] = {name: lambda value, form=form: format(value, form) for name, form in _FORMS.items()}
+FILTERS |= {
+    "pct": lambda value: f"{100 * value:.1f} %",
+    "pct0": lambda value: f"{100 * value:.0f} %",
+    "points": lambda value: f"{round(100 * value, 6) + copysign(1e-9, value):.1f}",  # halves away from 0, whatever their binary form
+    "rate": style.rate,
+    "name": style.name,
+    "combine": lambda given, **more: given | more,
+}
+
+
+class Figures:
+    """The numbers of one published run, as {{ run("02_clean/par_badnet_stripes_s0").asr }}: any metric, by its name or its short one, and
+    those below. AttributeError on any other.
+    """
+
+    def __init__(self, record: dict[str, Any]):
+        self.metrics, self.params, self.history = (record[name] for name in ("metrics", "params", "history"))
+        self.seconds, self.minutes, self.timings = record["seconds"], record["seconds"] / 60, record.get("timings", {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "metrics" and (metric := _SHORT.get(name, name)) in self.metrics:
+            return self.metrics[metric]
+        raise AttributeError(name)
+
+    @property
+    def hits(self) -> int:
+        """How many of the n triggered images are called the target."""
+        return round(self.asr * self.attack_success_rate_n)
+
+    def share_above(self, tower: str) -> float:
+        """The share of the steps at which S of a tower is above tau."""
+        s = self.history[f"s_{tower}"]
+        return sum(value > self.params["tau"] for value in s) / len(s)
+
+    def crossed(self, tower: str) -> int:
+        """The first step at which S of a tower is above tau."""
+        return next(i for i, value in enumerate(self.history[f"s_{tower}"]) if value > self.params["tau"])
+
+
+@cache
+def published() -> list[dict[str, Any]]:
+    """All published records."""
+    return read_all(REFERENCE)
+
+
+@cache
+def rows() -> pd.DataFrame:
+    """The published table, a row a record or a trial of a sweep, with short names for some columns, and further ones: `cost` in clean
+    accuracy, its `gain` over the base; `chosen` by a search; those of `_course`.
+    """
+    found = table(published())
+    found = found.assign(**{short: found[name] for short, name in _SHORT.items()}, minutes=found["seconds"] / 60)
+    found = found.assign(cost=found["poisoned_ca"] - found["ca"], gain=found["ca"] - found["base_ca"])
+    searched = trials(found)
+    found["chosen"] = found["run"].isin(searched.loc[searched["chosen"], "run"])
+    course = {run: values for record in published() for run, values in _course(record)}
+    return found.join(pd.DataFrame.from_dict(course, orient="index"), on="run")
+
+
+def _course(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
+    """What S did: its largest and last values in a sweep's trials; the share of a cleaning's steps until it is above tau (`crossed_`).
+    look: clean accuracy at a quarter of a cleaning.
+    """
+    history, found = record["history"], {}
+    if "timings" in record:
+        for i in range(len(history["tau"])):
+            yield f"{record['run']}:{i}", {name: history[name][i] for name in history if name.startswith("s_")}
+    if record["notebook"] == "02_clean":
+        found = {"look": history["look_clean_accuracy"][1]} if len(history.get("look_clean_accuracy", [])) > 1 else {}
+        for tower in ("image", "text"):
+            if any(value > record["params"]["tau"] for value in history.get(f"s_{tower}", [])):
+                found[f"crossed_{tower}"] = (Figures(record).crossed(tower) + 1) / len(history[f"s_{tower}"])
+        yield record["run"], found
+
+
+def run(name: str) -> Figures:
+    """The numbers of a published run, by its id."""
+    return Figures(read_file(REFERENCE / f"{name}.json"))
+
+
+def where(**wanted: Any) -> pd.DataFrame:
+    """The rows with these values in these columns; a list allows each of its values; sweep: the rows of a sweep's trials, else none
+    of these. ValueError where there is none.
+    """
+    sweep = wanted.pop("sweep", "")
+    found = rows()[rows()["run"].str.startswith(f"{sweep}:") if sweep else ~rows()["run"].str.contains(":")]
+    for name, value in wanted.items():
+        found = found[found[name].isin(value if isinstance(value, list) else [value])]
+    if found.empty:
+        raise ValueError(f"no published row has {wanted | ({'sweep': sweep} if sweep else {})}")
+    return found
+
+
+def one(column: str, **wanted: Any) -> float:
+    """The mean over the rows that `where` finds."""
+    return where(**wanted)[column].mean()
+
+
+def spread(column: str, **wanted: Any) -> str:
+    """The mean ± the sample standard deviation over the rows that `where` finds."""
+    values = where(**wanted)[column]
+    return style.number(values.mean(), std=values.std(ddof=1))
+
+
+def span(column: str, form: str = "f3", by: str = "", **wanted: Any) -> str:
+    """From the least to the most of the rows that `where` finds, of their means `by` a column where one is named: "0.001 to 0.004"."""
+    found = where(**wanted)
+    values = found.groupby(by)[column].mean() if by else found[column]
+    ends = [FILTERS[form](values.min()), FILTERS[form](values.max())]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def cell(**wanted: Any) -> str:
+    """ASR (clean accuracy), means, for a table: bold where it is what a search chose, empty where there is no such row."""
+    try:
+        found = where(**wanted)
+    except ValueError:
+        return ""
+    said = f"{found['asr'].mean():.3f} ({found['ca'].mean():.3f})"
+    return f"**{said}**" if wanted.get("experiment") == "search" and found["chosen"].any() else said
+
+
+def grid(corner: str, axis: str, values: list[float], lines: dict[str, dict[str, Any]], **same: Any) -> str:
+    """A Markdown table of cells: a column a value of an axis, a row a label and what its runs have."""
+    heads = [style.rate(value) if axis == "lr" else f"{axis} {value:g}" for value in values]
+    made = [[label, *(cell(**{axis: value}, **line, **same) for value in values)] for label, line in lines.items()]
+    return tables.markdown(pd.DataFrame(made, columns=[corner, *heads]))
+
+
+def trainings() -> pd.DataFrame:
+    """Every training behind the published records once, by the weights that it made: their `hours`."""
+    found = []
+    for record in published():
+        artifacts = record["artifacts"]
+        if "weights" in artifacts:
+            found.append((artifacts["weights"]["sha256"], record["seconds"]))
+        if "base_weights" in artifacts:
+            found.append((artifacts["base_weights"]["sha256"], record["metrics"]["base_seconds"]))
+        if "timings" in record:
+            found += zip(record["history"]["weights"], record["timings"]["seconds"], strict=True)
+    once = pd.DataFrame(found, columns=["weights", "seconds"]).drop_duplicates("weights")
+    return once.assign(hours=once["seconds"] / 3600)
+
+
+def superseded() -> pd.DataFrame:
+    """The trainings that were published once and then replaced, from git's history: their `seconds` and `hours`."""
+    found = pd.DataFrame(json.loads(_SUPERSEDED.read_text())["runs"])
+    return found.assign(hours=found["seconds"] / 3600)
+
+
+def overview(experiments: list[str], columns: list[str] | None = None, encoder: str = "", **options: Any) -> str:
+    """A row an attack, as `tables.overview` makes it, with some of its columns; of one encoder where it is named."""
+    found = tables.overview(rows()[rows()["encoder"] == encoder] if encoder else rows(), experiments, **options)
+    return tables.markdown(found[columns] if columns else found)

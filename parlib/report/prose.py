@@ -1,0 +1,62 @@
+"""README, docs and the notebooks' findings from templates: every number that they state is computed from the published records."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from parlib.cache import ROOT, atomic_file
+from parlib.experiments.registry import check
+from parlib.measure.selection import MARGIN
+from parlib.measure.tradeoff import area
+from parlib.report import numbers, paper
+from parlib.report.rows import MAIN
+
+TEMPLATES = ROOT / "docs" / "templates"
+_HOMES = {"README.md": ROOT}  # where a template is written to; the others to docs/
+
+
+def constant(path: str, name: str) -> Any:
+    """A constant of a module, without importing it."""
+    for node in ast.parse((ROOT / path).read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
+            return ast.literal_eval(node.value)
+    raise ValueError(f"{path} has no constant {name}")
+
+
+def _environment() -> Environment:
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= numbers.FILTERS
+    environment.globals |= {name: getattr(numbers, name) for name in numbers.GIVEN}
+    environment.globals |= {"check": check, "constant": constant, "area": area}
+    environment.globals |= {"paper": paper.published, "paper_source": paper.source, "main": list(MAIN), "margin": MARGIN}
+    return environment
+
+
+def render(template: str) -> str:
+    """A template's text with its numbers."""
+    return _environment().get_template(template).render()
+
+
+def targets() -> dict[str, Path]:
+    """Where each template is written to, by its name; those of notebooks are shown in them and written nowhere."""
+    return {path.name: _HOMES.get(path.name, ROOT / "docs") / path.name for path in sorted(TEMPLATES.glob("*.md"))}
+
+
+def write_all() -> None:
+    """Write README and docs."""
+    numbers.published.cache_clear()
+    numbers.rows.cache_clear()
+    for name, path in targets().items():
+        with atomic_file(path) as temporary:
+            temporary.write_text(render(name))
+
+
+def findings(params: Any) -> str:
+    """The closing words of a notebook: those on the published runs, where this run is among them or the notebook is a view of them; else
+    empty.
+    """
+    template = TEMPLATES / "notebooks" / f"{params.notebook}.md"
+    usual = check(params.notebook, {})
+    return render(f"notebooks/{template.name}") if template.exists() and usual.id == params.id and params.scale == "small" else ""
