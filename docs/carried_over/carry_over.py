@@ -1,6 +1,6 @@
 """How the 261 published records of the first version got their identity, once, in November 2026: kept as evidence, not to be run again.
 
-python docs/carried_over/carry_over.py OLD, where OLD is a checkout of the last commit of the first version (9a416e5).
+PYTHONPATH=. python docs/carried_over/carry_over.py OLD, where OLD is a checkout of the last commit of the first version (9a416e5).
 
 It checks, and stops at the first thing that is not so:
 1. In OLD, by OLD's own code, each published record is current: its key (parameters, inputs, notebook, all code reached, configurations,
@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from parlib.cache import ROOT
-from parlib.cli import golden
 from parlib.cli.plan import plan
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
 from parlib.records.identity import environment, identity
 from parlib.records.store import REFERENCE, SCHEMA
 from parlib.stages import STAGES
+from tests import golden_outputs as golden
 
 _OLD_KEYS = """
 import json, sys
@@ -132,11 +132,12 @@ def main(old: Path) -> None:
     weights = {record["run"]: record["artifacts"].get("weights", {}).get("sha256", "") for record in records.values()}
     experiments = {run.id: run.params.experiment for run in plan(ROOT / "params/small")}
     made, renamed = {}, {}
-    for path, record in records.items():
+    for record in records.values():
         new = carried(record, experiments, weights)
         assert new["run"] not in made, new["run"]
         again = check(new["notebook"], new["params"])
-        assert again.id == new["run"] and again.asked() == new["identity"]["params"], new["run"]
+        assert again.id == new["run"], new["run"]
+        assert again.asked() == new["identity"]["params"], new["run"]
         assert (new["metrics"], new["seconds"], new["n"]) == (record["metrics"], record["seconds"], record["n"])
         made[new["run"]] = new
         renamed |= {record["run"]: new["run"]} if record["run"] != new["run"] else {}
