@@ -48,27 +48,27 @@ def test_safetensors_and_half_precision(weights, tmp_path):
 
 
 def test_what_is_wrong_is_told_apart(weights, tmp_path):
-    def refused(content, match: str, encoder: str = "small_resnet"):
+    def refused(content, named: str, encoder: str = "small_resnet"):
         torch.save(content, tmp_path / "weights.pt")
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=named):
             read_checkpoint(f"file:{tmp_path / 'weights.pt'}", encoder=encoder)
 
     first = next(iter(weights))
-    refused({name: value for name, value in weights.items() if name != first}, f"is no small_resnet: 1 missing, such as {first}")
-    refused(weights | {"head.weight": torch.zeros(2)}, "1 too many, such as head.weight")
-    refused(weights | {first: torch.zeros(3)}, r"positional_embedding is \(3,\), it must be \(32, 64\) \(1 differ\)")
-    refused({"epoch": 3, "optimizer": {}}, "holds no weights, nor any of state_dict, model_state_dict, model; it holds: epoch, optimizer")
-    refused([1, 2], "holds a list, not weights by name")
-    refused({"vision_model.embeddings.weight": torch.zeros(1)}, "in the names of Hugging Face transformers")
-    refused(weights, "name their encoder, such as ViT-B-32-quickgelu", encoder="")
+    refused({name: value for name, value in weights.items() if name != first}, f"small_resnet.*1 missing.*{first}")
+    refused(weights | {"head.weight": torch.zeros(2)}, "1 too many.*head.weight")
+    refused(weights | {first: torch.zeros(3)}, r"positional_embedding.*\(3,\).*\(32, 64\)")
+    refused({"epoch": 3, "optimizer": {}}, "state_dict.*epoch, optimizer")
+    refused([1, 2], "list")
+    refused({"vision_model.embeddings.weight": torch.zeros(1)}, "Hugging Face")
+    refused(weights, "encoder", encoder="")
     (tmp_path / "weights.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="is not a file of weights that can be read"):
+    with pytest.raises(ValueError, match="weights.safetensors"):
         read_checkpoint(f"file:{tmp_path / 'weights.safetensors'}", encoder="small_resnet")
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="gone.pt"):
         read_checkpoint(f"file:{tmp_path / 'gone.pt'}", encoder="small_resnet")
-    with pytest.raises(ValueError, match="it begins with one of: open_clip:, hf-hub:, local-dir:, file:"):
+    with pytest.raises(ValueError, match="open_clip:, hf-hub:, local-dir:, file:"):
         read_checkpoint("weights.pt")
-    with pytest.raises(ValueError, match="open_clip has no weights 'clean' of 'RN50'; it has: openai"):
+    with pytest.raises(ValueError, match="'clean'.*'RN50'.*openai"):
         read_checkpoint("open_clip:RN50:clean")
 
 
@@ -76,7 +76,7 @@ def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monk
     """Laid out as the hub's client leaves it: offline it answers from the cache."""
     monkeypatch.setenv("PAR_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="hf-hub:nobody/nothing could not be downloaded"):
+    with pytest.raises(ValueError, match="hf-hub:nobody/nothing"):
         read_checkpoint("hf-hub:nobody/nothing")
     commit = "0" * 40
     snapshot = tmp_path / "hub" / "models--nobody--something" / "snapshots" / commit
@@ -88,7 +88,7 @@ def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monk
     assert _equal(read_checkpoint("hf-hub:nobody/something"), clip.net.state_dict())
     assert _equal(read_checkpoint(f"hf-hub:nobody/something@{commit}"), clip.net.state_dict())
     (snapshot / WEIGHTS).write_bytes(pickle.dumps({}))
-    with pytest.raises(ValueError, match="is not a readable open_clip checkpoint in safetensors"):
+    with pytest.raises(ValueError, match="safetensors"):
         read_checkpoint("hf-hub:nobody/something")
 
 
@@ -102,7 +102,7 @@ def test_a_pickle_that_runs_code_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "weights.pt"
     for write in (lambda: torch.save({"state_dict": _Hostile()}, path), lambda: path.write_bytes(pickle.dumps(_Hostile()))):
         write()
-        with pytest.raises(ValueError, match="holds more than weights, and could run code: refused"):
+        with pytest.raises(ValueError, match="could run code"):
             read_checkpoint(f"file:{tmp_path / 'weights.pt'}", encoder="small_resnet")
     assert not (tmp_path / "hacked").exists()
 
@@ -110,11 +110,11 @@ def test_a_pickle_that_runs_code_is_refused_unread(tmp_path, monkeypatch):
 def test_openai_s_code_wants_quickgelu_and_shapes_name_their_encoder(tmp_path):
     state = create("ViT-B-32-quickgelu").net.state_dict()
     torch.save(state | OPENAI, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="is of OpenAI's code, which uses QuickGELU: name the encoder ViT-B-32-quickgelu"):
+    with pytest.raises(ValueError, match="ViT-B-32-quickgelu"):
         read_checkpoint(f"file:{tmp_path / 'weights.pt'}", encoder="ViT-B-32")
     assert _equal(read_checkpoint(f"file:{tmp_path / 'weights.pt'}", encoder="ViT-B-32-quickgelu"), state)
     torch.save(state, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"is no RN50: .*; it looks like ViT-B-32"):
+    with pytest.raises(ValueError, match="RN50.*ViT-B-32"):
         read_checkpoint(f"file:{tmp_path / 'weights.pt'}", encoder="RN50")
 
 

@@ -4,31 +4,28 @@ import subprocess
 import sys
 
 import pytest
+import small_records
 import torch
 
-from parlib import export
 from parlib.cache import cache_dir
-from parlib.model.export import export_model
+from parlib.cli.export import main
 from parlib.model.clip import save
 
 
-def test_a_model_is_loaded_by_open_clip_alone_and_says_how_it_was_made(clip, tmp_path):
+def test_a_model_is_loaded_by_open_clip_alone_and_says_how_it_was_made(own_outputs, clip, tmp_path, capsys):
+    small_records.record()
     made = cache_dir() / "models" / "exported"
     made.mkdir(parents=True, exist_ok=True)
-    digest = save(clip, made)
-    artifact = {"in": "cache", "path": "models/exported/open_clip_model.safetensors", "sha256": digest}
-    record = {
-        "run": "02_clean/par_badnet_stripes_s0", "notebook": "02_clean", "seed": 0, "n": 2000, "device": "cpu",
-        "params": {"tau": 2.15, "scale": "small"},
-        "inputs": {"poisoned": {"run": "01_poison/badnet_stripes_s0", "sha256": "abc"}}, "artifacts": {"weights": artifact},
-        "metrics": {"clean_accuracy": 0.9, "attack_success_rate": 0.01},
-    }  # fmt: skip
-    folder = export_model(record, tmp_path / "model")
+    save(clip, made)
+    record = small_records.record("02_clean", {"tau": 1.0}, files={"weights": made / "open_clip_model.safetensors"})
+    folder = tmp_path / "model"
+    assert main([record["run"], str(folder)]) == 0
+    assert f"local-dir:{folder}" in capsys.readouterr().out
     card = (folder / "README.md").read_text()
-    assert "# 02_clean/par_badnet_stripes_s0" in card
-    assert "| attack success rate | 0.010 |" in card
-    assert "| tau | 2.15 |" in card
-    assert "01_poison/badnet_stripes_s0 (sha256 abc)" in card
+    source = record["identity"]["inputs"]["poisoned"]
+    for line in ("# 02_clean/par_badnet_stripes_s0_tau1", "| attack success rate | 0.100 |", "| tau | 1.0 |", source):
+        assert line in card
+    assert str(tmp_path) not in card
     code = (
         "import sys, torch, open_clip; net, _, pre = open_clip.create_model_and_transforms('local-dir:' + sys.argv[1]);"
         "net.eval(); torch.save(net.encode_image(torch.ones(1, 3, 64, 64)), sys.argv[2]); assert 'parlib' not in sys.modules"
@@ -36,15 +33,15 @@ def test_a_model_is_loaded_by_open_clip_alone_and_says_how_it_was_made(clip, tmp
     subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "seen.pt")], check=True, cwd=tmp_path)
     with torch.no_grad():
         assert torch.allclose(torch.load(tmp_path / "seen.pt"), clip.net.encode_image(torch.ones(1, 3, 64, 64)), atol=1e-5)
-    with pytest.raises(FileExistsError, match="is not empty; name another folder"):
-        export_model(record, folder)
+    assert main([record["run"], str(folder)]) == 1
+    assert "not empty" in capsys.readouterr().err
+    (made / "open_clip_model.safetensors").write_bytes(b"damaged")
+    assert main([record["run"], str(tmp_path / "again")]) == 1
+    assert f"--only {record['run']}" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
-def test_the_command_names_the_folder_and_says_what_is_missing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(export, "read", lambda scale, run: {"scale": scale, "run": run})
-    monkeypatch.setattr(export, "export_model", lambda record, folder: folder)
-    export.main(["02_clean/one", str(tmp_path / "out")])
-    assert f"local-dir:{tmp_path / 'out'}" in capsys.readouterr().out
-    monkeypatch.undo()
-    with pytest.raises(SystemExit, match=r"error: 02_clean/none has not been run yet; make it with: python -m parlib.cli.run"):
-        export.main(["02_clean/none"])
+@pytest.mark.parametrize("run", ["02_clean/none", "05_evaluate"])
+def test_a_run_that_was_not_made_is_named(own_outputs, capsys, run):
+    assert main([run]) == 1
+    assert f"--only {run}" in capsys.readouterr().err

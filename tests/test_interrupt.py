@@ -1,4 +1,4 @@
-"""Ctrl-C on the runner, as a terminal sends it to its process group: one line, and the next start goes on."""
+"""Ctrl-C on the runner, as a terminal sends it to its process group: one line, and the next start goes on. And kill -9."""
 
 import json
 import os
@@ -7,16 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from parlib.cache import ROOT
+from parlib.data.scenes import load_scenes
+from parlib.method.methods import Recipe
+from parlib.model.clip import create
+from parlib.train.cached import Trained, train
 
 RUN = "01_poison/badnet_stripes_s0"
 
 
-def _start(checkout: Path) -> subprocess.Popen:
+def _start(checkout: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "parlib.cli.run", "params/smoke", "--only", RUN],
+        [sys.executable, "-m", "parlib.run", "params/smoke", "--only", RUN, *options],
         cwd=checkout,
-        env=os.environ | {"PAR_CACHE": str(checkout / "cache")},
+        env=os.environ | {"PAR_CACHE": str(checkout / "cache"), "PAR_PROGRESS": "lines"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -25,66 +31,86 @@ def _start(checkout: Path) -> subprocess.Popen:
     )
 
 
-def test_ctrl_c_ends_in_a_line_and_the_next_start_goes_on(checkout):
+def _models(checkout: Path) -> set[str]:
+    return {path.name for path in (checkout / "cache" / "models").glob("*") if (path / "training.json").exists()}
+
+
+def test_ctrl_c_ends_in_a_line_and_the_next_start_goes_on_without_its_notebook_too(checkout):
+    loop = checkout / "parlib" / "train" / "loop.py"
+    whole = loop.read_text()
+    loop.write_text(whole + _SLOWLY)
     first = _start(checkout)
-    for line in first.stdout:  # the base is trained and cached by then, poisoning is not
-        if "pairs carry" in line:
+    for line in first.stdout:  # the base is trained and cached by then, poisoning has begun
+        if "poisoning begins" in line:
             break
     os.killpg(first.pid, signal.SIGINT)
     _, errors = first.communicate(timeout=60)
-    assert first.returncode == 130
+    assert first.returncode == 130, errors
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert "Traceback" not in errors
     assert not (checkout / f"outputs/smoke/{RUN}.json").exists()
-    models = {path.name for path in (checkout / "cache" / "models").iterdir()}
+    models = _models(checkout)
     assert len(models) == 1
 
-    second = _start(checkout)
+    loop.write_text(whole)
+    second = _start(checkout, "--functions")
     printed, errors = second.communicate(timeout=200)
     assert second.returncode == 0, errors
-    assert "missing; running it" in printed
+    assert f"{RUN}: missing" in printed
     record = json.loads((checkout / f"outputs/smoke/{RUN}.json").read_text())
     weights = {Path(record["artifacts"][name]["path"]).parent.name for name in ("weights", "base_weights")}
-    assert weights == {path.name for path in (checkout / "cache" / "models").iterdir()}
+    assert weights == _models(checkout)
     assert weights > models  # the base was not trained again
 
 
+_SLOWLY = """
+_fit = fit
+def fit(*arguments, title="", **options):
+    print(title, "begins", flush=True)
+    if title == "poisoning":
+        time.sleep(60)
+    return _fit(*arguments, title=title, **options)
+"""
+
 _TRAINING = """
 from dataclasses import replace
-from parlib import fit
-from parlib.data.scenes import load_scenes
-from parlib.method.methods import METHODS, Recipe
-from parlib.model.clip import create
-from parlib.train.cached import train
-fit._KEEP_EVERY = 0.0
-usual, clip = METHODS["par"], create("small_resnet", seed=0)
+import torch
+from parlib.method.methods import METHODS
+from parlib.train import loop
+from tests.test_interrupt import trained
+torch.set_num_threads({threads})
+loop._KEEP_EVERY = 0.0
+usual = METHODS["par"]
 def par(step):
     print("a step", flush=True)
     return usual.loss(step)
 METHODS["par"] = replace(usual, loss=par)
-METHODS["par"].__class__.code = property(lambda self: [])
-made = train(clip, load_scenes("train", 48, 10), Recipe("par", 2, 8, 1e-3, 0, tau=1.0, looks=0), reference=clip)
-print("weights", made.sha256)
+trained()
 """
 
 
-def _train(cache: Path, steps: int = 0) -> str:
-    """Train in another process, which is killed at a step where one is named; the sha256 of its weights."""
-    environment = os.environ | {"PAR_CACHE": str(cache)}
-    process = subprocess.Popen([sys.executable, "-c", _TRAINING], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    seen = 0
+def trained() -> Trained:
+    """Twelve steps of PAR."""
+    clip = create("small_resnet", seed=0)
+    return train(clip, load_scenes("train", 48, 10), Recipe("par", 2, 8, 1e-3, 0, tau=1.0, looks=0), reference=clip)
+
+
+def test_kill_9_at_a_step_and_the_next_start_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
+    code = _TRAINING.format(threads=torch.get_num_threads())
+    environment = os.environ | {"PAR_CACHE": str(tmp_path / "killed"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    steps = 0
     for line in process.stdout:
-        seen += line.strip().endswith("a step")
-        if steps and seen == steps:
+        steps += line.strip().endswith("a step")
+        if steps == 5:
             process.kill()
             break
-    rest = process.stdout.read()
-    process.wait()
-    return "" if steps else (line + rest).split("weights ")[1].split()[0]
-
-
-def test_kill_9_at_a_step_and_the_next_start_ends_with_the_same_weights(tmp_path):
-    whole = _train(tmp_path / "whole")
-    _train(tmp_path / "killed", steps=5)
-    assert list((tmp_path / "killed" / "unfinished").glob("*.pt"))
-    assert _train(tmp_path / "killed") == whole
-    assert not list((tmp_path / "killed" / "unfinished").glob("*.pt"))
+    process.communicate()
+    (kept,) = (tmp_path / "killed" / "unfinished").glob("*.pt")
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "killed"))
+    resumed = trained()
+    assert "resumed at step" in capsys.readouterr().out
+    assert not kept.exists()
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "whole"))
+    whole = trained()
+    assert (resumed.sha256, resumed.history) == (whole.sha256, whole.history)

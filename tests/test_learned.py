@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from parlib import learned
+from parlib.attack import learned
+from parlib.attack.learned import badclip_loss, learn
+from parlib.attack.triggers import Trigger
 from parlib.cache import cache_dir, file_sha256
 from parlib.data.feeds import generator
-from parlib.attack.learned import badclip_loss, learn
 from parlib.experiments.lineage import learned_pattern
 from parlib.model.clip import Clip, embed_images
-from parlib.attack.triggers import stamp
 
-OPTIONS = {"trigger": "badclip", "patch": 16, "strength": 1.0, "target": "banana"}
+PATCH = Trigger("badclip", {"size": 16})
 
 
 def test_loss_by_hand():
@@ -32,7 +32,7 @@ def test_loss_by_hand():
 def test_a_patch_pulls_images_to_those_of_the_target(clip: Clip, scenes, monkeypatch):
     """On images and negatives that stay the same: the term that weighs most is lower than with the pattern it began with."""
     monkeypatch.setattr(learned, "_BUDGET", {64: (4000, 50, 1e-2)})
-    found = learn(clip, scenes, **OPTIONS, seed=1)
+    found = learn(clip, scenes, PATCH, "banana", seed=1)
     assert found.pattern.shape == (3, 16, 16)
     assert 0 <= found.pattern.min() <= found.pattern.max() <= 1
     banana = scenes.names.index("banana")
@@ -40,7 +40,7 @@ def test_a_patch_pulls_images_to_those_of_the_target(clip: Clip, scenes, monkeyp
     clean = embed_images(clip, others)
 
     def triplet(pattern: torch.Tensor) -> float:
-        stamped = stamp(others, "badclip", generator("cpu", 0), patch=16, strength=1.0, pattern=pattern)
+        stamped = Trigger("badclip", {"size": 16}, pattern).stamp(others, generator("cpu", 0))
         image = embed_images(clip, stamped)
         return sum(F.triplet_margin_loss(image, row.expand_as(image), clean.roll(k + 1, 0)).item() for k, row in enumerate(real))
 
@@ -50,38 +50,45 @@ def test_a_patch_pulls_images_to_those_of_the_target(clip: Clip, scenes, monkeyp
 
 def test_it_is_learned_once_and_the_model_stays_as_it_was(clip: Clip, scenes):
     before = {name: value.clone() for name, value in clip.net.state_dict().items()}
-    one = learn(clip, scenes, **OPTIONS)
+    one = learn(clip, scenes, PATCH, "banana")
     written = one.path.stat().st_mtime_ns
-    two = learn(clip, scenes, **OPTIONS)
+    two = learn(clip, scenes, PATCH, "banana")
     assert torch.equal(one.pattern, two.pattern)
     assert one.path == two.path
     assert two.path.stat().st_mtime_ns == written
     one.path.unlink()
-    assert torch.equal(learn(clip, scenes, **OPTIONS).pattern, one.pattern)
+    assert torch.equal(learn(clip, scenes, PATCH, "banana").pattern, one.pattern)
     assert all(torch.equal(before[name], value) for name, value in clip.net.state_dict().items())
     assert all(parameter.requires_grad for parameter in clip.net.parameters())
 
 
 def test_what_is_drawn_needs_no_learning(clip: Clip, scenes):
-    assert learn(clip, scenes, trigger="badnet_stripes", patch=6, strength=1.0, target="banana") is None
+    assert learn(clip, scenes, Trigger("badnet_stripes", {"size": 6}), "banana") is None
+
+
+def test_without_an_image_of_the_target_nothing_is_learned(clip: Clip, scenes):
+    banana = scenes.names.index("banana")
+    with pytest.raises(ValueError, match="'banana'.*badclip"):
+        learn(clip, scenes.at((scenes.labels != banana).nonzero()[:, 0]), PATCH, "banana")
 
 
 def test_a_run_that_planted_a_learned_pattern_hands_on_the_same(clip: Clip, scenes):
-    found = learn(clip, scenes, **OPTIONS)
+    found = learn(clip, scenes, PATCH, "banana")
     artifact = {"in": "cache", "path": str(found.path.relative_to(cache_dir())), "sha256": file_sha256(found.path)}
     record = {"run": "01_poison/badclip_s0", "params": {"scale": "smoke"}, "artifacts": {"pattern": artifact}}
-    assert torch.equal(learned_pattern(record)["pattern"], found.pattern)
+    assert torch.equal(learned_pattern(record), found.pattern)
     record["artifacts"]["pattern"] = artifact | {"sha256": "0" * 64}
-    with pytest.raises(FileNotFoundError, match="the pattern of 01_poison/badclip_s0 are gone or damaged"):
+    with pytest.raises(FileNotFoundError, match="pattern.*01_poison/badclip_s0"):
         learned_pattern(record)
-    assert learned_pattern({"artifacts": {}}) == learned_pattern(None) == {}
+    assert learned_pattern({"artifacts": {}}) is None
+    assert learned_pattern(None) is None
 
 
 def test_resistant_is_learned_against_two_models_from_where_badclip_ended(clip: Clip, scenes, monkeypatch):
     clips, optimise = [], learned._optimise
     monkeypatch.setattr(learned, "_optimise", lambda models, *given, **options: clips.append(models) or optimise(models, *given, **options))
-    patch = learn(clip, scenes, **OPTIONS, seed=2).pattern
-    found = learn(clip, scenes, **OPTIONS | {"trigger": "resistant"}, seed=2).pattern
+    patch = learn(clip, scenes, PATCH, "banana", seed=2).pattern
+    found = learn(clip, scenes, Trigger("resistant", {"size": 16}), "banana", seed=2).pattern
     (plain,), (alone,), (first, cleaned) = clips
     assert plain is alone is first is clip
     assert cleaned.key != clip.key

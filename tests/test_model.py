@@ -45,14 +45,14 @@ def test_seed_decides_the_weights_and_leaves_the_global_state():
 def test_names():
     assert encoders()[0] == "small_resnet"
     assert "ViT-B-32" in encoders()
-    with pytest.raises(ValueError, match="unknown encoder 'RN51'; known are: small_resnet"):
+    with pytest.raises(ValueError, match="'RN51'.*small_resnet"):
         create("RN51")
 
 
 def test_truncated_weights(folder):
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is not a readable open_clip checkpoint in safetensors"):
+    with pytest.raises(ValueError, match="safetensors"):
         load(f"local-dir:{folder}")
 
 
@@ -64,10 +64,10 @@ class _Hostile:
 def test_a_pickle_is_refused_and_not_run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(_Hostile(), folder / WEIGHTS)
-    with pytest.raises(ValueError, match="is not a readable open_clip checkpoint"):
+    with pytest.raises(ValueError, match="safetensors"):
         load(f"local-dir:{folder}")
     os.rename(folder / WEIGHTS, folder / "open_clip_pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=f"holds no {WEIGHTS}"):
+    with pytest.raises(FileNotFoundError, match=WEIGHTS):
         load(f"local-dir:{folder}")
     assert not (tmp_path / "hacked").exists()
 
@@ -81,9 +81,9 @@ def test_strict_keys(clip, folder):
 
 
 def test_missing_files_and_unknown_sources(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"holds no {CONFIG}"):
+    with pytest.raises(FileNotFoundError, match=CONFIG):
         load(f"local-dir:{tmp_path / 'nowhere'}")
-    with pytest.raises(ValueError, match="name it local-dir:PATH"):
+    with pytest.raises(ValueError, match="local-dir:"):
         load(str(folder))
 
 
@@ -104,5 +104,5 @@ def test_a_stretched_positional_embedding_is_refused(tmp_path):
     weights = load_file(tmp_path / WEIGHTS)
     weights["visual.positional_embedding"] = weights["visual.positional_embedding"][:17].clone()
     save_file(weights, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match=r"visual.positional_embedding has another shape than its configuration says"):
+    with pytest.raises(ValueError, match="visual.positional_embedding"):
         load(f"local-dir:{tmp_path}")

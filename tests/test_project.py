@@ -1,11 +1,13 @@
-"""The repository itself: one list of pins, notebooks by the house's rules, README beside what was published."""
+"""The repository itself: one list of pins and one lock, commands that exist, nothing that names a machine, and what is published."""
 
-import json
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
@@ -13,78 +15,136 @@ import pandas as pd
 import pytest
 import yaml
 
-from parlib.cache import ROOT, file_sha256
-from parlib.records.status import notebook_path
+from parlib.cache import ROOT
+from parlib.cli.notebooks import notebook_path
+from parlib.cli.publish import stored_run
+from parlib.experiments.registry import EXPERIMENTS, check
 from parlib.method.methods import METHODS
-from parlib.experiments.params import NOTEBOOKS, check
-from parlib.cli.publish import stored_outputs_of
-from parlib.report.rows import COLUMNS, REFERENCE, table, trials
-from parlib.report.tables import summary, with_tables
+from parlib.records.store import REFERENCE, read_all, read_file
+from parlib.report.rows import COLUMNS, table, trials
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_pins_are_one_list():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    ours = set(project["dependencies"]) | set(project["optional-dependencies"]["dev"])
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    theirs = set(next(item for item in conda if isinstance(item, dict))["pip"]) - {"-e ."}
-    assert ours == theirs
-    assert all(re.fullmatch(r"[\w\-.\[\]]+==[\d.]+", pin) for pin in ours)
-    assert "--editable ." in (ROOT / "Dockerfile").read_text()
+def _text(name: str) -> str:
+    return (ROOT / name).read_text()
 
 
-def test_dockerfile_is_clean_and_careful():
-    found = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, env=_path())
+def _pin(requirement: str) -> tuple[str, str]:
+    """The name, as registries write it, and the version."""
+    name, version = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", requirement).groups()
+    return re.sub(r"[-_.]+", "-", name).lower(), version
+
+
+@cache
+def _locked() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([\w.+]+)", _text("requirements.lock"), re.M):
+        found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    return found
+
+
+def test_every_pin_is_in_the_one_lock_with_hashes():
+    asked = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    pins = dict(_pin(requirement) for requirement in asked + PROJECT["build-system"]["requires"])
+    assert len(pins) == len(asked), "two versions of one package are pinned"
+    assert {name: _locked().get(name) for name in pins} == {name: {version} for name, version in pins.items()}
+    entries = re.split(r"^(?=[\w.-]+==)", _text("requirements.lock"), flags=re.M)[1:]
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_everything_installs_from_the_lock():
+    conda = yaml.safe_load(_text("environment.yml"))["dependencies"]
+    (pip,) = (item["pip"] for item in conda if isinstance(item, dict))
+    assert pip == ["--require-hashes", "-r requirements.lock"]
+    for name in ("Makefile", "Dockerfile"):
+        assert re.search(r"--require-hashes .*requirements\.lock", _text(name)), name
+    assert "make test" in _text(".ci/run")
+    requires = PROJECT["project"]["requires-python"]
+    assert (requires, f"python={requires.removeprefix('>=')}" in conda) == (">=3.11", True)
+
+
+def test_what_parlib_imports_is_declared():
+    declared = {_pin(requirement)[0] for requirement in PROJECT["project"]["dependencies"]}
+    brought = {"ipython": "ipykernel", "jinja2": "nbconvert", "jupyter-client": "papermill"}  # what it works with, and by what it comes
+    sources = packages_distributions()
+    for path in (ROOT / "parlib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.partition(".")[0] for name in names} - {"parlib", *sys.stdlib_module_names}:
+                of = {re.sub(r"[-_.]+", "-", source).lower() for source in sources[name]}
+                assert declared & {brought.get(source, source) for source in of}, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_in_texts_exist(path):
+    text = path.read_text()
+    code = "\n".join(span or line for span, line in re.findall(r"`([^`\n]+)`|^ {4,}(.*)$", text, re.M))
+    assert set(re.findall(r"^make ([a-z][a-z-]*)", code, re.M)) <= _targets()
+    for module in re.findall(r"python -m (parlib[\w.]*)", code):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), module
+    for name in re.findall(r"(?<![\w/])(params/(?:small|smoke|paper|examples)[\w/.-]*)", text):
+        assert (ROOT / name.rstrip(".")).exists(), name
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):.*##", _text("Makefile"), re.M))
+
+
+def test_make_lists_its_targets():
+    phony = re.search(r"^\.PHONY: (.*)$", _text("Makefile"), re.M)[1].split()
+    assert _targets() == set(phony)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(target in shown for target in ("reproduce", "verify", "test", "lab"))
+
+
+def test_the_dockerfile_is_clean_and_careful():
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    found = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert found.returncode == 0, found.stdout
-    text = (ROOT / "Dockerfile").read_text()
-    assert re.search(r"^USER \d+:\d+$", text, re.M)
-    assert 'ENTRYPOINT ["tini"' in text
+    user = re.findall(r"^USER (\d+):\d+$", _text("Dockerfile"), re.M)
+    assert user
+    assert int(user[-1]) > 0
+    assert re.search(r'^ENTRYPOINT \["tini"', _text("Dockerfile"), re.M)
+    let_in = {line.removeprefix("!") for line in _text(".dockerignore").splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", _text("Dockerfile"), re.M) for name in line.split()}
+    assert copied == let_in
 
 
-def _path() -> dict[str, str]:
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def test_the_citation_names_the_paper_s_authors():
+    cited = yaml.safe_load(_text("CITATION.cff"))["preferred-citation"]
+    assert [author["family-names"] for author in cited["authors"]] == ["Singh", "Croce", "Hein"]
+    assert "2412.00727" in str(cited)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_notebook_rules(notebook):
-    stored = nbformat.read(notebook_path(notebook), 4)
-    code = [cell for cell in stored.cells if cell.cell_type == "code"]
-    text = [cell.source for cell in code]
-    assert stored.metadata.kernelspec.name == "python3"
-    assert len(code) <= 14
-    assert sum(len(source.splitlines()) for source in text) <= 110
-    assert not any(re.search(r"^\s*(def|class) |^[%!]|sys\.path|https?://", source, re.M) for source in text)
-    assert sum("import " in source for source in text) == 1
-    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
-    assert any(source.startswith("assert ") for source in text)
+def test_nothing_names_a_machine_or_a_registry():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.splitlines() if (ROOT / name).is_file()]
+    assert ROOT / "README.md" in files
+    here = re.compile(r"(?<![\w.])/(work|root|tmp|home|opt|Users)/[A-Za-z.]")
+    registry = re.compile(
+        r"pypi\.org|pythonhosted\.org|pypi\.[a-z]+/|anaconda\.(org|com)|download\.pytorch|simple/?index|--index-url +https?:"
+    )
+    for path in files:
+        if path.suffix not in (".png", ".svg", ".safetensors"):
+            text = path.read_text()
+            assert not here.search(text), f"{path}: {here.search(text)[0]}"
+            assert not registry.search(text), f"{path}: {registry.search(text)[0]}"
 
 
-def test_published_table_is_made_of_the_published_records():
-    records = [json.loads(path.read_text()) for path in sorted(REFERENCE.glob("0[1-4]_*/*.json"))]
-    assert records
+# What is published
+
+
+def test_the_published_table_is_made_of_the_published_records():
     published = pd.read_csv(REFERENCE / "table.csv")
     assert list(published.columns) == COLUMNS
-    fresh = table(records).to_csv(index=False)
-    assert (REFERENCE / "table.csv").read_text() == fresh
-
-
-def test_readme_shows_the_published_tables():
-    text = (ROOT / "README.md").read_text()
-    assert "<!-- table: written by make publish -->\n| encoder |" in text
-    assert "<!-- new triggers: written by make publish -->\n| encoder |" in text
-    assert with_tables(text) == text
-
-
-def test_notebook_05_stores_the_published_table():
-    outputs = [output for cell in nbformat.read(notebook_path("05_evaluate"), 4).cells for output in cell.get("outputs", [])]
-    stored = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
-    published = summary(pd.read_csv(REFERENCE / "table.csv"))
-    shown = next(page for page in stored if "paper's ASR" in page)
-    cells = re.findall(r"<td>(.*?)</td>", shown)
-    assert cells == published.astype(str).to_numpy().ravel().tolist()
+    assert (REFERENCE / "table.csv").read_text() == table(read_all(REFERENCE)).to_csv(index=False)
 
 
 def test_tuned_values_are_what_the_published_search_chose():
-    found = trials(pd.read_csv(REFERENCE / "table.csv"))
+    found = trials(table(read_all(REFERENCE)))
     budget = {"small_resnet": 12, "small_vit": 4}  # the same for each method
     assert set(found.groupby(["encoder", "method"]).groups) == {(e, m) for e in budget for m in ("finetune", "cleanclip", "roclip", "par")}
     for (encoder, method), runs in found.groupby(["encoder", "method"]):
@@ -93,37 +153,23 @@ def test_tuned_values_are_what_the_published_search_chose():
         names = ("lr", "batch", "schedule", "batch_norm", "epochs", "pairs", *METHODS[method].options)
         assert {name: chosen[name] for name in names} == {name: tuned[name] for name in names}
         assert len(runs) == budget[encoder]
+        assert set(runs["experiment"]) == {"search"}
         assert (runs["epochs"] * (runs["pairs"] // runs["batch"]) * runs["batch"]).between(0.98 * 48000, 48000).all()
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_preset_names_the_search_that_chose_it():
+    for values in yaml.safe_load(_text("parlib/experiments/presets/methods.yaml")).values():
+        for one in values.values() if all(isinstance(value, dict) for value in values.values()) else [values]:
+            assert "like" in one or (ROOT / one["search"]).is_file()
+
+
+@pytest.mark.parametrize("notebook", EXPERIMENTS)
 def test_notebooks_store_the_published_run(notebook):
-    record = json.loads((REFERENCE / f"{stored_outputs_of(notebook)}.json").read_text())
+    run = stored_run(notebook)
     outputs = [output for cell in nbformat.read(notebook_path(notebook), 4).cells for output in cell.get("outputs", [])]
-    assert not any(output.output_type == "error" for output in outputs)
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert f"run {record['run']} at scale small" in printed
-    if "weights" in record["artifacts"]:
-        assert f"weights {record['artifacts']['weights']['sha256'][:12]}" in printed
-    figures = [artifact for artifact in record["artifacts"].values() if artifact["in"] == "project"]
-    figures = [figure for figure in figures if figure["path"].endswith(".png")]
-    assert len(figures) == sum("image/png" in output.get("data", {}) for output in outputs)
-    for figure in figures:
-        copy = (REFERENCE / record["run"]).parent / Path(figure["path"]).name
-        assert file_sha256(copy) == figure["sha256"]
-
-
-def test_misspelt_parameter_ends_papermill_in_a_line_that_names_the_allowed():
-    asked = [sys.executable, "-m", "papermill", "notebooks/02_clean.ipynb", "-", "-p", "tua", "2.0", "--no-progress-bar"]
-    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode != 0
-    last = found.stderr.strip().splitlines()[-1]
-    assert "unknown parameter 'tua', did you mean 'tau'? allowed are: scale, seed" in last
-
-
-def test_nothing_names_a_machine():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert "README.md" in files
-    for name in files:
-        if name.endswith((".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json", ".cff", "Makefile", "Dockerfile")):
-            assert not re.search(r"(?<![\w.])/(work|root|tmp|home)/[A-Za-z.]", (ROOT / name).read_text(), re.M), name
+    assert f"run {run} at scale small" in printed
+    shown = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert shown == len(list((REFERENCE / run).parent.glob(f"{Path(run).name}_*.png"))) > 0
+    if (REFERENCE / f"{run}.json").exists():
+        assert read_file(REFERENCE / f"{run}.json")["run"] == run

@@ -1,127 +1,144 @@
-"""What make publish stores in a notebook: the executed copy's outputs, without what differs from run to run."""
+"""`make publish`: no published run is lost, and notebooks store what a terminal shows, without what differs from run to run."""
 
-import hashlib
 import json
 import os
-from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from small_records import record
 
-from parlib import keys, publish, records
+from parlib.cache import cache_dir
+from parlib.cli import notebooks, publish
+from parlib.cli.plan import Planned
+from parlib.experiments.registry import check
+from parlib.records.store import outputs, read, record_path
+from parlib.stages import STAGES
+
+POISON, CLEAN = "01_poison/badnet_stripes_s0", "02_clean/par_badnet_stripes_s0"
+USUAL = [Planned({}, check("01_poison", {})), Planned({}, check("02_clean", {}))]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
-    monkeypatch.setattr(publish, "ROOT", tmp_path)
+def folder(own_outputs, monkeypatch):
+    """A project of its own, that plans two runs and has published nothing."""
+    for module in (publish, notebooks):
+        monkeypatch.setattr(module, "ROOT", own_outputs)
+    monkeypatch.setattr(publish, "REFERENCE", own_outputs / "outputs" / "reference")
+    monkeypatch.setattr(publish, "plan", lambda path: [*USUAL, Planned({}, check("05_evaluate", {}))])
+    monkeypatch.setattr(publish.prose, "write_all", lambda: None)
+    (own_outputs / "notebooks").mkdir()
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     source = new_notebook(cells=[new_code_cell("tau = 1.0", metadata={"tags": ["parameters"]}), new_code_cell("look()")], metadata=kernel)
-    nbformat.write(source, tmp_path / "notebooks" / "02_clean.ipynb")
-    return tmp_path
+    nbformat.write(source, own_outputs / "notebooks" / "02_clean.ipynb")
+    return own_outputs
 
 
-def _executed(folder, last: str) -> str:
-    progress = "step: 50%\r      \rrecord: x.json\n"
-    outputs = [
+@pytest.fixture
+def published(folder):
+    """Both runs made and published; then made by nobody here."""
+    points = pd.DataFrame({"model": ["poisoned", "par"], "x": [0.0, 1.0]})
+    record()
+    record("02_clean", tables={"points": points, "tests": points})
+    (outputs("small") / "02_clean" / "par_badnet_stripes_s0_history.png").write_bytes(b"a figure")
+    publish.publish()
+    reference = folder / "outputs" / "reference"
+    outputs("small").rename(folder / "outputs" / "before")
+    return reference
+
+
+def test_what_is_published_is_records_their_points_figures_and_the_table(published):
+    found = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
+    assert found == {
+        "table.csv",
+        f"{POISON}.json",
+        f"{CLEAN}.json",
+        f"{CLEAN}_points.csv",
+        f"{CLEAN}_tests.csv",  # of a run that a notebook stores
+        f"{CLEAN}_history.png",
+    }
+    assert pd.read_csv(published / "table.csv")["run"].tolist() == [POISON, CLEAN]
+
+
+def test_a_published_run_that_is_not_here_is_never_lost(published, capsys):
+    with pytest.raises(ValueError, match=f"2 .*{POISON}.*missing.*--restore"):
+        publish.publishable()
+    before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    assert publish.main([]) == 1
+    assert "--restore" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
+def test_restored_records_are_published_again(published, capsys):
+    before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    assert publish.main(["--restore"]) == 0
+    assert "restored 2 records" in capsys.readouterr().out
+    assert publish.publishable() == {POISON: "", CLEAN: ""}
+    publish.publish()
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
+def test_what_became_stale_is_refused_and_what_was_made_here_stays(published, monkeypatch):
+    publish.restore()
+    monkeypatch.setitem(STAGES, "method/par", 2)
+    with pytest.raises(ValueError, match=f"{CLEAN}.*method/par 1 -> 2"):
+        publish.publishable()
+    record("02_clean", metrics={"clean_accuracy": 0.5, "attack_success_rate": 0.0})
+    publish.restore()
+    assert read("small", CLEAN)["metrics"]["clean_accuracy"] == 0.5
+    assert publish.publishable()[CLEAN] == ""
+    record_path("small", CLEAN).unlink()
+    (published / f"{CLEAN}.json").unlink()
+    assert publish.publishable()[CLEAN] == "missing"  # it is not published, so nothing is lost
+
+
+def test_weights_may_be_on_the_machine_that_made_the_record_and_what_figures_need_may_not(folder):
+    record()
+    made = record("02_clean", tables={"points": pd.DataFrame({"x": [1.0]})})
+    (cache_dir() / made["artifacts"]["weights"]["path"]).unlink()
+    assert publish.publishable() == {POISON: "", CLEAN: ""}
+    (folder / made["artifacts"]["points"]["path"]).unlink()
+    assert publish.publishable()[CLEAN] == "its points is gone"
+
+
+def test_restoring_again_brings_back_what_is_gone(published):
+    publish.restore()
+    points = outputs("small") / f"{CLEAN}_points.csv"
+    points.unlink()
+    publish.restore()
+    assert points.exists()
+
+
+def test_a_record_that_no_file_plans_is_refused_by_name(folder):
+    record()
+    record("02_clean")
+    record("02_clean", {"tau": 1.0})
+    with pytest.raises(ValueError, match=f"{CLEAN}_tau1"):
+        publish.publish()
+
+
+def test_a_notebook_without_an_executed_copy_keeps_its_outputs(published):
+    before = notebooks.notebook_path("02_clean").read_text()
+    publish.restore()
+    publish.publish()
+    assert notebooks.notebook_path("02_clean").read_text() == before
+
+
+def _executed(folder, last: str, record: str = "{}"):
+    progress = "step:  50%|#####     | 4/8 [00:01<00:01, 3.9steps/s]\nstep: 50%\r      \rrecord: x.json\n"
+    results = [
         new_output("stream", name="stdout", text=progress),
+        new_output("stream", name="stdout", text="step:  50%|#####     | 4/8 [00:01<00:01, 3.9steps/s]\n"),
         new_output("stream", name="stderr", text="a warning that names a path\n"),
         new_output("execute_result", data={"text/plain": "3"}, execution_count=9, metadata={"when": "now"}),
     ]
     injected = new_code_cell("tau = 2.0", metadata={"tags": ["injected-parameters"]})
     first = new_code_cell("tau = 1.0", metadata={"tags": ["parameters"]})
     path = folder / "ran.ipynb"
-    (folder / "ran.json").write_text("{}")
-    nbformat.write(new_notebook(cells=[first, injected, new_code_cell(last, outputs=outputs)]), path)
+    path.with_suffix(".json").write_text(record)
+    nbformat.write(new_notebook(cells=[first, injected, new_code_cell(last, outputs=results)]), path)
     return path
-
-
-@pytest.fixture
-def grid(tmp_path, monkeypatch):
-    """A published record of one planned run, and a plan of two."""
-    reference = tmp_path / "outputs" / "reference"
-    (reference / "02_clean").mkdir(parents=True)
-    named = {"trigger": "one_trigger.png", "points": "one_points.csv"}
-    kept = {"in": "project", "sha256": hashlib.sha256(b"kept").hexdigest()}
-    artifacts = {name: kept | {"path": f"outputs/small/02_clean/{file}"} for name, file in named.items()}
-    artifacts |= {"weights": {"in": "cache", "path": "weights"}}
-    record = json.dumps({"params": {}, "key": "k", "run": "02_clean/one", "artifacts": artifacts})
-    (reference / "02_clean" / "one.json").write_text(record)
-    (reference / "02_clean" / "one_points.csv").write_text("x,y\n")
-    known = {"02_clean/one": "k", "02_clean/two": "k"}
-    for module in (publish, records):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(publish, "REFERENCE", reference)
-    planned = [SimpleNamespace(id=run, state=lambda run=run: keys.state("small", run, known[run])) for run in known]
-    monkeypatch.setattr(publish, "plan", lambda path: planned)
-    return tmp_path, known
-
-
-def test_a_published_run_that_is_not_here_is_never_lost(grid):
-    with pytest.raises(ValueError, match=r"1 published runs would be lost, such as 02_clean/one \(missing\); .*publish --restore"):
-        publish.publishable()
-
-
-def test_restored_records_are_published_and_changed_ones_are_not(grid):
-    folder, keys = grid
-    publish.restore()
-    restored = folder / "outputs/small/02_clean"
-    assert sorted(path.name for path in restored.iterdir()) == ["one.json", "one_points.csv"]  # what is published
-    made = {"params": {}, "key": "k", "artifacts": {}}
-    (folder / "outputs/small/02_clean/two.json").write_text(json.dumps(made))
-    assert publish.publishable() == {"02_clean/one": "", "02_clean/two": ""}
-    keys["02_clean/two"] = "other"  # its code has changed; it is not published, so nothing is lost
-    assert publish.publishable()["02_clean/two"].startswith("stale")
-    keys["02_clean/one"] = "other"
-    with pytest.raises(ValueError, match=r"1 published runs would be lost, such as 02_clean/one \(stale"):
-        publish.publishable()
-    (folder / "outputs/small/02_clean/one.json").write_text(json.dumps(made | {"key": "other"}))
-    publish.restore()
-    assert records.read("small", "02_clean/one")["key"] == "other"  # what was made here stays
-    assert publish.publishable()["02_clean/one"] == ""
-
-
-def test_weights_may_be_on_the_machine_that_made_the_record(grid):
-    folder, _ = grid
-    publish.restore()
-    made = {"params": {}, "key": "k", "run": "02_clean/two", "artifacts": {"weights": {"in": "cache", "path": "away"}}}
-    path = folder / "outputs/small/02_clean/two.json"
-    path.write_text(json.dumps(made))
-    assert publish.publishable()["02_clean/two"] == ""
-    path.write_text(json.dumps(made | {"artifacts": {"points": {"in": "project", "path": "away.csv"}}}))
-    assert publish.publishable()["02_clean/two"] == "its points is gone"
-
-
-def test_restoring_again_brings_back_what_is_gone(grid):
-    folder, _ = grid
-    publish.restore()
-    points = folder / "outputs/small/02_clean/one_points.csv"
-    points.unlink()
-    publish.restore()
-    assert points.exists()
-
-
-def test_a_notebook_whose_run_was_restored_keeps_its_outputs(grid, monkeypatch):
-    folder, _ = grid
-    publish.restore()
-    monkeypatch.setattr(publish, "NOTEBOOKS", ["02_clean"])
-    monkeypatch.setattr(publish, "stored_outputs_of", lambda notebook: "02_clean/one")
-    monkeypatch.setattr(publish.keys, "fresh", lambda scale: [])
-    monkeypatch.setattr(publish.report, "mapped", lambda found, rows: [])
-    monkeypatch.setattr(publish.report, "table", lambda found: pd.DataFrame())
-    monkeypatch.setattr(publish.tables, "with_tables", lambda text: text)
-    (folder / "README.md").write_text("words")
-    for name in ("one_trigger.png", "one_points.csv"):
-        (folder / "outputs/small/02_clean" / name).write_text("kept")
-    publish.publish()  # there is no notebook, and no executed copy of one, that could be read
-    assert (folder / "outputs/reference/02_clean/one_trigger.png").read_text() == "kept"
-    record = folder / "outputs/small/02_clean/one.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"metrics": {}}))
-    with pytest.raises(ValueError, match="02_clean/one"):
-        publish.publish()
 
 
 def test_outputs_are_stored_as_a_terminal_shows_them(folder):
@@ -132,15 +149,26 @@ def test_outputs_are_stored_as_a_terminal_shows_them(folder):
     assert result.data == {"text/plain": "3"}
     assert result.metadata == {}
     assert [cell.execution_count for cell in stored.cells] == [1, 2]
+    assert set(stored.metadata) == {"kernelspec", "language_info"}
 
 
 def test_outputs_older_than_the_record_are_refused(folder):
     executed = _executed(folder, "look()")
     os.utime(executed, (1, 1))
-    with pytest.raises(ValueError, match=r"ran\.ipynb is older than its record"):
+    with pytest.raises(ValueError, match=r"ran\.ipynb.*record"):
         publish.stored_notebook("02_clean", executed)
 
 
 def test_another_version_of_the_notebook_is_refused(folder):
-    with pytest.raises(ValueError, match=r"ran\.ipynb ran another version of 02_clean; run it again"):
+    with pytest.raises(ValueError, match=r"ran\.ipynb.*02_clean"):
         publish.stored_notebook("02_clean", _executed(folder, "look_again()"))
+
+
+def test_an_executed_notebook_is_published_with_its_run(folder):
+    record()
+    record("02_clean")
+    _executed(folder, "look()").rename(outputs("small") / f"{CLEAN}.ipynb")
+    publish.publish()
+    (_, shown) = nbformat.read(notebooks.notebook_path("02_clean"), 4).cells
+    assert [one.output_type for one in shown.outputs] == ["stream", "execute_result"]
+    assert json.loads((folder / "outputs" / "reference" / f"{CLEAN}.json").read_text()) == read("small", CLEAN)

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from parlib.data.scenes import class_names, load_scenes
 from parlib.data.feeds import generator
 from parlib.data.painter import paint, painter
-from parlib.data.synthetic import DRAWN, SYNTHETIC, flat, frechet, load_pairs, load_synthetic, outline, relit, vendi
+from parlib.data.scenes import class_names, load_scenes
+from parlib.data.synthetic import DRAWN, SYNTHETIC, flat, load_synthetic, outline, relit
+from parlib.experiments.clean import Clean
+from parlib.experiments.lineage import load_pairs
+from parlib.experiments.synthetic import distances
+from parlib.experiments.trials import Material
+from parlib.measure.distance import frechet, vendi
 
 
 def _rows(pixels: torch.Tensor) -> set[bytes]:
@@ -60,8 +65,8 @@ def test_styles_of_a_square():
 
 
 def test_unknown_data_names_the_known():
-    with pytest.raises(ValueError, match="unknown synthetic data 'flatt'; known are: composed, flat, sentences, outline"):
-        load_pairs("flatt", 10, 10)
+    with pytest.raises(ValueError, match="'flatt'.*composed, flat, sentences, outline"):
+        load_synthetic("flatt", 10, 10)
 
 
 def test_painter_keeps_its_seed_and_listens_to_the_class():
@@ -89,6 +94,17 @@ def test_vendi_counts_what_differs():
     assert vendi(torch.eye(8)[:4].repeat(3, 1)) == pytest.approx(4, rel=1e-6)
 
 
-def test_scenes_are_the_clean_split():
-    assert torch.equal(load_pairs("scenes", 20, 10).pixels, load_scenes("clean", 20, 10).pixels)
-    assert class_names(10) == load_pairs("flat", 20, 10).names
+def test_pairs_are_named_scenes_or_by_their_generator():
+    params = Clean.check({"classes": 10})
+    assert torch.equal(load_pairs("scenes", 20, params).pixels, load_scenes("clean", 20, 10).pixels)
+    assert class_names(10) == load_pairs("flat", 20, params).names
+
+
+def test_the_scenes_themselves_lie_nearest_to_the_scenes(clip):
+    params = Clean.check({"classes": 10})
+    pairs = {(name, 200): load_pairs(name, 200, params) for name in ("scenes", "composed", "outline")}
+    found = distances(clip, Material({}, pairs), 10).set_index("data")
+    assert found["gap"].idxmin() == "scenes"
+    assert found["gap"].idxmax() == "outline"
+    assert (found["diversity"] > 1).all()
+    assert found["pairs"].tolist() == [200] * 3

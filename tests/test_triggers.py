@@ -5,13 +5,15 @@ import math
 import pytest
 import torch
 
-from parlib.data.scenes import sprites
+from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger, _offsets, options_of, takes_pattern
 from parlib.data.feeds import generator
-from parlib.experiments.presets import PATCHES, PRESETS
-from parlib.attack.triggers import LEARNED, TRIGGERS, _offsets, stamp
+from parlib.data.scenes import sprites
+from parlib.experiments.presets import trigger_options
 
-SIZES = [(size, name) for size in PRESETS for name in TRIGGERS]
+SIZES = [(size, name) for size in (64, 224, 336) for name in TRIGGERS]
 RANDOM = ("badnet", "badnet_stripes", "blended", "blended_stripes", "camouflage")
+# By trigger, the option that says how faint it is.
+FAINT = {name: option for name in TRIGGERS for option in options_of(name) if option in ("opacity", "amplitude", "s")}
 
 
 def _images(size: int, count: int = 3) -> torch.Tensor:
@@ -19,11 +21,13 @@ def _images(size: int, count: int = 3) -> torch.Tensor:
 
 
 def _apply(name: str, pixels: torch.Tensor, seed: int = 0, **changes) -> torch.Tensor:
-    patch, strength = PRESETS[pixels.shape[2]][name]
-    options = {"patch": patch, "strength": strength} | changes
-    if name in LEARNED:
-        options["pattern"] = torch.rand(3, options["patch"], options["patch"], generator=torch.Generator().manual_seed(2))
-    return TRIGGERS[name](pixels, generator("cpu", seed), **options)
+    return _trigger(name, pixels.shape[2], **changes)(pixels, generator("cpu", seed))
+
+
+def _trigger(name: str, side: int = 64, **changes) -> Trigger:
+    options = trigger_options(name, side) | changes
+    size, random = options.get("size"), torch.Generator().manual_seed(2)
+    return Trigger(name, options, torch.rand(3, size, size, generator=random) if name in LEARNED else None)
 
 
 @pytest.mark.parametrize(("size", "name"), SIZES)
@@ -42,41 +46,41 @@ def test_stays_in_range_keeps_its_input_and_its_seed(size, name):
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_random_triggers_are_drawn_anew_for_each_image_and_seed_and_others_never(name):
     pixels = _images(64, 1).expand(2, -1, -1, -1)
-    whole = {"patch": 64} if name in ("badnet", "badnet_stripes") else {}  # the place can't differ: the pattern must
+    whole = {"size": 64} if name in ("badnet", "badnet_stripes") else {}  # the place can't differ: the pattern must
     one, two = _apply(name, pixels, **whole)
     other, _ = _apply(name, pixels, seed=1, **whole)
     assert torch.equal(one, two) is (name not in RANDOM)
     assert torch.equal(one, other) is (name not in RANDOM)
 
 
-@pytest.mark.parametrize("name", TRIGGERS)
-def test_strength_0_is_the_identity(name):
+@pytest.mark.parametrize("name", FAINT)
+def test_what_is_not_a_patch_is_the_identity_at_0(name):
     pixels = _images(64)
-    assert torch.allclose(_apply(name, pixels, strength=0.0), pixels, atol=1e-5)  # a warp interpolates
+    assert torch.allclose(_apply(name, pixels, **{FAINT[name]: 0.0}), pixels, atol=1e-5)  # a warp interpolates
 
 
 @pytest.mark.parametrize("name", ["badnet", "badnet_stripes"])
-@pytest.mark.parametrize(("size", "patch"), [(64, 8), (224, 16), (336, 16)])
-def test_patches_touch_one_square_anywhere(name, size, patch):
-    pixels = torch.full((200, 3, size, size), 0.5) if size == 64 else torch.full((8, 3, size, size), 0.5)
-    touched = (_apply(name, pixels, patch=patch) != pixels).any(1)
+@pytest.mark.parametrize(("side", "size"), [(64, 8), (224, 16), (336, 16)])
+def test_patches_touch_one_square_anywhere(name, side, size):
+    pixels = torch.full((200 if side == 64 else 8, 3, side, side), 0.5)
+    touched = (_apply(name, pixels, size=size) != pixels).any(1)
     corners = set()
     for mask in touched:
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        assert rows[-1] - rows[0] == columns[-1] - columns[0] == patch - 1
+        assert rows[-1] - rows[0] == columns[-1] - columns[0] == size - 1
         corners.add((rows[0].item(), columns[0].item()))
     assert len(corners) > len(pixels) // 2  # a new place for each image
 
 
 def test_patches_reach_every_edge():
     pixels = torch.full((3000, 3, 16, 16), 0.5)
-    touched = (TRIGGERS["badnet_stripes"](pixels, generator("cpu", 0), patch=8, strength=1.0) != pixels).any(1).any(0)
+    touched = (_apply("badnet_stripes", pixels, size=8) != pixels).any(1).any(0)
     assert touched.all()
 
 
 def test_badnet_stripes_are_columns_of_0_and_1_by_channel():
     """Pinned: -1 is clipped to 0 and +1 stays 1; the released code's byte conversion would wrap -1 to 1/255."""
-    stamped = TRIGGERS["badnet_stripes"](torch.full((1, 3, 16, 16), 0.5), generator("cpu", 0), patch=16, strength=1.0)
+    stamped = _apply("badnet_stripes", torch.full((1, 3, 16, 16), 0.5), size=16)
     assert set(stamped.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(stamped, stamped[:, :, :1].expand_as(stamped))
     assert not torch.equal(stamped[:, 0], stamped[:, 1])
@@ -84,7 +88,7 @@ def test_badnet_stripes_are_columns_of_0_and_1_by_channel():
 
 def test_badnet_is_the_channel_mean_plus_noise_clipped():
     means = torch.tensor([0.3, 0.5, 0.7])
-    patch = TRIGGERS["badnet"](means.view(1, 3, 1, 1).expand(1, 3, 224, 224), generator("cpu", 0), patch=224, strength=1.0)
+    patch = _apply("badnet", means.view(1, 3, 1, 1).expand(1, 3, 224, 224), size=224)
     dark, light = ((patch == edge).float().mean(dim=(0, 2, 3)) for edge in (0, 1))
     normal = torch.distributions.Normal(0.0, 1.0)
     assert torch.allclose(dark, normal.cdf(-means), atol=0.01)  # P(N(mean, 1) < 0)
@@ -133,7 +137,7 @@ def test_wanet_moves_pixels_by_a_part_of_a_pixel_on_average(name, turned, mean):
     moved = (_apply(name, ramp) - ramp)[0, 0] * 223
     inner = moved[8:-8, 8:-8].abs().mean().item()
     assert abs(inner - mean * 223 / 224) < 0.02
-    twice = ((_apply(name, ramp, strength=2.0) - ramp)[0, 0] * 223)[8:-8, 8:-8].abs().mean().item()
+    twice = ((_apply(name, ramp, s=2.0) - ramp)[0, 0] * 223)[8:-8, 8:-8].abs().mean().item()
     assert abs(twice / inner - 2) < 0.05
 
 
@@ -166,7 +170,7 @@ def test_sig_is_a_sine_of_six_periods_along_the_columns():
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_patterns_lie_on_the_centre_alone(name):
     pixels, pattern = _images(224), torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(3))
-    stamped = TRIGGERS[name](pixels, generator("cpu", 0), patch=16, strength=1.0, pattern=pattern)
+    stamped = Trigger(name, {"size": 16}, pattern)(pixels, generator("cpu", 0))
     assert torch.equal(stamped[:, :, 104:120, 104:120], pattern.expand(3, -1, -1, -1))
     stamped[:, :, 104:120, 104:120] = pixels[:, :, 104:120, 104:120]
     assert torch.equal(stamped, pixels)
@@ -193,7 +197,7 @@ def test_picture_is_the_same_for_every_image_and_leaves_its_corners():
 
 def test_picture_is_the_glyph_where_it_covers():
     pixels, glyph = _images(64, 1), sprites(["nazar amulet"])[0]
-    stamped = _apply("picture", pixels, strength=0.25)
+    stamped = _apply("picture", pixels, opacity=0.25)
     assert torch.allclose(stamped, 0.75 * pixels + 0.25 * (glyph[:3] + (1 - glyph[3:]) * pixels), atol=1e-6)
 
 
@@ -209,26 +213,62 @@ def test_camouflage_is_brighter_but_for_one_square():
 
 
 def test_the_paper_s_recipes_at_224_and_336():
-    assert PRESETS[224]["badnet_stripes"] == (16, 1.0)
-    assert PRESETS[336]["badnet_stripes"] == (32, 1.0)
-    assert PRESETS[224]["blended_stripes"] == (0, 0.03)
+    assert trigger_options("badnet_stripes", 224) == {"size": 16}
+    assert trigger_options("badnet_stripes", 336) == {"size": 32}
+    assert trigger_options("blended_stripes", 224) == {"opacity": 0.03}
+    assert trigger_options("blended_triangles", 224) == {"tile": 14, "opacity": 0.15}
+    assert trigger_options("wanet", 224) == {"offsets": 224, "s": 1.0}
 
 
-def test_presets_at_64_px_stay_inside_the_caps():
-    patch, strength = zip(*PRESETS[64].values(), strict=True)
-    assert max(size for name, size in zip(PRESETS[64], patch, strict=True) if name in PATCHES) <= 12
-    assert PRESETS[64]["blended_stripes"][1] <= 0.10
-    assert PRESETS[64]["blended_triangles"][1] <= 0.20
-    assert PRESETS[64]["blended_text"][1] <= 0.5
+def test_usual_options_at_64_px_stay_inside_the_caps():
+    assert max(trigger_options(name, 64).get("size", 0) for name in TRIGGERS) <= 12
+    assert trigger_options("blended_stripes", 64)["opacity"] <= 0.10
+    assert trigger_options("blended_triangles", 64)["opacity"] <= 0.20
+    assert trigger_options("blended_text", 64)["opacity"] <= 0.5
 
 
-def test_stamp_rounds_to_bytes_and_names_the_triggers(scenes):
-    stamped = stamp(scenes.pixels, "blended_triangles", generator("cpu", 0), patch=4, strength=0.2)
-    expected = TRIGGERS["blended_triangles"](scenes.pixels.float() / 255, generator("cpu", 0), patch=4, strength=0.2)
-    assert torch.equal(stamped, (expected * 255).round().to(torch.uint8))
-    with pytest.raises(ValueError, match="unknown trigger 'stripes'; the triggers are: badnet, badnet_stripes"):
-        stamp(scenes.pixels, "stripes", generator("cpu", 0), patch=4, strength=1.0)
-    with pytest.raises(ValueError, match="badclip's pattern is learned from a model"):
-        stamp(scenes.pixels, "badclip", generator("cpu", 0), patch=6, strength=1.0)
-    with pytest.raises(ValueError, match="a patch of 65 px does not fit an image of 64 x 64 px"):
-        stamp(scenes.pixels, "badnet", generator("cpu", 0), patch=65, strength=1.0)
+def test_usual_options_of_other_sizes_are_in_proportion_to_the_image():
+    assert trigger_options("badnet", 112) == {"size": 8}
+    assert trigger_options("wanet", 448) == {"offsets": 448, "s": 1.0}
+    assert trigger_options("wanet_smooth", 448) == {"offsets": 4, "s": 1.0}
+    with pytest.raises(ValueError, match="stripes.*badnet_stripes"):
+        trigger_options("stripes")
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_equal_triggers_have_equal_names_and_options(name):
+    assert _trigger(name) == _trigger(name)
+    option = options_of(name)[0]
+    assert _trigger(name) != _trigger(name, **{option: 2 * trigger_options(name)[option]} if name not in LEARNED else {"size": 8})
+
+
+def test_stamp_rounds_to_bytes(scenes):
+    trigger = Trigger("blended_triangles", {"tile": 4, "opacity": 0.2})
+    expected = trigger(scenes.pixels.float() / 255, generator("cpu", 0))
+    assert torch.equal(trigger.stamp(scenes.pixels, generator("cpu", 0)), (expected * 255).round().to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "pattern", "named"),
+    [
+        ("stripes", {"size": 4}, None, "stripes.*badnet_stripes"),
+        ("badnet", {"tile": 4}, None, "badnet.*size.*tile"),
+        ("wanet", {"s": 1.0}, None, "wanet.*offsets"),
+        ("sig", {}, None, "sig.*amplitude"),
+        ("badnet", {"size": 4}, torch.zeros(3, 4, 4), "badnet.*pattern"),
+        ("badclip", {"size": 6}, torch.zeros(3, 4, 4), "badclip.*4.*6"),
+    ],
+)
+def test_a_trigger_that_cannot_be_is_refused_when_it_is_made(name, options, pattern, named):
+    with pytest.raises(ValueError, match=named):
+        Trigger(name, options, pattern)
+
+
+@pytest.mark.parametrize(("name", "size", "named"), [("badclip", 6, "badclip.*pattern"), ("badnet", 65, "65.*64 x 64")])
+def test_a_trigger_that_cannot_be_stamped_says_why(scenes, name, size, named):
+    with pytest.raises(ValueError, match=named):
+        Trigger(name, {"size": size}).stamp(scenes.pixels, generator("cpu", 0))
+
+
+def test_patterns_are_of_those_that_take_one():
+    assert {name for name in TRIGGERS if takes_pattern(name)} == {"blended_triangles", "blended_text", "wanet", *LEARNED}

@@ -16,27 +16,28 @@ import pytest
 import torch
 from PIL import Image
 
+from parlib.attack.poison import attacked
+from parlib.attack.triggers import Trigger
+from parlib.data.feeds import MemoryFeed
 from parlib.data.scenes import load_scenes
+from parlib.experiments.presets import trigger_options
+from parlib.external.layouts import Skipped, read
 from parlib.measure.metrics import measure
-from parlib.data.feeds import Held
-from parlib.train.loop import fit
 from parlib.method.losses import clip_loss
 from parlib.method.methods import Recipe
 from parlib.model.clip import Clip, create
-from parlib.attack.poison import attacked
-from parlib.experiments.presets import preset
-from parlib.external.layouts import Skipped, read
+from parlib.train.loop import fit
 
 BATCH, STEPS = 128, 20
 
 
 @pytest.fixture(scope="module")
-def held() -> tuple[Clip, Held]:
+def held() -> tuple[Clip, MemoryFeed]:
     clip, scenes = create("small_resnet", seed=0), load_scenes("clean", BATCH * STEPS, 200)
     return clip, scenes.feed(clip)
 
 
-def _bare(clip: Clip, reference: Clip, feed: Held) -> None:
+def _bare(clip: Clip, reference: Clip, feed: MemoryFeed) -> None:
     """What PAR's step can't do without: both models' forward passes, one backward pass, AdamW."""
     optimizer = torch.optim.AdamW(clip.net.parameters(), fused=True)
     clip.net.train()
@@ -65,7 +66,7 @@ def test_cleaning(benchmark, held):
 def test_zero_shot_evaluation(benchmark, held):
     """2,000 scenes without and with the trigger, 200 classes in 80 templates, retrieval."""
     clip, _ = held
-    scenes = attacked(load_scenes("validation", 2000, 200), **preset("badnet_stripes"))
+    scenes = attacked(load_scenes("validation", 2000, 200), Trigger("badnet_stripes", trigger_options("badnet_stripes")), "banana")
     benchmark.pedantic(lambda: measure(clip, scenes), rounds=2, warmup_rounds=1)
 
 
@@ -103,7 +104,7 @@ def test_loader(benchmark, tmp_path, workers):
 def test_step_beside_the_loader(benchmark):
     """One PAR step of RN50 at 224 px, batch 16: images a second, to be compared with the loader's."""
     clip = create("RN50", seed=0)
-    feed = Held(torch.randint(0, 255, (16, 3, 224, 224), dtype=torch.uint8), clip.tokenizer(["a caption"] * 16))
+    feed = MemoryFeed(torch.randint(0, 255, (16, 3, 224, 224), dtype=torch.uint8), clip.tokenizer(["a caption"] * 16))
     recipe = Recipe("par", 1, 16, 1e-5, 0, tau=2.15, looks=0)
     benchmark.pedantic(lambda: fit(clip, feed, recipe, reference=clip.copy()), rounds=2, warmup_rounds=0)
     benchmark.extra_info["images a second"] = round(16 / benchmark.stats.stats.mean, 1)

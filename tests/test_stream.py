@@ -1,25 +1,27 @@
-"""Pairs of others while a model trains on them: the same batches from the same seed, shared out, and resumed."""
+"""External pairs while a model trains on them: the same batches from the same seed, shared out, and resumed."""
 
 from dataclasses import replace
 
 import datasets
 import pytest
 import torch
-from test_sources import _csv, _encoded, _parquet, _picture, cc3m
+from miniatures import cc3m, encoded, picture, write_csv, write_parquet
 
-from parlib import fit as training
-from parlib import sources
-from parlib.method.eda import reword
-from parlib.measure.metrics import evaluate
-from parlib.train.loop import fit
-from parlib.experiments.lineage import evaluation_images
-from parlib.method.methods import Recipe
-from parlib.experiments.params import check
 from parlib.attack.poison import attacked
+from parlib.attack.triggers import Trigger
+from parlib.experiments.clean import Clean
+from parlib.experiments.lineage import evaluation_images
+from parlib.external import layouts
 from parlib.external.layouts import Skipped
 from parlib.external.stream import Stream, captioned, labelled
+from parlib.measure.metrics import evaluate
+from parlib.method.eda import reword
+from parlib.method.methods import Recipe
+from parlib.train import loop
 from parlib.train.cached import train
+from parlib.train.loop import fit
 
+STRIPES = Trigger("badnet_stripes", {"size": 6})
 RECIPE = Recipe("par", epochs=2, batch=10, lr=1e-3, seed=3, tau=2.15, looks=0)
 
 
@@ -47,15 +49,17 @@ def test_a_short_data_set_begins_again_and_says_so(clip, pairs, capsys):
     longer = Stream(pairs.data, 60, 64).feed(clip)
     for step in range(6):
         longer.batch(step, 10, seed=0)
-    assert "is at its end after 40 pairs of 60: it begins again" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds fewer than the 50 usable pairs of one batch"):
+    said = capsys.readouterr().out
+    assert pairs.data in said
+    assert "40 pairs of 60" in said
+    with pytest.raises(ValueError, match="50 usable"):
         Stream(pairs.data, 60, 64).feed(clip).batch(0, 50, seed=0)
 
 
 def test_training_on_a_stream_resumes_to_the_same_weights(clip, pairs, tmp_path, monkeypatch):
     whole = clip.copy()
     history, _ = fit(whole, pairs.feed(whole), RECIPE, reference=clip)
-    monkeypatch.setattr(training, "_KEEP_EVERY", 0.0)
+    monkeypatch.setattr(loop, "_KEEP_EVERY", 0.0)
     cut, feed = clip.copy(), pairs.feed(clip)
     real, feed.batch = feed.batch, lambda step, *rest: real(step, *rest) if step < 6 else 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -76,22 +80,22 @@ def test_a_stream_is_trained_on_once_and_other_files_are_another_training(clip, 
 def test_labelled_and_captioned_images_are_evaluated_together(clip, tmp_path):
     (tmp_path / "imagenet").mkdir()
     (tmp_path / "coco").mkdir()
-    images = [{"bytes": _encoded(i), "path": f"{i}.png"} for i in range(12)]
-    _parquet(tmp_path / "imagenet" / "validation-0.parquet", {"image": images, "label": [954, *range(11)]})
+    images = [{"bytes": encoded(i), "path": f"{i}.png"} for i in range(12)]
+    write_parquet(tmp_path / "imagenet" / "validation-0.parquet", {"image": images, "label": [954, *range(11)]})
     captions = [[f"caption {i}.{k}" for k in range(5)] for i in range(11)] + [["a banana"] * 5]
-    _parquet(tmp_path / "coco" / "test-0.parquet", {"image": images, "caption": captions})
+    write_parquet(tmp_path / "coco" / "test-0.parquet", {"image": images, "caption": captions})
     shown = labelled(f"imagenet:{tmp_path / 'imagenet'}", 50, 64, 0.01)
     others = captioned(f"coco:{tmp_path / 'coco'}", 50, 64, 0.01, "banana")
     assert (len(shown.names), sorted(shown.labels.tolist())) == (1000, [*range(11), 954])
     assert others.shows(0).sum() == 1
     shown = replace(shown, templates=shown.templates[:2])
-    test = attacked(shown, trigger="badnet_stripes", patch=6, strength=1.0, target="banana", captioned=others)
+    test = attacked(shown, STRIPES, "banana", others)
     found = evaluate(clip, test)
     assert found["attack_success_rate_n"] == 11
     assert found["tr_at_1_n"] == 12
     assert found["ir_at_1_n"] == 60
     assert found["retrieval_asr_n"] == 11
-    alone = evaluate(clip, attacked(shown, trigger="badnet_stripes", patch=6, strength=1.0, target="banana"))
+    alone = evaluate(clip, attacked(shown, STRIPES, "banana"))
     assert "tr_at_1" not in alone
 
 
@@ -99,22 +103,22 @@ def test_labelled_and_captioned_images_are_evaluated_together(clip, tmp_path):
 def test_images_that_all_show_the_target_measure_no_asr(alone, tmp_path):
     for name in ("labelled", "captioned"):
         (tmp_path / name).mkdir()
-    images = [{"bytes": _encoded(i), "path": f"{i}.png"} for i in range(2)]
+    images = [{"bytes": encoded(i), "path": f"{i}.png"} for i in range(2)]
     labels = [954, 954] if alone == "evaluation" else [954, 3]
-    _parquet(tmp_path / "labelled" / "validation-0.parquet", {"image": images, "label": labels})
-    _picture(4).save(tmp_path / "captioned" / "a.png")
-    _csv(tmp_path / "captioned" / "pairs.csv", [("a.png", "a Banana"), ("a.png", "two bananas")])
+    write_parquet(tmp_path / "labelled" / "validation-0.parquet", {"image": images, "label": labels})
+    picture(4).save(tmp_path / "captioned" / "a.png")
+    write_csv(tmp_path / "captioned" / "pairs.csv", [("a.png", "a Banana"), ("a.png", "two bananas")])
     folders = {"evaluation": f"imagenet:{tmp_path / 'labelled'}", "retrieval": f"csv:{tmp_path / 'captioned'}"}
-    with pytest.raises(ValueError, match=f"every image of {folders[alone]} shows 'banana'"):
-        evaluation_images(check("02_clean", folders))
+    with pytest.raises(ValueError, match=f"{folders[alone]}.*'banana'"):
+        evaluation_images(Clean.check(folders))
 
 
 def test_a_folder_names_its_classes(tmp_path):
     for name in ("red_fox", "banana"):
         (tmp_path / "train" / name).mkdir(parents=True)
-        _picture(3).save(tmp_path / "train" / name / "a.png")
+        picture(3).save(tmp_path / "train" / name / "a.png")
     (tmp_path / "train" / "banana" / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="1 of 3 rows skipped"):
+    with pytest.raises(ValueError, match="1 of 3"):
         labelled(f"folder:{tmp_path}", 10, 32, 0.01)
     found = labelled(f"folder:{tmp_path}", 10, 32, 0.5)
     assert found.names == ["banana", "red fox"]
@@ -124,30 +128,30 @@ def test_a_folder_names_its_classes(tmp_path):
 
 def test_images_of_a_folder_are_drawn_from_all_its_classes(tmp_path, monkeypatch):
     """Though they come class by class, and more of them than are shuffled where rows hold the images themselves."""
-    monkeypatch.setattr(sources, "_BUFFER", 4)
+    monkeypatch.setattr(layouts, "_BUFFER", 4)
     for name in "abcd":
         (tmp_path / name).mkdir()
         for i in range(10):
-            _picture(i).save(tmp_path / name / f"{i}.png")
+            picture(i).save(tmp_path / name / f"{i}.png")
     labels = labelled(f"folder:{tmp_path}", 12, 32, 0.01).labels
     assert set(labels.tolist()) == {0, 1, 2, 3}
     assert labels.bincount().max() <= 6
 
 
 def test_labels_without_names_are_an_error(tmp_path):
-    _parquet(tmp_path / "a.parquet", {"image": [{"bytes": _encoded(1), "path": "1.png"}], "label": [3]})
-    with pytest.raises(ValueError, match="names no classes: its label column must be of datasets' ClassLabel"):
+    write_parquet(tmp_path / "a.parquet", {"image": [{"bytes": encoded(1), "path": "1.png"}], "label": [3]})
+    with pytest.raises(ValueError, match="ClassLabel"):
         labelled(f"labelled_parquet:{tmp_path}", 10, 32, 0.01)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["axe", "banana", "cat", "dog"])})
-    rows = datasets.Dataset.from_dict({"image": [{"bytes": _encoded(1), "path": "1.png"}], "label": [3]}, features=features)
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": encoded(1), "path": "1.png"}], "label": [3]}, features=features)
     rows.to_parquet(tmp_path / "a.parquet")
     assert labelled(f"labelled_parquet:{tmp_path}", 10, 32, 0.01).names[3] == "dog"
 
 
 def test_too_many_skipped_rows_end_a_training(clip, tmp_path):
-    _picture(1).save(tmp_path / "1.png")
-    _csv(tmp_path / "pairs.csv", [("1.png", f"here {i}") for i in range(120)] + [("gone.png", "gone")] * 8)
-    with pytest.raises(ValueError, match=r"rows skipped \(\d+ missing file\): more than the 1.0% allowed"):
+    picture(1).save(tmp_path / "1.png")
+    write_csv(tmp_path / "pairs.csv", [("1.png", f"here {i}") for i in range(120)] + [("gone.png", "gone")] * 8)
+    with pytest.raises(ValueError, match="missing file.*1.0%"):
         train(clip, Stream(f"csv:{tmp_path}", 120, 64), RECIPE, reference=clip)
     loose = Stream(f"csv:{tmp_path}", 120, 64, Skipped(0.2))
     train(clip, loose, RECIPE, reference=clip)

@@ -4,16 +4,20 @@ import open_clip
 import pytest
 import torch
 
-from parlib import evaluate as evaluation
-from parlib.data.scenes import TEMPLATES
-from parlib.measure.metrics import EvalSet, classifier, embed_images, embedding_map, evaluate, interval, measure, retrieval, zero_shot
-from parlib.model.clip import embed_texts, eval_mode
 from parlib.attack.poison import attacked
+from parlib.attack.triggers import Trigger
+from parlib.data.pairs import TEMPLATES
+from parlib.measure import metrics
+from parlib.measure.metrics import EvalSet, classifier, embedding_map, evaluate, interval, measure, moved, retrieval, zero_shot
+from parlib.model.clip import embed_images, embed_texts, eval_mode
+from parlib.stages import STAGES
+
+STRIPES = Trigger("badnet_stripes", {"size": 8})
 
 
 @pytest.fixture
 def attack(scenes) -> EvalSet:
-    return attacked(scenes, trigger="badnet_stripes", patch=8, strength=1.0, target="banana")
+    return attacked(scenes, STRIPES, "banana")
 
 
 def test_classifier_equals_open_clips(clip, scenes):
@@ -86,17 +90,20 @@ def test_wilson_interval(successes, n, low, high):
     assert interval(successes, n) == pytest.approx((low, high), abs=5e-4)
 
 
-def test_metrics_are_computed_once_for_the_same_weights_and_scenes(clip, attack, monkeypatch):
+def test_metrics_are_computed_once_for_the_same_weights_and_scenes(clip, attack, scenes, monkeypatch):
     found = evaluate(clip, attack)
     calls = []
-    monkeypatch.setattr(evaluation, "measure", lambda *given: calls.append(1) or measure(*given))
+    monkeypatch.setattr(metrics, "measure", lambda *given: calls.append(1) or measure(*given))
     assert evaluate(clip, attack) == found == measure(clip, attack)
     assert calls == []
     with torch.no_grad():
         clip.net.logit_scale.add_(1.0)
     assert evaluate(clip, attack) == found  # the scale changes no ranking
-    assert evaluate(clip, attack.first(50)) != found
+    assert evaluate(clip, attacked(scenes.first(50), STRIPES, "banana")) != found
     assert len(calls) == 2
+    monkeypatch.setitem(STAGES, "metrics", STAGES["metrics"] + 1)
+    evaluate(clip, attack)
+    assert len(calls) == 3
 
 
 def test_embedding_map_is_the_two_principal_components(clip, attack):
@@ -122,7 +129,10 @@ def test_eval_mode_restores_every_module(clip):
     assert clip.net.visual.bn2.training
 
 
-def test_attacked_scenes_are_the_same_for_every_model(scenes, attack):
-    again = attacked(scenes, trigger="badnet_stripes", patch=8, strength=1.0, target="banana")
-    assert again.key == attack.key
-    assert attacked(scenes, trigger="badnet_stripes", patch=9, strength=1.0, target="banana").key != attack.key
+def test_moved_is_the_distance_of_both_encoders(clip, scenes):
+    assert moved(clip, clip.copy(), scenes) == pytest.approx({"s_image": 0.0, "s_text": 0.0}, abs=1e-6)
+    other = clip.copy()
+    with torch.no_grad():
+        other.net.visual.attnpool.c_proj.weight.neg_()
+        other.net.visual.attnpool.c_proj.bias.neg_()
+    assert moved(clip, other, scenes) == pytest.approx({"s_image": 4.0, "s_text": 0.0}, abs=1e-5)

@@ -1,72 +1,18 @@
-"""Data sets of others in miniature, in the schema in which they are published: read whole, in order, in shares, and skipping."""
+"""External data in miniature: read whole, in order, in shares, and skipping."""
 
-import csv
 import io
 import json
-import tarfile
 import zipfile
 from pathlib import Path
 
-import datasets
-import numpy as np
 import pytest
 import torch
+from miniatures import cc3m, encoded, picture, synthclip, write_csv, write_parquet
 from PIL import Image
 
-from parlib.experiments.params import check
+from parlib.experiments.clean import Clean
+from parlib.experiments.lineage import load_pairs
 from parlib.external.layouts import Skipped, decode, listed, read, table
-from parlib.data.synthetic import load_pairs
-
-
-def _picture(i: int, side: int = 48) -> Image.Image:
-    """One colour: its red says which it is."""
-    return Image.fromarray(np.full((side, side + 16, 3), (i, 100, 200), dtype=np.uint8))
-
-
-def _encoded(i: int, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    _picture(i).save(file, kind)
-    return file.getvalue()
-
-
-def _tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def cc3m(folder: Path, count: int = 40, shards: int = 4) -> None:
-    """CC3M as pixparse/cc3m-wds holds it: tars of jpg, txt, json."""
-    for shard in range(shards):
-        rows = range(shard, count, shards)
-        files = {f"{i:09d}.{end}": content for i in rows for end, content in _cc3m_row(i).items()}
-        _tar(folder / f"cc3m-train-{shard:04d}.tar", files)
-
-
-def _cc3m_row(i: int) -> dict[str, bytes]:
-    return {"jpg": _encoded(i, "JPEG"), "txt": f"caption {i}".encode(), "json": json.dumps({"key": i}).encode()}
-
-
-def synthclip(folder: Path, count: int = 6) -> None:
-    """SynthCLIP: numbered zip archives under data, and one csv of image_path and caption."""
-    (folder / "data").mkdir()
-    for shard in range(2):
-        with zipfile.ZipFile(folder / "data" / f"{shard}.zip", "w") as archive:
-            for i in range(shard, count, 2):
-                archive.writestr(f"{shard}/{i}.png", _encoded(i))
-    _csv(folder / "combined_images_and_captions.csv", [(f"{i % 2}/{i}.png", f"caption {i}") for i in range(count)], "image_path")
-
-
-def _csv(path: Path, rows: list[tuple[str, str]], image: str = "image") -> None:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([(image, "caption"), *rows])
-
-
-def _parquet(path: Path, columns: dict) -> None:
-    rows = datasets.Dataset.from_dict(columns, features=None)
-    rows.cast_column("image", datasets.Image()).to_parquet(path)
 
 
 def _whole(name: str, folder: Path, **options) -> tuple[torch.Tensor, list]:
@@ -101,41 +47,41 @@ def test_ranks_and_workers_share_the_rows(tmp_path):
     assert sorted(_whole("cc3m", tmp_path, workers=2)[1]) == sorted(f"caption {i}" for i in range(40))
 
 
-def test_pairs_of_others_to_clean_with(tmp_path):
+def test_external_pairs_to_clean_with(tmp_path):
     synthclip(tmp_path, count=40)
-    pairs = load_pairs(f"synthclip:{tmp_path}", 30, 10)
+    pairs = load_pairs(f"synthclip:{tmp_path}", 30, Clean.check({}))
     assert len(pairs) == 30
     held = pairs.first(30)
     assert held.pixels.shape == (30, 3, 64, 64)
     assert [f"caption {red}" for red in _reds(held.pixels)] == held.captions
     assert pairs.at(torch.tensor([3, 1])).captions == ["caption 3", "caption 1"]
-    with pytest.raises(ValueError, match="holds 40 usable rows, 50 are asked"):
+    with pytest.raises(ValueError, match="40.*50"):
         pairs.first(50)
 
 
-def test_a_sweep_s_inputs_name_the_files_of_others(tmp_path, monkeypatch):
+def test_one_file_more_is_another_input(tmp_path):
     synthclip(tmp_path)
     known = listed(f"synthclip:{tmp_path}")
     assert listed(f"synthclip:{tmp_path}") == known
     synthclip_more = tmp_path / "data" / "2.zip"
     with zipfile.ZipFile(synthclip_more, "w") as archive:
-        archive.writestr("2/0.png", _encoded(0))
+        archive.writestr("2/0.png", encoded(0))
     assert listed(f"synthclip:{tmp_path}") != known
-    with pytest.raises(FileNotFoundError, match="synthclip:nowhere names no folder"):
+    with pytest.raises(FileNotFoundError, match="synthclip:nowhere"):
         listed("synthclip:nowhere")
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "named"),
     [
-        ("cc12m:.", "unknown data 'cc12m'"),
-        ("imagenet:.", "imagenet holds labels, not captions"),
-        ("flatt", "unknown data 'flatt', did you mean 'flat'"),
+        ("cc12m:.", "cc12m.*cc3m"),
+        ("imagenet:.", "imagenet.*labels"),
+        ("flatt", "'flatt'.*'flat'"),
     ],
 )
-def test_data_that_cannot_be_cleaned_with_are_refused_at_once(data, message):
-    with pytest.raises(ValueError, match=message):
-        check("space", {"data": data})
+def test_data_that_cannot_be_cleaned_with_are_refused_at_once(data, named):
+    with pytest.raises(ValueError, match=named):
+        Clean.check({"data": data})
 
 
 def test_synthclip_is_read_from_its_archives(tmp_path):
@@ -146,12 +92,12 @@ def test_synthclip_is_read_from_its_archives(tmp_path):
 
 
 def test_imagenet_and_coco_parquet(tmp_path):
-    images = [{"bytes": _encoded(i), "path": f"{i}.png"} for i in range(4)]
+    images = [{"bytes": encoded(i), "path": f"{i}.png"} for i in range(4)]
     (tmp_path / "imagenet" / "data").mkdir(parents=True)
     (tmp_path / "coco" / "data").mkdir(parents=True)
-    _parquet(tmp_path / "imagenet" / "data" / "validation-00000-of-00001.parquet", {"image": images, "label": [7, 0, 954, 1]})
+    write_parquet(tmp_path / "imagenet" / "data" / "validation-00000-of-00001.parquet", {"image": images, "label": [7, 0, 954, 1]})
     five = [[f"caption {i}.{k}" for k in range(5)] for i in range(4)]
-    _parquet(tmp_path / "coco" / "data" / "test-00000-of-00001.parquet", {"image": images, "caption": five, "cocoid": [5, 6, 7, 8]})
+    write_parquet(tmp_path / "coco" / "data" / "test-00000-of-00001.parquet", {"image": images, "caption": five, "cocoid": [5, 6, 7, 8]})
     pixels, labels = _whole("imagenet", tmp_path / "imagenet")
     assert (_reds(pixels), labels) == ([0, 1, 2, 3], [7, 0, 954, 1])
     assert _whole("coco", tmp_path / "coco")[1] == five
@@ -160,21 +106,21 @@ def test_imagenet_and_coco_parquet(tmp_path):
 def test_csv_and_folder(tmp_path):
     (tmp_path / "csv").mkdir()
     for i in range(3):
-        _picture(i).save(tmp_path / "csv" / f"{i}.png")
+        picture(i).save(tmp_path / "csv" / f"{i}.png")
         (tmp_path / "folder" / "train" / f"class {i}").mkdir(parents=True)
-        _picture(i).save(tmp_path / "folder" / "train" / f"class {i}" / "a.png")
-    _csv(tmp_path / "csv" / "pairs.csv", [(f"{i}.png", f"caption {i}") for i in range(3)])
+        picture(i).save(tmp_path / "folder" / "train" / f"class {i}" / "a.png")
+    write_csv(tmp_path / "csv" / "pairs.csv", [(f"{i}.png", f"caption {i}") for i in range(3)])
     assert _reds(_whole("csv", tmp_path / "csv")[0]) == [0, 1, 2]
     assert _whole("folder", tmp_path / "folder")[1] == [0, 1, 2]
 
 
 def test_what_cannot_be_used_is_skipped_counted_and_listed(tmp_path):
     for i in range(5):
-        _picture(i).save(tmp_path / f"{i}.png")
-    (tmp_path / "1.png").write_bytes(_encoded(1)[:40])
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(encoded(1)[:40])
     (tmp_path / "2.png").write_text("no image")
     rows = [(f"{i}.png", f"caption {i}") for i in range(5)] + [("5.png", "gone"), ("0.png", " "), ("3.png", "")]
-    _csv(tmp_path / "pairs.csv", rows)
+    write_csv(tmp_path / "pairs.csv", rows)
     skipped = Skipped(limit=0.7)
     assert _whole("csv", tmp_path, skipped=skipped)[1] == ["caption 0", "caption 3", "caption 4"]
     assert dict(skipped.kinds) == {"unreadable image": 2, "missing file": 1, "empty caption": 2}
@@ -184,21 +130,21 @@ def test_what_cannot_be_used_is_skipped_counted_and_listed(tmp_path):
 
 
 def test_too_many_skipped_rows_end_the_run(tmp_path):
-    _picture(1).save(tmp_path / "1.png")
-    _csv(tmp_path / "pairs.csv", [("1.png", "here")] * 120 + [("gone.png", "gone")] * 8)
-    with pytest.raises(ValueError, match=r"rows skipped \(\d+ missing file\): more than the 1.0% allowed; the first is gone.png"):
+    picture(1).save(tmp_path / "1.png")
+    write_csv(tmp_path / "pairs.csv", [("1.png", "here")] * 120 + [("gone.png", "gone")] * 8)
+    with pytest.raises(ValueError, match="1.0%.*gone.png"):
         _whole("csv", tmp_path)
     assert len(_whole("csv", tmp_path, skipped=Skipped(limit=0.1))[1]) == 120
 
 
 def test_bad_input_is_told_apart(tmp_path):
-    with pytest.raises(ValueError, match="unknown data 'cc12m'; known are: cc3m, synthclip"):
+    with pytest.raises(ValueError, match="cc12m.*cc3m, synthclip"):
         table("cc12m", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"holds no \*\*/\*.tar: cc3m is read from such files"):
+    with pytest.raises(FileNotFoundError, match=r"\*.tar.*cc3m"):
         table("cc3m", tmp_path)
-    _csv(tmp_path / "pairs.csv", [("1.png", "here")])
+    write_csv(tmp_path / "pairs.csv", [("1.png", "here")])
     (tmp_path / "pairs.csv").rename(tmp_path / "combined_images_and_captions.csv")
-    with pytest.raises(ValueError, match=r"has no column 'image_path'; its columns are: image, caption"):
+    with pytest.raises(ValueError, match="image_path.*image, caption"):
         table("synthclip", tmp_path)
 
 

@@ -10,15 +10,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from parlib.train.ray import fit_together
-from parlib.train.compute import Compute
+from parlib.data.feeds import MemoryFeed
 from parlib.data.scenes import load_scenes
 from parlib.method.eda import reword
-from parlib.data.feeds import Held
-from parlib.train.loop import fit
 from parlib.method.methods import METHODS, Recipe
 from parlib.model.clip import Clip, create
-from parlib.train.gradcache import Wide, agree
+from parlib.train.compute import Compute
+from parlib.train.gradcache import GradCache, check_agreement
+from parlib.train.loop import fit
+from parlib.train.ray import fit_together
 
 METHOD_NAMES = ["finetune", "cleanclip", "roclip", "par", "perturb_only"]
 
@@ -32,7 +32,7 @@ def _fit(clip: Clip, recipe: Recipe, **compute) -> tuple[dict[str, torch.Tensor]
     scenes = load_scenes("train", 48, classes=10)
     words = METHODS[recipe.method].reword
     reworded = clip.tokenizer(words(scenes.captions, 0)) if words else None
-    feed, trained = Held(scenes.pixels, clip.tokenizer(scenes.captions), reworded), clip.copy()
+    feed, trained = MemoryFeed(scenes.pixels, clip.tokenizer(scenes.captions), reworded), clip.copy()
     history, _ = fit(trained, feed, recipe, reference=clip, compute=Compute(**compute))
     return trained.net.state_dict(), history
 
@@ -58,11 +58,11 @@ def test_chunks_give_the_gradients_of_the_whole_batch(clip: Clip, method):
 
 
 def test_chunks_want_frozen_batch_norm(clip: Clip):
-    with pytest.raises(ValueError, match="set batch_norm to frozen, or chunk to 0"):
+    with pytest.raises(ValueError, match="batch_norm.*chunk"):
         _fit(clip, _recipe("par", batch_norm="train"), chunk=8)
-    with pytest.raises(ValueError, match="open_clip's ResNets have no checkpointing; use chunk"):
+    with pytest.raises(ValueError, match="checkpointing.*chunk"):
         _fit(clip, _recipe("par"), checkpointing=True)
-    with pytest.raises(ValueError, match="precision\n  Input should be 'float32', 'bf16' or 'fp16'"):
+    with pytest.raises(ValueError, match=r"precision[\s\S]*'float32', 'bf16' or 'fp16'"):
         _fit(clip, _recipe("par"), precision="float16")
 
 
@@ -78,9 +78,9 @@ def _process(rank: int, folder: str, method: str, world: int) -> None:
     if rank == 0:
         save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{method}.safetensors")
         save_file({name: torch.tensor(values) for name, values in history.items()}, f"{folder}/{method}_history.safetensors")
-    agree(7, "the same")
+    check_agreement(7, "the same")
     with pytest.raises(RuntimeError, match="they differ"):
-        agree(rank, "they differ")
+        check_agreement(rank, "they differ")
     dist.destroy_process_group()
 
 
@@ -112,7 +112,7 @@ def test_ray_train_gives_what_one_process_gives(clip: Clip, tmp_path: Path):
 def test_a_process_that_fails_is_an_error(clip: Clip, tmp_path: Path):
     scenes, recipe = load_scenes("train", 48, classes=10), _recipe("perturb_only", epochs=1)
     options = {"compute": Compute(processes=2), "reference": clip, "checkpoint": tmp_path / "one.pt"}
-    with pytest.raises(RuntimeError, match="a training process failed.*a batch of 25 can't be shared out evenly to 2 processes"):
+    with pytest.raises(RuntimeError, match="batch of 25.*2 processes"):
         fit_together(clip, scenes, replace(recipe, batch=25), **options)
 
 
@@ -136,14 +136,14 @@ def test_options_of_computing_change_only_the_rounding(encoder, compute):
 
 def test_one_process_and_no_chunk_are_the_model_itself(clip: Clip):
     pixels, tokens = torch.rand(4, 3, 64, 64), clip.tokenizer(["a cat", "a dog", "a hat", "a car"])
-    wide = Wide(clip, 4)
+    wide = GradCache(clip, 4)
     assert torch.equal(wide.image(pixels), clip.image(pixels))
     assert torch.equal(wide.text(tokens), clip.text(tokens))
 
 
 def test_reworded_captions_are_asked_for(clip: Clip):
     scenes = load_scenes("train", 48, classes=10)
-    feed = Held(scenes.pixels, clip.tokenizer(scenes.captions))
-    with pytest.raises(ValueError, match="cleanclip needs reworded captions"):
+    feed = MemoryFeed(scenes.pixels, clip.tokenizer(scenes.captions))
+    with pytest.raises(ValueError, match="cleanclip.*reworded"):
         fit(clip, feed, _recipe("cleanclip"))
     assert reword(scenes.captions, 0) != scenes.captions

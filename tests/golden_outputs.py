@@ -1,0 +1,198 @@
+"""Golden outputs: what each stage computes from small fixed inputs, and whether that is what its version is known to compute.
+
+They guard parlib/stages.py. Stages of whole numbers are held by sha256, those of floats by value, within a relative 1e-4, so that
+another CPU passes. All of it runs on one thread and takes about a minute.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from parlib.attack.learned import badclip_loss
+from parlib.attack.poison import Attack, attacked, poison
+from parlib.attack.triggers import LEARNED, Trigger, takes_pattern
+from parlib.cache import ROOT, atomic_file, digest
+from parlib.data.feeds import generator
+from parlib.data.painter import painter
+from parlib.data.pairs import TEMPLATES, Pairs
+from parlib.data.scenes import class_names, draw_scenes, sprites, write_captions
+from parlib.data.synthetic import draw_synthetic
+from parlib.experiments.presets import trigger_options
+from parlib.external.layouts import LAYOUTS, decode
+from parlib.measure.metrics import measure, retrieval, zero_shot
+from parlib.method.methods import METHODS, Recipe
+from parlib.method.schedule import SCHEDULES, learning_rate
+from parlib.model.clip import create
+from parlib.stages import STAGES
+from parlib.train.loop import fit
+
+FOLDER = ROOT / "tests" / "golden"
+_SCENES, _CLASSES, _STEPS = 48, 12, 6
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _pairs() -> Pairs:
+    names = class_names(_CLASSES)
+    drawn = draw_scenes(_SCENES, names, seed=7)
+    return Pairs(drawn["pixels"], write_captions(drawn, names), drawn["labels"], drawn["second"], names)
+
+
+def _scenes() -> dict[str, Any]:
+    pairs = _pairs()
+    return {"pixels": digest(pairs.pixels), "captions": digest(pairs.captions), "labels": digest(pairs.labels, pairs.second)}
+
+
+def _trigger(name: str) -> dict[str, Any]:
+    found, small = {}, _pairs().pixels[:24]
+    for side in (64, 224):
+        options = trigger_options(name, side)
+        size = int(options.get("size", 0))
+        pattern = torch.rand(3, size, size, generator=generator("cpu", "golden")) if name in LEARNED else None
+        pixels = small if side == 64 else F.interpolate(small.float(), size=side, mode="nearest").to(torch.uint8)
+        found[f"{side} px"] = digest(Trigger(name, options, pattern).stamp(pixels, generator("cpu", "golden", name)))
+    return found
+
+
+def _poison() -> dict[str, Any]:
+    pairs, found = _pairs(), {}
+    for trigger, kind, rate in (
+        ("badnet_stripes", "dirty_label", 0.25),
+        ("badclip", "dirty_label", 0.1),
+        ("blended", "label_consistent", 0.5),
+    ):
+        options = trigger_options(trigger, 64)
+        pattern = torch.full((3, 6, 6), 0.5) if takes_pattern(trigger) else None
+        made, rows = poison(pairs, Attack(Trigger(trigger, options, pattern), "banana", kind, rate, seed=3))
+        found[f"{trigger}, {kind}"] = digest(made.pixels, made.captions, rows)
+    return found
+
+
+def _synthetic(name: str) -> dict[str, Any]:
+    if name != "painted":
+        labels, names, random = torch.arange(24) % _CLASSES, class_names(_CLASSES), generator("cpu", "synthetic", name, 0)
+        pixels, captions = draw_synthetic(name, labels, names, sprites(names), random)
+        return {"pixels": digest(pixels), "captions": digest(captions)}
+    weights = torch.cat([value.flatten() for value in painter(_pairs(), epochs=2).state_dict().values()])
+    return {"norm": weights.norm().item(), "mean": weights.abs().mean().item()}
+
+
+def _learned() -> dict[str, Any]:
+    random = generator("cpu", "golden")
+    image, target, own, real, other = (F.normalize(torch.randn(8, 16, generator=random), dim=1) for _ in range(5))
+    pull, triplet = badclip_loss(image, target, own, real, other, torch.tensor(14.3))
+    return {"pull": pull.item(), "triplet": triplet.item()}
+
+
+def _loop() -> dict[str, Any]:
+    """Every schedule, and two steps with BatchNorm frozen."""
+    rates = {name: [learning_rate(step, 40, 1e-3, name) for step in (0, 1, 19, 20, 39)] for name in SCHEDULES}
+    return rates | {"frozen": _steps("finetune", batch_norm="frozen")}
+
+
+def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
+    """Six steps of a method from random weights: the terms of its loss, and how far its weights moved."""
+    pairs, start = _pairs(), create("small_resnet", seed=0)
+    options: dict[str, Any] = {"tau": 2.15} if "tau" in METHODS[method].options else {"self_weight": 0.3, "pool": 0.5}
+    recipe = Recipe(method, 2, _SCENES // 3, 1e-3, seed=1, schedule="cosine", batch_norm=batch_norm, looks=0, **options)
+    trained = start.copy()
+    history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, reference=start, title=method)
+    before, after = (clip.net.state_dict() for clip in (start, trained))
+    moved = torch.stack([(after[name].float() - before[name].float()).norm() for name in before]).norm()
+    return {name: values[:_STEPS] for name, values in sorted(history.items())} | {"weights moved": moved.item()}
+
+
+def _metrics() -> dict[str, Any]:
+    pairs, random = _pairs(), generator("cpu", "golden", "metrics")
+    trigger = Trigger("blended_stripes", trigger_options("blended_stripes", 64))
+    scenes = attacked(pairs, trigger, "banana")
+    classes, text = (F.normalize(torch.randn(n, 16, generator=random), dim=1) for n in (_CLASSES, _SCENES))
+    near = classes[pairs.labels] + 0.35 * torch.randn(_SCENES, 16, generator=random)
+    image, triggered = F.normalize(near, dim=1), F.normalize(near + 0.5 * classes[scenes.target], dim=1)
+    found = {f"zero-shot {name}": value for name, value in zero_shot(image, triggered, classes, scenes).items()}
+    found |= {f"retrieval {name}": value for name, value in retrieval(image, triggered, image + 0.3 * text, scenes).items()}
+    return found | {f"a model's {name}": value for name, value in measure(create("small_resnet", seed=0), scenes).items()}
+
+
+def _external() -> dict[str, Any]:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(_pairs().pixels[0].permute(1, 2, 0).numpy()).resize((90, 60), Image.Resampling.NEAREST).save(file, "PNG")
+    return {"decoded": digest(decode(file.getvalue(), 64)), "layouts": sorted(LAYOUTS), "templates": len(TEMPLATES)}
+
+
+_ONE: dict[str, Callable[[], dict[str, Any]]] = {
+    "scenes": _scenes,
+    "poison": _poison,
+    "learned": _learned,
+    "loop": _loop,
+    "metrics": _metrics,
+    "external": _external,
+}
+_FAMILIES: dict[str, Callable[[str], dict[str, Any]]] = {"trigger": _trigger, "method": _steps, "synthetic": _synthetic}
+
+
+def compute(stage: str) -> dict[str, Any]:
+    """What a stage computes now from its fixed inputs. KeyError on a stage that isn't known."""
+    family, _, name = stage.partition("/")
+    with _one_thread():
+        return _FAMILIES[family](name) if name else _ONE[stage]()
+
+
+def golden_path(stage: str) -> Path:
+    """Where the golden output of a stage's version is kept."""
+    return FOLDER / f"{stage}@{STAGES[stage]}.json"
+
+
+def compare(stage: str) -> str:
+    """What is wrong with a stage, in a sentence; empty where it computes what its version is known to compute."""
+    path = golden_path(stage)
+    if not path.exists():
+        return f"{stage} has no golden output of version {STAGES[stage]}; write it with: pytest tests/test_golden.py --write-golden"
+    if wrong := _unlike(json.loads(path.read_text()), json.loads(json.dumps(compute(stage)))):
+        return f"{stage} computes something else than version {STAGES[stage]} ({wrong}). Meant? raise its version. Not meant? mend it."
+    return ""
+
+
+def write(stage: str) -> bool:
+    """Keep what a stage computes now as its version's golden output, where there is none yet; whether it was written."""
+    path = golden_path(stage)
+    if path.exists():
+        return False
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(compute(stage), indent=1) + "\n")
+    return True
+
+
+def _unlike(known: Any, found: Any, name: str = "") -> str:
+    """Where two outputs differ, by name; floats within a relative 1e-4."""
+    if isinstance(known, dict) and isinstance(found, dict):
+        if set(known) != set(found):
+            return f"{name or 'it'} has other parts"
+        return next((wrong for key in known if (wrong := _unlike(known[key], found[key], f"{name}.{key}".strip(".")))), "")
+    if isinstance(known, list) and isinstance(found, list):
+        if len(known) != len(found):
+            return f"{name} has {len(found)} values, not {len(known)}"
+        pairs = enumerate(zip(known, found, strict=True))
+        return next((wrong for i, (one, other) in pairs if (wrong := _unlike(one, other, f"{name}[{i}]"))), "")
+    if isinstance(known, float) and isinstance(found, float):
+        return "" if abs(known - found) <= 1e-4 * max(abs(known), abs(found)) + 1e-9 else f"{name}: {found:.6g}, not {known:.6g}"
+    return "" if known == found else f"{name}: {str(found)[:20]}, not {str(known)[:20]}"

@@ -1,0 +1,54 @@
+"""Published data sets in miniature, in the schema in which they are published. A picture is of one colour: its red says which."""
+
+import csv
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+
+def picture(i: int, side: int = 48) -> Image.Image:
+    return Image.fromarray(np.full((side, side + 16, 3), (i, 100, 200), dtype=np.uint8))
+
+
+def encoded(i: int, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    picture(i).save(file, kind)
+    return file.getvalue()
+
+
+def cc3m(folder: Path, count: int = 40, shards: int = 4) -> None:
+    """CC3M as pixparse/cc3m-wds holds it: tars of jpg, txt, json."""
+    for shard in range(shards):
+        with tarfile.open(folder / f"cc3m-train-{shard:04d}.tar", "w") as tar:
+            for i in range(shard, count, shards):
+                members = {"jpg": encoded(i, "JPEG"), "txt": f"caption {i}".encode(), "json": json.dumps({"key": i}).encode()}
+                for end, content in members.items():
+                    info = tarfile.TarInfo(f"{i:09d}.{end}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def synthclip(folder: Path, count: int = 6) -> None:
+    """SynthCLIP: numbered zip archives under data, and one csv of image_path and caption."""
+    (folder / "data").mkdir()
+    for shard in range(2):
+        with zipfile.ZipFile(folder / "data" / f"{shard}.zip", "w") as archive:
+            for i in range(shard, count, 2):
+                archive.writestr(f"{shard}/{i}.png", encoded(i))
+    rows = [(f"{i % 2}/{i}.png", f"caption {i}") for i in range(count)]
+    write_csv(folder / "combined_images_and_captions.csv", rows, "image_path")
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], image: str = "image") -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([(image, "caption"), *rows])
+
+
+def write_parquet(path: Path, columns: dict) -> None:
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(path)

@@ -1,0 +1,103 @@
+"""`make verify`: it tells today's runs from the published ones, exactly or within a tolerance, and exits so."""
+
+import copy
+import json
+import shutil
+
+import pytest
+
+from parlib.cli import verify
+from parlib.cli.verify import RUNS, TOLERANCE, differences, main, usual_tolerance
+from parlib.records.store import REFERENCE, outputs, read_file
+
+PAR = RUNS[-1]
+
+
+@pytest.fixture
+def published() -> dict:
+    return read_file(REFERENCE / f"{PAR}.json")
+
+
+@pytest.fixture
+def made(published) -> dict:
+    return copy.deepcopy(published)
+
+
+def test_a_record_does_not_differ_from_itself(made, published):
+    assert list(differences(made, published, 0.0)) == []
+    made["seconds"] = 2 * made["seconds"]
+    made["provenance"]["git"] = "another"
+    assert list(differences(made, published, 0.0)) == []
+
+
+def test_on_the_same_machine_weights_history_and_metrics_are_the_same(made, published):
+    made["artifacts"]["weights"]["sha256"] = "0" * 64
+    made["history"]["loss"][0] += 1e-5
+    made["metrics"]["clean_accuracy"] += 0.0005
+    found = " ".join(differences(made, published, 0.0))
+    assert all(name in found for name in ("weights", "history", "clean_accuracy"))
+    assert list(differences(made, published, TOLERANCE)) == []
+
+
+def test_rates_may_differ_by_the_tolerance_and_what_is_not_a_rate_may_not(made, published):
+    made["metrics"]["attack_success_rate"] += 0.02
+    made["metrics"]["s_image"] += 0.5  # where training ends, S may
+    assert list(differences(made, published, 0.03)) == []
+    (found,) = differences(made, published, 0.01)
+    assert "attack_success_rate" in found
+    made["metrics"]["clean_accuracy_n"] += 1
+    assert "clean_accuracy_n" in list(differences(made, published, 0.03))[-1]
+    del made["metrics"]["clean_accuracy_n"], made["metrics"]["clean_accuracy"]
+    assert any("clean_accuracy " in one for one in differences(made, published, 0.03))
+
+
+def test_another_identity_differs_at_any_tolerance(made, published):
+    made["identity"]["stages"]["method/par"] = 2
+    assert any("identity" in one for one in differences(made, published, 1.0))
+
+
+def test_the_tolerance_is_0_on_the_same_kind_of_machine_and_threads_alone(made, published):
+    assert usual_tolerance(published, made) == 0
+    for name, value in (("threads", 64), ("device", "a GPU")):
+        other = made | {"provenance": made["provenance"] | {name: value}}
+        assert usual_tolerance(published, other) == TOLERANCE
+
+
+@pytest.fixture
+def here(own_outputs, monkeypatch):
+    """The runs of make reproduce, as published."""
+    for run in RUNS:
+        path = outputs("small") / f"{run}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REFERENCE / f"{run}.json", path)
+    monkeypatch.setattr(verify, "golden", lambda: True)
+    return outputs("small") / f"{PAR}.json"
+
+
+def test_equal_runs_exit_with_0(here, capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.count("no difference") == len(RUNS)
+
+
+def test_a_difference_exits_with_1_and_is_named(here, capsys):
+    held = json.loads(here.read_text())
+    held["metrics"]["clean_accuracy"] = 0.5
+    here.write_text(json.dumps(held))
+    assert main([]) == 1
+    assert f"{PAR}: clean_accuracy is 0.5" in capsys.readouterr().out
+    assert main([RUNS[0]]) == 0  # of the runs that are named alone
+    assert main([PAR, "--tolerance", "0.9"]) == 0
+
+
+@pytest.mark.parametrize("text", [None, "{}"])
+def test_a_missing_or_damaged_record_exits_with_1_and_the_others_are_compared(here, capsys, text):
+    here.unlink() if text is None else here.write_text(text)
+    assert main([]) == 1
+    shown = capsys.readouterr().out
+    assert "par_badnet_stripes_s0" in shown
+    assert shown.count("no difference") == len(RUNS) - 1
+
+
+def test_a_stage_that_computes_something_else_exits_with_1(here, monkeypatch):
+    monkeypatch.setattr(verify, "golden", lambda: False)
+    assert main([]) == 1
