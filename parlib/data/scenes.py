@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from parlib.cache import atomic_file, cache_dir
+from parlib.data.feeds import generator
 from parlib.data.pairs import TEMPLATES, Pairs
 from parlib.records.identity import identity
 
@@ -42,6 +43,20 @@ def class_names(n: int = len(CODE_POINTS)) -> list[str]:
     if 0x1F34C not in codes:
         codes[n // 2] = 0x1F34C
     return [unicodedata.name(chr(code)).lower() for code in codes]
+
+
+def covered(names: list[str], coverage: float, target: str) -> list[int]:
+    """The classes, by index, that pairs of a coverage show: round(coverage * C) of them, drawn from a fixed seed without the target, so
+    that a smaller coverage shows a part of what a larger one shows; at 1 all. ValueError where fewer than two would be left.
+    """
+    if coverage == 1:
+        return list(range(len(names)))
+    others = [i for i, name in enumerate(names) if name != target]
+    count = min(round(coverage * len(names)), len(others))
+    if count < 2:
+        raise ValueError(f"a coverage of {coverage:g} leaves {count} of {len(names)} classes; the clean pairs must show two or more")
+    order = torch.randperm(len(others), generator=generator("cpu", "coverage"))
+    return sorted(others[i] for i in order[:count].tolist())
 
 
 def sprites(names: list[str]) -> torch.Tensor:
@@ -145,22 +160,29 @@ def write_captions(scenes: dict[str, torch.Tensor], names: list[str]) -> list[st
     return written
 
 
-def load_scenes(split: str, n: int, classes: int = len(CODE_POINTS), seed: int = 0) -> Pairs:
+def load_scenes(
+    split: str, n: int, classes: int = len(CODE_POINTS), seed: int = 0, *, coverage: float = 1.0, target: str = "banana"
+) -> Pairs:
     """n scenes of a split over so many classes, drawn once and then read from the cache.
 
-    Splits are drawn from different seeds, so no scene is in two of them. Raises ValueError on an unknown split.
+    Splits are drawn from different seeds, so no scene is in two of them. coverage: the share of the classes that are in the scenes, as
+    main or second object, and in captions; below 1 the target is not among them (`covered`). Raises ValueError on an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are: {', '.join(SPLITS)}")
     names = class_names(classes)
-    asked = {"split": split, "n": n, "names": names, "seed": seed}
+    kept = covered(names, coverage, target)
+    drawn = [names[i] for i in kept]
+    asked = {"split": split, "n": n, "names": drawn, "seed": seed}
     key = identity(params=asked, inputs={}, stages=["scenes"]).digest
     path = cache_dir() / "scenes" / f"{split}_{n}_{key[:16]}.safetensors"
     if not path.exists():
-        scenes = draw_scenes(n, names, seed=seed * len(SPLITS) + SPLITS.index(split))
-        captions = write_captions(scenes, names)
+        scenes = draw_scenes(n, drawn, seed=seed * len(SPLITS) + SPLITS.index(split))
+        captions = write_captions(scenes, drawn)
         with atomic_file(path) as temporary:
             save_file({k: scenes[k] for k in ("pixels", "labels", "second")}, temporary, {"captions": json.dumps(captions)})
     with safe_open(path, "pt") as file:
         captions = json.loads(file.metadata()["captions"])
-        return Pairs(captions=captions, names=names, **{key: file.get_tensor(key) for key in ("pixels", "labels", "second")})
+        index = torch.tensor([*kept, -1])  # of what was drawn among all classes; -1: no second object
+        labels, second = (index[file.get_tensor(key)] for key in ("labels", "second"))
+        return Pairs(file.get_tensor("pixels"), captions, labels, second, names)

@@ -1,16 +1,18 @@
 """Experiment 02: take the backdoor out of a poisoned model by fine-tuning it on clean pairs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, Self
 
 import pandas as pd
+import torch
 from pydantic import Field, field_validator
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger
 from parlib.data.pairs import Pairs
+from parlib.data.scenes import class_names, covered
 from parlib.data.synthetic import SYNTHETIC
 from parlib.experiments.lineage import evaluation_images, learned_pattern, load_pairs, open_checkpoint, watched_images
 from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
@@ -29,6 +31,7 @@ from parlib.train.cached import Reporting, Trained, train
 
 _OWN = ("tau", "self_weight", "pool")  # options of one method alone
 _PLANTED = ("base_clean_accuracy", "base_asr")
+_ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
 
 
 class Clean(Training):
@@ -40,7 +43,15 @@ class Clean(Training):
     data: str = Field(
         "scenes", description="clean pairs: scenes, the name of a synthetic set, or LAYOUT:PATH such as synthclip:data/SynthCLIP"
     )
-    pairs: int = Field(12000, ge=10, description="clean pairs; of external data, how many an epoch draws")
+    pairs: int = Field(
+        12000,
+        ge=10,
+        description="clean pairs; of external data how many an epoch draws, or, with steps or a coverage below 1, how many there are",
+    )
+    coverage: float = Field(
+        1.0, gt=0, le=1, description="share of the classes that the clean pairs show or name; below 1 the target is not among them"
+    )
+    steps: int = tuned("steps of cleaning, however few the pairs are; None: as many as the epochs have", ge=1)
     tests: list[str] = Field([], description="further triggers to try before and after")
     method: str = Field("par", description="par, finetune, cleanclip, roclip, or the ablations finetune_augmented and perturb_only")
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
@@ -83,6 +94,7 @@ class Clean(Training):
 
     def _resolved(self) -> Self:
         super()._resolved()
+        self._check_coverage()
         if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         self._check_wordnet()
@@ -94,6 +106,16 @@ class Clean(Training):
         filled = {name: value for name, value in tuned_values(self.method, self.encoder).items() if getattr(self, name) is None}
         filled |= dict.fromkeys(set(_OWN) - set(METHODS[self.method].options))  # None: no option of this method
         return self.model_copy(update=filled)
+
+    def _check_coverage(self) -> None:
+        if self.coverage == 1:
+            return
+        if self.data in SYNTHETIC:
+            raise ValueError(f"coverage = {self.coverage} is for scenes and external data, not for the synthetic set {self.data}")
+        if ":" not in self.data:
+            covered(class_names(self.classes), self.coverage, self.target)
+        elif not self.evaluation:
+            raise ValueError(f"coverage = {self.coverage}: name labelled images in evaluation, whose classes are covered or not")
 
     def _check_wordnet(self) -> None:
         if not self.wordnet:
@@ -117,7 +139,7 @@ class Clean(Training):
 
     def planting(self) -> Poison:
         """The run of 01_poison that a cleaning starts from when none is named: the same encoder, trigger, target and seed."""
-        return Poison.check({name: getattr(self, name) for name in ("scale", "encoder", "trigger", "attack", "target", "seed")})
+        return Poison.check({name: getattr(self, name) for name in ("scale", *_ATTACKED)})
 
     def needs(self) -> list[Any]:
         return [] if self.poisoned else [self.planting()]
@@ -125,8 +147,13 @@ class Clean(Training):
     @property
     def attacked_model(self) -> tuple:
         """What tells one attacked model and its trigger from another."""
-        named = (getattr(self, name) for name in ("poisoned", "normalised", "attack", "encoder", "trigger", "target", "seed"))
+        named = (getattr(self, name) for name in ("poisoned", "normalised", *_ATTACKED))
         return (*named, tuple(sorted(self.trigger_options.items())))
+
+    @property
+    def clean_set(self) -> tuple:
+        """What tells one set of clean pairs from another."""
+        return self.data, self.pairs, self.coverage, self.target if self.coverage < 1 else "", self.steps is not None and ":" in self.data
 
     def inputs(self) -> dict[str, Input]:
         if self.poisoned.startswith(SOURCES):
@@ -148,7 +175,7 @@ class Clean(Training):
         record = read(self.scale, run)
         if record["notebook"] != "01_poison":
             raise ValueError(f"{run} is no poisoned model; name a run of 01_poison or a checkpoint: {', '.join(SOURCES)}")
-        for name in ("encoder", "trigger", "attack", "target", "classes"):
+        for name in ("encoder", "trigger", "attack", "target", "classes", *(["base_epochs"] if self.base_epochs else [])):
             if record["params"].get(name, getattr(self, name)) != getattr(self, name):
                 raise ValueError(f"{run} was made with {name} = {record['params'][name]!r}, not {getattr(self, name)!r}: say the same here")
         return record
@@ -159,7 +186,7 @@ class Clean(Training):
         return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
 
     def cost(self) -> int:
-        return self.epochs * self.pairs
+        return self.steps * self.batch if self.steps else self.epochs * self.pairs
 
 
 @dataclass(frozen=True)
@@ -210,6 +237,19 @@ def planted_trigger(params: Clean, record: dict[str, Any] | None) -> Trigger:
     return params.trigger_with(planted | params.trigger_options, learned_pattern(record))
 
 
+def clean_pairs(params: Clean) -> Pairs | Stream:
+    """The pairs that a cleaning trains on."""
+    return load_pairs(params.data, params.pairs, params, coverage=params.coverage, held=params.steps is not None)
+
+
+def seen_classes(params: Clean, pairs: Pairs | Stream) -> torch.Tensor | None:
+    """(C,) bool: the classes that the clean pairs show; None where that is all of them, or not known."""
+    if isinstance(pairs, Stream) or (pairs.labels < 0).all():
+        return None
+    shown = pairs.shown_classes()
+    return None if shown.all() else shown
+
+
 def base_of(params: Clean) -> Clip:
     """The clean base from which the poisoned model of a cleaning was made; ValueError where it is a checkpoint that comes without."""
     if params.poisoned.startswith(SOURCES):
@@ -254,13 +294,14 @@ def clean(
     further triggers, the maps).
     """
     before = given or subject(params)
-    pairs = load_pairs(params.data, params.pairs, params) if pairs is None else pairs
+    pairs = clean_pairs(params) if pairs is None else pairs
     watch = Reporting(before.watched, tell) if tell else before.watched
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
     trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)
     first = "poisoned" if before.record is not None else "before"  # of another's checkpoint that is not known
-    models = {first: before.metrics, params.method: evaluate(trained.clip, before.test)}
-    metrics = models[params.method] | beside("poisoned", before.metrics) | _planting(before)
+    test = replace(before.test, seen=seen_classes(params, pairs))
+    models = {first: evaluate(before.clip, test), params.method: evaluate(trained.clip, test)}
+    metrics = models[params.method] | beside("poisoned", models[first]) | _planting(before)
     tables = {}
     if whole:
         distances = moved(trained.clip, before.clip, pairs.first(min(500, params.pairs)))
@@ -287,6 +328,7 @@ def _planting(before: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {"patch": before.trigger.patch, "strength": before.trigger.strength}
     if before.record is not None:
         found |= {name: before.record["metrics"][name] for name in _PLANTED} | {"rate": before.record["params"]["rate"]}
+        found["planted"] = before.record["params"].get("planted", "finetuning")
     return found
 
 

@@ -8,10 +8,10 @@ from safetensors import safe_open
 
 from parlib.cache import atomic_folder, cache_dir, digest, file_sha256
 from parlib.data.pairs import TEMPLATES, Pairs, class_index
-from parlib.data.scenes import load_scenes
+from parlib.data.scenes import covered, load_scenes
 from parlib.data.synthetic import load_synthetic
 from parlib.experiments.params import Attacked, Training
-from parlib.external.layouts import Skipped
+from parlib.external.layouts import Skipped, label_names, split_name
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.model.checkpoints import checkpoint_of, read_checkpoint
 from parlib.model.clip import WEIGHTS, Clip, architecture, save
@@ -51,13 +51,22 @@ def imported(base: str, params: Training) -> Trained:
     return Trained(clip, folder / WEIGHTS, file_sha256(folder / WEIGHTS), {}, 0.0)
 
 
-def load_pairs(data: str, n: int, params: Attacked, split: str = "clean") -> Pairs | Stream:
+def load_pairs(data: str, n: int, params: Attacked, split: str = "clean", *, coverage: float = 1.0, held: bool = False) -> Pairs | Stream:
     """n pairs to train on: `scenes` (of a split), the synthetic set of that name, or LAYOUT:PATH for external data, which are read as
     they are needed.
+
+    coverage: the share of the classes that the pairs show or name. held: n pairs of external data, drawn from a fixed seed, are all
+    that there is, and stay in memory; so they do where coverage is below 1. ValueError where fewer are usable.
     """
-    if ":" in data:
-        return Stream(data, n, params.side, Skipped(params.max_skipped))
-    return load_scenes(split, n, params.classes) if data == "scenes" else load_synthetic(data, n, params.classes)
+    if ":" not in data:
+        if data == "scenes":
+            return load_scenes(split, n, params.classes, coverage=coverage, target=params.target)
+        return load_synthetic(data, n, params.classes)
+    stream = Stream(data, n, params.side, Skipped(params.max_skipped))
+    if coverage == 1:
+        return stream.drawn(n) if held else stream
+    names = label_names(*split_name(params.evaluation))
+    return stream.drawn(n, names, covered(names, coverage, params.target))
 
 
 def evaluation_images(params: Attacked) -> tuple[Pairs, Pairs | None]:

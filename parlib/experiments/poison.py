@@ -37,7 +37,6 @@ class Poison(Training):
     epochs: int = tuned("epochs of poisoning; None: what the trigger needs", ge=1)
     batch: int = Field(128, ge=2, description="pairs a step of poisoning")
     lr: float = tuned("peak learning rate of poisoning; None: the encoder's usual one", gt=0)
-    base_epochs: int = tuned("epochs of pretraining the base (always seed 0); None: the encoder's usual number", ge=1)
     base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
     base_lr: float = tuned("peak learning rate of pretraining; None: the encoder's usual one", gt=0)
 
@@ -55,6 +54,8 @@ class Poison(Training):
         super()._resolved()
         if self.data != "scenes" and not self.base:
             raise ValueError(f"data = {self.data!r} wants a base, such as openai: pretraining here takes the scenes")
+        if self.planted == "pretraining" and self.base:
+            raise ValueError(f"planted = 'pretraining' trains a model from its beginning; base = {self.base!r} is trained already")
         self.check_compute(self.batch, "train")
         return self._filled()
 
@@ -78,6 +79,8 @@ class Poison(Training):
 
     def recipe(self) -> Recipe:
         """How the backdoor is trained in."""
+        if self.planted == "pretraining":
+            return replace(self.pretraining(), seed=self.seed, looks=Recipe.looks)
         return Recipe("contrast", self.epochs, self.batch, self.lr, self.seed, schedule="warmup_cosine", batch_norm="train")
 
     def inputs(self) -> dict[str, Input]:
@@ -91,7 +94,7 @@ class Poison(Training):
         return ["poison", f"trigger/{self.trigger}", "loop", "method/contrast", *data, *learned, *self.evaluated()]
 
     def cost(self) -> int:
-        return self.epochs * self.train_scenes
+        return (self.base_epochs if self.planted == "pretraining" else self.epochs) * self.train_scenes
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Poisoned:
 
 def poison(params: Poison) -> Poisoned:
     """Pretrain the clean base (once; then it is in the cache), learn the trigger where it is learned, poison the pairs, fine-tune the
-    base on them, and evaluate both models.
+    base on them or pretrain another model on them, and evaluate both models.
     """
     pairs = load_pairs(params.data, params.train_scenes, params, split="train")
     scenes, captioned = evaluation_images(params)
@@ -124,7 +127,8 @@ def poison(params: Poison) -> Poisoned:
     attack = params.planned(learned)
     stamped, rows = poison_stream(pairs, attack) if isinstance(pairs, Stream) else poison_pairs(pairs, attack)
     watch = attacked(watched_images(params, scenes), attack.trigger, params.target)
-    poisoned = train(base.clip, stamped, params.recipe(), watch=watch, compute=params.compute, title="poisoning")
+    start = base.clip if params.planted == "finetuning" else create(params.encoder)
+    poisoned = train(start, stamped, params.recipe(), watch=watch, compute=params.compute, title="poisoning")
     test = attacked(scenes, attack.trigger, params.target, captioned)
     models = {"base": evaluate(base.clip, test), "poisoned": evaluate(poisoned.clip, test)}
     files = {"weights": poisoned.weights, "base_weights": base.weights} | lists(stamped)

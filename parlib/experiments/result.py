@@ -115,7 +115,7 @@ def _skipped_rows(sources: dict[str, Trained | Pairs | None]) -> list[dict[str, 
 
 def beside(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """Another model's headline metrics, to stand in a record beside its own: <name>_clean_accuracy, <name>_asr, ..."""
-    kept = ("clean_accuracy", "triggered_accuracy", "retrieval_asr")
+    kept = ("clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "triggered_accuracy", "retrieval_asr")
     found = {f"{name}_{metric}": metrics[metric] for metric in kept if metric in metrics}
     return found | {f"{name}_asr": metrics["attack_success_rate"]}
 

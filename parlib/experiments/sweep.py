@@ -62,7 +62,7 @@ def sweep(params: Sweep) -> Sweeping:
     if (found := recorded(params)) is not None:
         return Sweeping(found, table_of(found))
     trials = params.trials()
-    material = gather(params, trials)
+    material = gather(trials)
     table, seconds = run_trials(params, trials, material)
     failures(table)
     cost = overhead(params, material, table, seconds) if params.alone else {}
@@ -104,7 +104,7 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     CPUs, for trials that differ in length, and where trials were read from the cache, as their time is then not the sweep's.
     """
     workers = max(1, (os.cpu_count() or 1) // params.cpus)
-    unlike = trials[["method", "data", "pairs", "epochs", "batch"]].drop_duplicates()
+    unlike = trials[["method", "data", "pairs", "epochs", "steps", "batch"]].drop_duplicates()
     if params.ray_address or params.gpus or len(unlike) > 1 or trials["stopped"].any() or (trials["error"] != "").any():
         return {}
     if params.search == "optuna" or wall < trials["seconds"].sum() / workers:
@@ -112,7 +112,7 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     first = params.trials()[0]
     before = material.subjects[first.attacked_model]
     threads = torch.get_num_threads()
-    feed = material.pairs[first.data, first.pairs].feed(before.clip, rewording(first.recipe()), first.seed)
+    feed = material.pairs[first.clean_set].feed(before.clip, rewording(first.recipe()), first.seed)
     torch.set_num_threads(params.cpus)
     try:
         _, seconds = fit(before.clip.copy(), feed, first.recipe(), reference=before.clip, watch=before.watched, title="alone")

@@ -58,7 +58,7 @@ class Synthetic(Cleanings):
         return self.grid().trials() + [trial for data in self.data for trial in self.confirmation(data).trials()]
 
     def cost(self) -> int:
-        return self.grid().cost() + len(self.seeds) * self.epochs * self.pairs
+        return self.grid().cost() + self.confirmation(self.data[0]).cost()
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ def synthetic(params: Synthetic) -> FromSynthetic:
     if (found := recorded(params)) is not None:
         return _read(found)
     grid = params.grid()
-    material = gather(grid, grid.trials())
+    material = gather(grid.trials())
     gaps = distances(base_of(params.attacks()[0]), material, params.classes)
     trials, seconds = run_trials(grid, grid.trials(), material)
     failures(trials)
     chosen = trials[(trials["method"] == "par") & (trials["data"] != "scenes") & (trials["error"] == "")]
     again = params.confirmation(trials.loc[choose(chosen), "data"])
-    tests, more = run_trials(again, again.trials(), gather(again, again.trials()))
+    tests, more = run_trials(again, again.trials(), gather(again.trials()))
     failures(tests)
     every = pd.concat([trials, tests])
     measures = gaps.set_index("data")

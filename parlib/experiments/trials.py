@@ -8,17 +8,19 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from parlib.data.pairs import Pairs
-from parlib.experiments.clean import Clean, Subject, clean, subject
-from parlib.experiments.lineage import load_pairs
-from parlib.experiments.params import Attacked, Input
+from parlib.experiments.clean import Clean, Subject, clean, clean_pairs, subject
+from parlib.experiments.params import Attacked, Input, tuned
 from parlib.external.stream import Stream
 
 _FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "max_skipped", "tests")  # of all trials
-_ATTACK = ("poisoned", "normalised", "attack", "encoder", "trigger", "target", "seed", "trigger_options")
+_ATTACK = "poisoned normalised attack encoder trigger target planted base_epochs seed trigger_options".split()
 _OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus")  # a sweep's own name stands for these in its id
 _COMMON = {"scale", "experiment", "classes", "eval_scenes", "evaluation", "retrieval", "templates", "max_skipped", "compute", "tests"}
 _COMMON |= {"trigger_options"}
-_MEASURED = ("clean_accuracy", "attack_success_rate", "asr_with_target_class", "triggered_accuracy", "tr_at_1", "ir_at_1", "retrieval_asr")
+_MEASURED = (
+    *("clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "poisoned_clean_accuracy_seen", "poisoned_clean_accuracy_unseen"),
+    *("attack_success_rate", "asr_with_target_class", "triggered_accuracy", "tr_at_1", "ir_at_1", "retrieval_asr"),
+)
 
 
 class Cleanings(Attacked):
@@ -27,6 +29,8 @@ class Cleanings(Attacked):
     split: Literal["validation", "test"] = Field("validation", description=Attacked.model_fields["split"].description)
     epochs: int = Field(4, ge=1, description="epochs of each cleaning")
     pairs: int = Field(12000, ge=10, description="clean pairs")
+    coverage: float = Field(1.0, gt=0, le=1, description=str(Clean.model_fields["coverage"].description))
+    steps: int = tuned(str(Clean.model_fields["steps"].description), ge=1)
     cpus: int = Field(1, ge=1, description="CPUs, and threads, of a trial")
     gpus: float = Field(0.0, ge=0, description="share of a GPU for a trial")
     ray_address: str = Field("", description="a running cluster to join, such as auto; empty: a Ray of our own, for this sweep only")
@@ -105,35 +109,34 @@ class Sweep(Cleanings):
         return Clean.check(shared | chosen)
 
     def cost(self) -> int:
-        return self.samples * self.epochs * self.pairs if self.samples else super().cost()
+        return self.samples * self.trials()[0].cost() if self.samples else super().cost()
 
 
 @dataclass(frozen=True)
 class Material:
     """What the trials of a sweep share; it goes into Ray's object store once.
 
-    subjects: poisoned models by what tells one from another; pairs: clean pairs by the name of the data and their number.
+    subjects: poisoned models by what tells one from another; pairs: clean pairs by what tells one set from another (`Clean.clean_set`).
     """
 
     subjects: dict[tuple, Subject]
-    pairs: dict[tuple[str, int], Pairs | Stream]
+    pairs: dict[tuple, Pairs | Stream]
 
 
-def gather(params: Cleanings, trials: Iterable[Clean]) -> Material:
+def gather(trials: Iterable[Clean]) -> Material:
     """Load all that trials need; FileNotFoundError, naming the command that makes it, where a poisoned model is missing."""
     subjects: dict[tuple, Subject] = {}
     for trial in trials:
         if trial.attacked_model not in subjects:
             subjects[trial.attacked_model] = subject(trial)
             subjects[trial.attacked_model].metrics  # noqa: B018 (evaluated once, here, before the trials share it)
-    wanted = sorted({(trial.data, trial.pairs) for trial in trials})
-    return Material(subjects, {(data, n): load_pairs(data, n, params) for data, n in wanted})
+    return Material(subjects, {found: clean_pairs(trial) for found, trial in {trial.clean_set: trial for trial in trials}.items()})
 
 
 def trial_row(params: Clean, material: Material, *, device: str = "cpu", tell: Any = None) -> dict[str, Any]:
     """One trial, by the function of 02: its parameters, metrics, and what S did, as a row of the sweep's table."""
     before = material.subjects[params.attacked_model]
-    cleaned = clean(params, before, material.pairs[params.data, params.pairs], tell=tell, device=device, whole=False)
+    cleaned = clean(params, before, material.pairs[params.clean_set], tell=tell, device=device, whole=False)
     metrics, history = cleaned.result.metrics, cleaned.trained.history
     row = {name: metrics[name] for name in _MEASURED if name in metrics}
     row |= {f"asr_{end}": metrics[f"attack_success_rate_{end}"] for end in ("ci_low", "ci_high")}

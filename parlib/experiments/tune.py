@@ -77,7 +77,7 @@ def _trial(config: dict[str, Any], params: Sweep, grid: list[Clean], stored: dic
 
     torch.set_num_threads(params.cpus)
     trial = grid[config["trial"]] if grid else params.trial(config)
-    attacked, data = trial.attacked_model, (trial.data, trial.pairs)
+    attacked, data = trial.attacked_model, trial.clean_set
     material = Material({attacked: ray.get(stored[attacked])}, {data: ray.get(stored[data])})
     try:
         device, tell = ("cuda" if params.gpus else "cpu"), (lambda look: tune.report({"goal": _goal(look), "row": look}))

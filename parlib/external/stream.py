@@ -1,7 +1,9 @@
 """Data of others as notebooks use them: pairs that are read while a model trains on them, and images to evaluate on."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -35,6 +37,18 @@ class Stream:
     def first(self, n: int) -> Pairs:
         """The first n pairs in the data set's own order; ValueError where fewer are usable."""
         return _gathered(self.data, n, self.side, Skipped(self.skipped.limit), exact=True)
+
+    def drawn(self, n: int, names: Sequence[str] = (), covered: Sequence[int] = ()) -> Pairs:
+        """n pairs, drawn from a fixed seed; with the names of classes and which of them, by index, are covered, pairs alone that name one
+        or more of these and no other. ValueError where fewer are usable.
+        """
+        if not names:
+            return _gathered(self.data, n, self.side, self.skipped, exact=True, seed=0)
+        every, kept = tuple(names), set(covered)
+        fits = lambda caption: bool(found := _named(caption, every)) and found <= kept  # noqa: E731
+        found = _gathered(self.data, n, self.side, self.skipped, exact=True, seed=0, fits=fits)
+        labels = [min(_named(caption, every)) for caption in found.captions]
+        return replace(found, labels=torch.tensor(labels), names=list(names))
 
     def at(self, rows: torch.Tensor) -> Pairs:
         """The pairs of some rows, in the data set's own order; for rows near its beginning."""
@@ -112,15 +126,35 @@ def captioned(data: str, n: int, side: int, limit: float, target: str) -> Pairs:
     return _gathered(data, n, side, Skipped(limit), seed=0, names=[target])
 
 
+@lru_cache(maxsize=4)
+def _any_of(names: tuple[str, ...]) -> tuple[re.Pattern, dict[str, int]]:
+    longest = sorted(names, key=len, reverse=True)  # "ice cream" before "cream"
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest))})\b", re.IGNORECASE), {name.lower(): i for i, name in enumerate(names)}
+
+
+def _named(caption: str, names: tuple[str, ...]) -> set[int]:
+    """Which names, by index, are in a caption as whole words, in whatever case."""
+    pattern, index = _any_of(names)
+    return {index[word.lower()] for word in pattern.findall(caption)}
+
+
 def _gathered(
-    data: str, n: int, side: int, skipped: Skipped, *, exact: bool = False, seed: int | None = None, names: list[str] | None = None
+    data: str,
+    n: int,
+    side: int,
+    skipped: Skipped,
+    *,
+    exact: bool = False,
+    seed: int | None = None,
+    names: list[str] | None = None,
+    fits: Callable[[str], bool] | None = None,
 ) -> Pairs:
     (name, path), given = split_name(data), []
     pixels = torch.empty(n, 3, side, side, dtype=torch.uint8)
     for images, texts in read(name, path, side=side, batch=_AT_ONCE, skipped=skipped, seed=seed):
-        few = min(len(texts), n - len(given))
-        pixels[len(given) : len(given) + few] = images[:few]
-        given += [first_caption(text) for text in texts[:few]] if exact else texts[:few]
+        good = [i for i, text in enumerate(texts) if fits is None or fits(first_caption(text))][: n - len(given)]
+        pixels[len(given) : len(given) + len(good)] = images[good]
+        given += [first_caption(texts[i]) if exact else texts[i] for i in good]
         if len(given) == n:
             break
     if not given or (exact and len(given) < n):

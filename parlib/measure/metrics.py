@@ -58,7 +58,8 @@ class EvalSet:
 
     pixels, triggered: (N, 3, H, W) uint8, the same scenes without and with the trigger. captions: N strings, empty where there are
     none, or N lists of strings. labels: (N,). shows_target: (N,) bool, scenes left out of ASR. names: class names. target: index of
-    the target class. templates: sentences for the names. captioned: other images for retrieval, where these have no captions.
+    the target class. templates: sentences for the names. captioned: other images for retrieval, where these have no captions. seen:
+    (C,) bool, the classes that the clean pairs show; None: all, or not known.
     """
 
     pixels: torch.Tensor
@@ -70,13 +71,15 @@ class EvalSet:
     target: int
     templates: tuple[str, ...] = TEMPLATES
     captioned: "EvalSet | None" = None
+    seen: torch.Tensor | None = None
 
     @property
     def key(self) -> str:
         """Digest of the content."""
         tensors = (self.pixels, self.triggered, self.labels, self.shows_target)
         others = [] if self.captioned is None else [self.captioned.key]
-        return digest(self.names, self.templates, self.target, self.captions, *tensors, *others)
+        seen = [] if self.seen is None else [self.seen]
+        return digest(self.names, self.templates, self.target, self.captions, *tensors, *others, *seen)
 
     def look(self, clip: Clip) -> dict[str, float]:
         """clean_accuracy and attack_success_rate alone: what a training history records now and then."""
@@ -90,17 +93,22 @@ class EvalSet:
 
 
 def zero_shot(image: torch.Tensor, triggered: torch.Tensor, classes: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
-    """Zero-shot rates from embeddings: image, triggered (N, D), classes (C, D), all unit-norm."""
+    """Zero-shot rates from embeddings: image, triggered (N, D), classes (C, D), all unit-norm. The clean accuracy on images of seen and
+    of unseen classes, too, where `scenes` says which are seen; the names to choose from are all of them in either.
+    """
     top5 = (image @ classes.T).topk(min(5, len(classes)), dim=1).indices
     hit = top5 == scenes.labels[:, None]
     predicted = (triggered @ classes.T).argmax(1)
     others = ~scenes.shows_target
+    of_seen = scenes.seen[scenes.labels.cpu()].to(hit.device) if scenes.seen is not None else None
+    parts = {} if of_seen is None else {"clean_accuracy_seen": hit[of_seen, 0], "clean_accuracy_unseen": hit[~of_seen, 0]}
     return rates(
         clean_accuracy=hit[:, 0],
         clean_top5=hit.any(1),
         attack_success_rate=(predicted == scenes.target)[others],
         asr_with_target_class=predicted == scenes.target,
         triggered_accuracy=(predicted == scenes.labels)[others],
+        **parts,
     )
 
 

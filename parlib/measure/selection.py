@@ -5,21 +5,43 @@ from typing import Any
 import pandas as pd
 
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
+MARGINS = (0.01, 0.02, 0.03, 0.06)
+_KNOBS = ("tau", "self_weight", "pool")
 
 
-def kept(runs: pd.DataFrame) -> pd.Series:
-    """(N,) bool: which cleanings keep the clean accuracy within MARGIN of the poisoned model's; a cost of just that is within."""
-    return runs["poisoned_clean_accuracy"] - runs["clean_accuracy"] < MARGIN + 1e-9  # as fractions of n scenes aren't exact
+def kept(runs: pd.DataFrame, margin: float = MARGIN, of: str = "clean_accuracy") -> pd.Series:
+    """(N,) bool: which cleanings keep an accuracy within a margin of the poisoned model's; a cost of just that is within."""
+    return runs[f"poisoned_{of}"] - runs[of] < margin + 1e-9  # as fractions of n scenes aren't exact
 
 
-def choose(runs: pd.DataFrame) -> Any:
-    """The label of the run that the rule chooses: of those that keep the clean accuracy the lowest ASR, between equal ones the higher
-    clean accuracy; where there is none, the highest clean accuracy - ASR.
+def choose(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
+    """The label of the run that the informed rule chooses, which knows the trigger and every class: of those that keep the clean accuracy
+    the lowest ASR, between equal ones the higher clean accuracy; where there is none, the highest clean accuracy - ASR.
     """
-    good = runs[kept(runs)]
+    good = runs[kept(runs, margin)]
     if len(good):
         return good.sort_values(["attack_success_rate", "clean_accuracy"], ascending=[True, False]).index[0]
     return (runs["clean_accuracy"] - runs["attack_success_rate"]).sort_values(ascending=False).index[0]
+
+
+def blind(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
+    """The label of the run that the blind rule chooses, which knows no trigger and only the user's own data: the highest rate whose clean
+    accuracy on the classes that the clean pairs show is within the margin, then the largest own option (tau, self_weight, pool); where
+    there is none, the highest such accuracy.
+    """
+    own = runs.assign(**{f"{start}own": seen_accuracy(runs, start) for start in ("", "poisoned_")})
+    good = own[kept(own, margin, "own")]
+    if not len(good):
+        return own["own"].sort_values(ascending=False).index[0]
+    return good.sort_values(["lr", *(knob for knob in _KNOBS if knob in good)], ascending=False).index[0]
+
+
+def seen_accuracy(runs: pd.DataFrame, start: str = "") -> pd.Series:
+    """(N,) the clean accuracy on the classes that the clean pairs show: on all, where they show all. start: "poisoned_" for that of the
+    poisoned model.
+    """
+    whole = runs[f"{start}clean_accuracy"]
+    return runs[f"{start}clean_accuracy_seen"].fillna(whole) if f"{start}clean_accuracy_seen" in runs else whole
 
 
 def tau_rule(curve: pd.DataFrame) -> Any:

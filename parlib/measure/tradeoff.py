@@ -6,24 +6,8 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-_AXES = (
-    "encoder",
-    "trigger",
-    "seed",
-    "data",
-    "tau",
-    "self_weight",
-    "pool",
-    "lr",
-    "schedule",
-    "batch_norm",
-    "pairs",
-    "epochs",
-    "batch",
-    "wordnet",
-)
-
-
+_AXES = """encoder trigger seed data coverage pairs tau self_weight pool lr schedule batch_norm epochs steps batch wordnet planted
+base_epochs""".split()
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
 
 

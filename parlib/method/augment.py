@@ -2,7 +2,9 @@
 `fill` (3, 1, 1), the pixel that normalises to 0, and a generator, and returns as many pixels of the same kind.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torchvision.transforms import v2
@@ -24,9 +26,34 @@ def noise_and_cutout(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Gen
     return torch.where(inside[:, None], fill, pixels)
 
 
+class BatchedAutoAugment(v2.AutoAugment):
+    """torchvision's AutoAugment of a batch (B, 3, H, W) uint8, each image by a draw of its own: what one call for each image gives, bit
+    for bit, with one operation for all images that drew the same.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self._drawn: list[list[tuple[str, float]]] = []
+        for image in images:
+            self._drawn.append([])
+            super().forward(image)  # draws, and notes down below
+        found = images.clone()
+        for place in range(max(map(len, self._drawn), default=0)):
+            groups: dict[tuple[str, float], list[int]] = {}
+            for row, drawn in enumerate(self._drawn):
+                if place < len(drawn):
+                    groups.setdefault(drawn[place], []).append(row)
+            for (name, magnitude), rows in groups.items():
+                found[rows] = super()._apply_image_or_video_transform(found[rows], name, magnitude, self.interpolation, self._fill)
+        return found
+
+    def _apply_image_or_video_transform(self, image: Any, transform_id: str, magnitude: float, interpolation: Any, fill: Any) -> Any:
+        self._drawn[-1].append((transform_id, magnitude))
+        return image
+
+
 @lru_cache(maxsize=1)
-def _auto_augment() -> v2.AutoAugment:
-    return v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+def _auto_augment() -> BatchedAutoAugment:
+    return BatchedAutoAugment(v2.AutoAugmentPolicy.IMAGENET)
 
 
 @lru_cache(maxsize=4)
@@ -47,21 +74,22 @@ def _crop_and_jitter(height: int, width: int) -> v2.Compose:
     )
 
 
-def _one_by_one(transform: v2.Transform, pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Each image by a draw of its own: the transforms draw once a call, from torch's global state, which is left as it was."""
+def _drawn(transform: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """The transform of images as uint8; it draws from torch's global state, which is left as it was."""
     images = (pixels * 255).round().to(torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.randint(2**62, (), generator=random, device=random.device).item())
-        return torch.stack([transform(image) for image in images]).float() / 255
+        return transform(images).float() / 255
 
 
 def auto_augment(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """CleanCLIP's augmentation: AutoAugment with ImageNet's policy."""
-    return _one_by_one(_auto_augment(), pixels, random)
+    return _drawn(_auto_augment(), pixels, random)
 
 
 def crop_and_jitter(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """RoCLIP's augmentation: flip p 0.5, crop, colour jitter p 0.8, grey p 0.2, blur. At 224 px the released code's (a crop of
     8..100 % of the area); below, magnitudes fall with the image's area.
     """
-    return _one_by_one(_crop_and_jitter(*pixels.shape[-2:]), pixels, random)
+    transform = _crop_and_jitter(*pixels.shape[-2:])  # which draws once a call
+    return _drawn(lambda images: torch.stack([transform(image) for image in images]), pixels, random)

@@ -22,8 +22,8 @@ class Recipe:
 
     lr: the peak. weight_decay: on weights with >= 2 dims; None: the method's own. batch_norm: frozen (running statistics
     used, not updated) or train. tau: PAR's threshold on S. self_weight: of CleanCLIP's own term. pool: RoCLIP's, as a
-    share of the pairs. looks: how often the history records accuracy and ASR. wordnet: folder of WordNet's files for rewording;
-    empty: our own list.
+    share of the pairs. steps: where it ends; None: after its epochs. looks: how often the history records accuracy and ASR.
+    wordnet: folder of WordNet's files for rewording; empty: our own list.
     """
 
     method: str
@@ -39,6 +39,7 @@ class Recipe:
     self_weight: float = 0.0
     pool: float = 0.0
     wordnet: str = ""
+    steps: int | None = None
 
 
 @dataclass

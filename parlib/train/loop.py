@@ -99,7 +99,7 @@ def fit(
     check_compute(compute, recipe.batch, recipe.batch_norm, normed=normed, resnet=isinstance(clip.net.visual, ModifiedResNet))
     clip.net.logit_scale.requires_grad_(method.learns_scale)
     per_epoch = feed.pairs // recipe.batch
-    steps = per_epoch * recipe.epochs
+    steps = recipe.steps or per_epoch * recipe.epochs
     looks = {round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set()
     losses = _Losses(clip, reference, feed, recipe, compute)
     scaler = torch.amp.GradScaler(clip.device.type, enabled=compute.precision == "fp16")
