@@ -67,6 +67,10 @@ class MemoryFeed:
         self.pairs, self.rewords = len(pixels), reworded is not None
         self._order: tuple[tuple[int, int], torch.Tensor] | None = None
 
+    def embedded(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> "MemoryFeed":
+        """The same pairs with what a text encoder that does not train makes of their captions, (N, D), in the tokens' place."""
+        return MemoryFeed(self.pixels, embed(self.tokens), embed(self.reworded) if self.rewords else None)
+
     @property
     def key(self) -> str:
         """Digest of the content."""

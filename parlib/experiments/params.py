@@ -20,7 +20,7 @@ from parlib.experiments.presets import scale_values, trigger_options
 from parlib.external.layouts import check_outside, listed
 from parlib.external.patterns import read_pattern
 from parlib.model.checkpoints import checkpoint_sha256
-from parlib.model.clip import encoders, has_batch_norm, image_size
+from parlib.model.clip import check_installed, encoders, has_batch_norm, image_size
 from parlib.records.identity import Identity, identity
 from parlib.train.compute import Compute, check_compute
 
@@ -154,7 +154,9 @@ class Attacked(Params):
     @field_validator("encoder")
     @classmethod
     def _encoder(cls, value: str) -> str:
-        return known("encoder", value, encoders())
+        known("encoder", value, encoders())
+        check_installed(value)
+        return value
 
     @field_validator("evaluation", "retrieval")
     @classmethod

@@ -152,6 +152,8 @@ class _Losses:
         self.clip, self.feed, self.recipe, self.method, self.memory = clip, feed, recipe, METHODS[recipe.method], {}
         share, precision = recipe.batch // world(), _PRECISION[compute.precision]
         self.trainee = GradCache(_prepared(clip, recipe, compute), share, compute.chunk, precision)
+        if clip.text_is_frozen and isinstance(feed, MemoryFeed):
+            self.feed = feed = feed.embedded(lambda tokens: embed_texts(clip, tokens))
         self.frozen, self.known_text = None, None
         if self.method.needs_reference and reference is not None:
             reference.net.eval()
