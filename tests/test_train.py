@@ -6,11 +6,12 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
 from parlib.data.feeds import MemoryFeed, generator
-from parlib.method.augment import _crop_and_jitter, auto_augment, crop_and_jitter, noise_and_cutout
+from parlib.method.augment import BatchedAutoAugment, _crop_and_jitter, auto_augment, crop_and_jitter, noise_and_cutout
 from parlib.method.eda import reword
 from parlib.method.losses import clip_loss, perturbation
 from parlib.method.methods import METHODS, Method, Recipe, Step, cleanclip, contrast, par, roclip
@@ -164,6 +165,17 @@ def test_augmentations_of_the_baselines(scenes, augment):
     assert not torch.equal(one, augment(pixels, fill, generator("cpu", 6)))
     twice = augment(pixels[:1].repeat(8, 1, 1, 1), fill, generator("cpu", 7))
     assert len({image.numpy().tobytes() for image in twice}) > 1  # each image has a draw of its own
+
+
+def test_auto_augment_of_a_batch_is_torchvisions_of_each_image(scenes):
+    """Bit for bit: so the distribution is the same, and no image's draw depends on another's."""
+    images = scenes.pixels[:96]
+    torch.manual_seed(3)
+    batched = BatchedAutoAugment(v2.AutoAugmentPolicy.IMAGENET)(images)
+    torch.manual_seed(3)
+    single = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+    assert torch.equal(batched, torch.stack([single(image) for image in images]))
+    assert (batched != images).flatten(1).any(dim=1).float().mean() > 0.5
 
 
 def test_finetune_augmented_is_par_without_its_perturbation(clip, scenes):

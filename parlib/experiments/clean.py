@@ -38,6 +38,7 @@ class Clean(Training):
     """Parameters of 02_clean."""
 
     notebook = "02_clean"
+    chooses_input = ("planted", "base_epochs")
 
     poisoned: str = Field("", description="a run of 01_poison, or a checkpoint such as local-dir:PATH; empty: same encoder, trigger, seed")
     data: str = Field(
@@ -328,7 +329,7 @@ def _planting(before: Subject) -> dict[str, Any]:
     found: dict[str, Any] = {"patch": before.trigger.patch, "strength": before.trigger.strength}
     if before.record is not None:
         found |= {name: before.record["metrics"][name] for name in _PLANTED} | {"rate": before.record["params"]["rate"]}
-        found["planted"] = before.record["params"].get("planted", "finetuning")
+        found |= {name: before.record["params"][name] for name in ("planted", "base_epochs") if name in before.record["params"]}
     return found
 
 

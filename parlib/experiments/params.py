@@ -46,6 +46,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     notebook: ClassVar[str]
+    chooses_input: ClassVar[tuple[str, ...]] = ()  # parameters that decide no more than which run is an input
 
     scale: Literal["smoke", "small", "paper"] = Field(
         "small", description="smoke: seconds, proves that it runs; small: the CPU reproduction; paper: the paper's own, on GPUs"
@@ -112,7 +113,11 @@ class Params(BaseModel):
     def asked(self) -> dict[str, Any]:
         """The parameters that differ from their defaults and decide a result; None is an option that the run does not use."""
         usual = self.defaults()
-        kept = {name: value for name, value in self.model_dump().items() if name not in _NOT_IN_IDENTITY and value is not None}
+        kept = {
+            name: value
+            for name, value in self.model_dump().items()
+            if name not in (*_NOT_IN_IDENTITY, *self.chooses_input) and value is not None
+        }
         found = {name: value for name, value in kept.items() if value != usual[name]}
         if "compute" in found:
             found["compute"] = Compute(**found["compute"]).decisive()

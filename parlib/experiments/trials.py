@@ -26,6 +26,8 @@ _MEASURED = (
 class Cleanings(Attacked):
     """What every experiment that trains many models at once knows."""
 
+    chooses_input = Clean.chooses_input
+
     split: Literal["validation", "test"] = Field("validation", description=Attacked.model_fields["split"].description)
     epochs: int = Field(4, ge=1, description="epochs of each cleaning")
     pairs: int = Field(12000, ge=10, description="clean pairs")
@@ -160,4 +162,5 @@ def start_row(before: Subject) -> dict[str, Any]:
     found = {"poisoned_clean_accuracy": metrics["clean_accuracy"], "poisoned_asr": metrics["attack_success_rate"]}
     if (record := before.record) is not None:
         found |= {"rate": record["params"]["rate"]} | {name: record["metrics"][name] for name in ("base_clean_accuracy", "base_asr")}
+        found |= {name: record["params"][name] for name in ("planted", "base_epochs") if name in record["params"]}
     return found

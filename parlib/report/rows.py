@@ -9,25 +9,37 @@ from parlib.attack.triggers import Trigger
 from parlib.experiments.lineage import learned_pattern
 from parlib.experiments.presets import proportion
 from parlib.experiments.registry import check
-from parlib.measure.selection import MARGIN, choose
+from parlib.measure.selection import MARGIN, blind, choose
 from parlib.records.store import artifact_file
 from parlib.report.style import in_order, rank
 
 MAIN = ("main", "second_encoder", "other_attacks")  # the experiments of the main table
 COLUMNS = """
-notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate method data pairs tau
-self_weight pool lr schedule batch_norm epochs batch seed split clean_accuracy ca_ci_low ca_ci_high attack_success_rate
-asr_ci_low asr_ci_high asr_with_target_class triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr
-base_triggered_accuracy base_retrieval_asr poisoned_clean_accuracy poisoned_asr share_above_tau_image share_above_tau_text
-seconds
+notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted base_epochs method
+data pairs coverage tau self_weight pool lr schedule batch_norm epochs steps batch seed split rule clean_accuracy ca_ci_low ca_ci_high
+clean_accuracy_seen clean_accuracy_unseen attack_success_rate asr_ci_low asr_ci_high asr_with_target_class triggered_accuracy tr_at_1
+ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy base_retrieval_asr poisoned_clean_accuracy
+poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image share_above_tau_text seconds
 """.split()
+# Of records from before these were parameters: the base was pretrained for the epochs that its encoder then usually had.
+_OF_EARLIER = {"planted": "finetuning", "coverage": 1.0}
 _POISONING = {"method": "none", "schedule": "warmup_cosine", "batch_norm": "train"}  # what 01 doesn't leave open
 
 
 def table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row a record, for sweeps a row a trial, with COLUMNS."""
-    rows = [row for record in records for row in (_trial_rows(record) if "timings" in record else [_row(record)])]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    rows = [_OF_EARLIER | row for record in records for row in (_trial_rows(record) if "timings" in record else [_row(record)])]
+    return _ruled(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _ruled(found: pd.DataFrame) -> pd.DataFrame:
+    """With the rules (`rule`: informed, blind or both) by which a trial of the regimes' searches is the chosen one of its method."""
+    searched = found[(found["experiment"] == "regimes") & (found["split"] == "validation") & found["clean_accuracy"].notna()]
+    rules = pd.Series("", index=found.index)
+    for _, runs in searched.groupby(["encoder", "planted", "pairs", "coverage", "method"]):
+        for name, rule in (("informed", choose), ("blind", blind)):
+            rules[rule(runs)] = ", ".join(filter(None, (rules[rule(runs)], name)))
+    return found.assign(rule=rules)
 
 
 def _trial_rows(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,162 @@
+"""What a cleaning costs where clean pairs are few or show few classes: tables and figures of the experiment `regimes`."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from parlib.measure.selection import MARGIN, MARGINS, blind, choose, kept
+from parlib.report import style
+from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, rate, rate_axis
+
+REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
+GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
+
+
+def trials(rows: pd.DataFrame) -> pd.DataFrame:
+    """The trials of the regimes' searches, in order of regime and method, with their cost in clean accuracy: of all classes (`cost`), of
+    those that the pairs show (`cost_seen`) and of the others (`cost_unseen`, missing where there is none).
+    """
+    found = rows[(rows["experiment"] == "regimes") & (rows["split"] == "validation") & rows["clean_accuracy"].notna()].copy()
+    for end in ("", "_seen", "_unseen"):
+        found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
+    found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
+    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight"])
+
+
+def title_of(regime: Any) -> str:
+    """A regime in words, from a row: "720 pairs (3 %), all classes"."""
+    classes = "all classes" if regime["coverage"] == 1 else f"{regime['coverage']:.0%} of the classes".replace("%", " %")
+    planted = ", planted in pretraining" if regime["planted"] == "pretraining" else ""
+    return f"{regime['pairs']:,.0f} pairs, {classes}{planted}"
+
+
+def frontier(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of a method's trials that no other one beats in cost and ASR, by cost: the columns cost and attack_success_rate."""
+    found = runs.sort_values(["cost", "attack_success_rate"])
+    lowest = found["attack_success_rate"].cummin()
+    return found[(found["attack_success_rate"] == lowest) & ~lowest.duplicated()]
+
+
+def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
+    """The cheapest trial that takes the ASR to this or below; None where none does."""
+    gone = runs[runs["attack_success_rate"] <= asr]
+    return None if gone.empty else gone.loc[gone["cost"].idxmin()]
+
+
+def costs(found: pd.DataFrame) -> pd.DataFrame:
+    """A row a regime and method: the cheapest trial that removes the backdoor, its cost in points on all, seen and unseen classes, and
+    what the two rules leave within MARGIN.
+    """
+    rows = []
+    for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
+        row = {column: runs[column].iloc[0] for column in [*REGIME, "method"]} | {"trials": len(runs)}
+        best = least_cost(runs)
+        row |= {"removed": best is not None}
+        if best is not None:
+            row |= {end: 100 * best[end] for end in ("cost", "cost_seen", "cost_unseen")}
+            row |= {"lr": best["lr"], "asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
+        for rule, chosen in (("informed", runs.loc[choose(runs)]), ("blind", runs.loc[blind(runs)])):
+            row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": 100 * chosen["cost"], f"{rule}_lr": chosen["lr"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def at_margins(found: pd.DataFrame) -> pd.DataFrame:
+    """A row a regime and method, a column a margin: the lowest ASR at no more than that cost; missing where no trial costs so little."""
+    rows = []
+    for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
+        row = {column: runs[column].iloc[0] for column in [*REGIME, "method"]}
+        for margin in MARGINS:
+            row[f"{100 * margin:.0f} points"] = runs.loc[kept(runs, margin), "attack_success_rate"].min()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def frontiers(found: pd.DataFrame, today: pd.DataFrame | None = None) -> Figure | None:
+    """The ASR that each method leaves at each cost: a panel a regime, a dot a trial, a line a method; None where there is no trial.
+
+    today: further cleanings, as rows of the same columns, drawn in as crosses.
+    """
+    if found.empty:
+        return None
+    panels = [runs for _, runs in found.groupby(REGIME, sort=False)]
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        size = (1.2 + 3.4 * columns, 0.6 + 2.9 * lines)
+        figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+        for ax, runs in zip(axes.flat, panels, strict=False):
+            rate_axis(ax, label=ax in axes[:, 0])
+            ax.set(title=title_of(runs.iloc[0]), xlabel="clean accuracy lost, in points" if ax in axes[-1] else "")
+            _panel(ax, runs)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        if today is not None and len(today):
+            _draw_today(axes, panels, today)
+    note = (
+        "Validation scenes, BadNet-Stripes, single runs; each method ten trials. A dot is a trial, the line a method's lowest ASR at a "
+        f"cost. Ring: what the blind rule takes with a margin of {100 * MARGIN:.0f} points (dashed), without the trigger."
+    )
+    return finished(figure, _finding(found), note + (" Crosses: today's runs, test scenes." if today is not None and len(today) else ""))
+
+
+def _panel(ax: Axes, runs: pd.DataFrame) -> None:
+    ax.axvline(100 * MARGIN, ls="--", color="black", lw=0.8)
+    ends = []
+    for method, ours in runs.groupby("method", sort=False):
+        paint, best, chosen = colour(str(method)), frontier(ours), ours.loc[blind(ours)]
+        ax.plot(100 * ours["cost"], ours["attack_success_rate"], "o", ms=3.5, color=paint, alpha=0.45, mew=0)
+        ax.plot(100 * best["cost"], best["attack_success_rate"], "-", drawstyle="steps-post", color=paint, lw=1.6)
+        ax.plot(100 * chosen["cost"], chosen["attack_success_rate"], "o", ms=10, color=paint, mfc="none")
+        ends.append((100 * best["cost"].iloc[-1], best["attack_success_rate"].iloc[-1], name(method), paint))
+    label_ends(ax, ends, gap=0.075)
+
+
+def _draw_today(axes: Any, panels: list[pd.DataFrame], today: pd.DataFrame) -> None:
+    for ax, runs in zip(axes.flat, panels, strict=False):
+        same = today[(today[REGIME] == runs[REGIME].iloc[0]).all(axis=1)]
+        for run in same.to_dict("records"):
+            cost = 100 * (run["poisoned_clean_accuracy"] - run["clean_accuracy"])
+            ax.plot(cost, run["attack_success_rate"], "X", ms=9, color=colour(run["method"]), mec="white", zorder=4)
+
+
+def _finding(found: pd.DataFrame) -> str:
+    """What the cheapest removal costs, from the regime in which that is most to the one in which it is least."""
+    table = costs(found)
+    cheapest = table[table["removed"]].groupby(REGIME, sort=False)["cost"].min()
+    if cheapest.empty:
+        return "No method removes the backdoor in any of these regimes"
+    least, most = cheapest.min(), cheapest.max()
+    span = f"{least:.0f} to {most:.0f} points" if len(cheapest) > 1 else f"{most:.0f} points"
+    return f"Removing the backdoor (ASR at most {GONE:g}) costs {span} of clean accuracy, by the cheapest method of each regime"
+
+
+def by_tau(found: pd.DataFrame) -> Figure | None:
+    """Clean accuracy on the classes that the pairs don't show, on those that they show, and ASR, over PAR's tau: a line a rate, a column a
+    regime; None where PAR was not tried with two values of tau.
+    """
+    runs = found[(found["method"] == "par") & found["tau"].notna()]
+    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() > 1]
+    if not panels:
+        return None
+    measures = {"clean_accuracy_unseen": "accuracy, unseen classes", "own": "accuracy, seen classes", "attack_success_rate": style.ASR}
+    speeds = sorted(runs["lr"].unique())
+    paints = dict(zip(speeds, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(speeds))), strict=True))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(3, len(panels), figsize=(1.6 + 2.8 * len(panels), 6.4), sharex=True, sharey="row", squeeze=False)
+        for column, part in zip(axes.T, panels, strict=True):
+            own = part.assign(own=part["clean_accuracy_seen"].fillna(part["clean_accuracy"]))
+            column[0].set_title(title_of(part.iloc[0]))
+            for ax, (measure, label) in zip(column, measures.items(), strict=True):
+                if measure == "attack_success_rate":
+                    rate_axis(ax, label=ax is axes[2, 0])
+                ax.set(ylabel=label if column[0] is axes[0, 0] else "", xlabel="tau" if ax is column[-1] else "")
+                for speed, line in own.sort_values("tau").groupby("lr"):
+                    ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}")
+        handles, labels = axes[0, -1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
+    return finished(figure, f"What PAR keeps and removes over tau, at {listed(map(rate, speeds))}", "Validation scenes, single runs.")

@@ -1,0 +1,152 @@
+"""Regimes: few clean pairs, of few classes, for a set number of steps; and what is chosen there with and without the trigger."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from parlib.data.pairs import names_class
+from parlib.data.scenes import class_names, covered, load_scenes
+from parlib.experiments.clean import Clean, seen_classes
+from parlib.experiments.lineage import load_pairs
+from parlib.experiments.poison import Poison
+from parlib.experiments.registry import check
+from parlib.measure.metrics import EvalSet, zero_shot
+from parlib.measure.selection import blind, choose
+from parlib.method.methods import Recipe
+from parlib.train.loop import fit
+
+NAMES = class_names()
+
+
+def test_a_coverage_shows_so_many_classes_and_never_the_target():
+    half, quarter = covered(NAMES, 0.5, "banana"), covered(NAMES, 0.25, "banana")
+    assert (len(half), len(quarter)) == (100, 50)
+    assert set(quarter) < set(half)
+    assert NAMES.index("banana") not in half
+    assert covered(NAMES, 1.0, "banana") == list(range(200))
+    assert NAMES.index("axe") not in covered(NAMES, 0.99, "axe")
+
+
+def test_scenes_of_a_coverage_show_and_name_no_other_class():
+    pairs, names = load_scenes("clean", 120, 20, coverage=0.25), class_names(20)
+    kept = covered(names, 0.25, "banana")
+    assert pairs.names == names
+    assert set(pairs.labels.tolist()) == set(kept)
+    assert set(pairs.second.tolist()) - {-1} <= set(kept)
+    assert pairs.shown_classes().nonzero()[:, 0].tolist() == kept
+    others = [name for i, name in enumerate(names) if i not in kept]
+    assert not [name for name in others for caption in pairs.captions if names_class(caption, name)]
+    assert all(pairs.names[label] in caption for label, caption in zip(pairs.labels, pairs.captions, strict=True))
+
+
+def test_too_small_a_coverage_is_one_clear_error():
+    with pytest.raises(ValueError, match=r"leaves 1 of 10 classes"):
+        check("02_clean", {"classes": 10, "coverage": 0.1})
+    with pytest.raises(ValueError, match="composed"):
+        check("02_clean", {"data": "composed", "coverage": 0.5})
+    with pytest.raises(ValueError, match="evaluation"):
+        check("02_clean", {"data": "csv:somewhere", "coverage": 0.5})
+    with pytest.raises(ValueError, match="coverage"):
+        check("02_clean", {"coverage": 0})
+
+
+def test_seen_classes_are_those_that_the_pairs_show(scenes):
+    assert seen_classes(Clean.check({}), scenes) is None  # all ten
+    few = scenes.at((scenes.labels < 3).nonzero()[:, 0])
+    shown = seen_classes(Clean.check({}), few)
+    assert shown is not None
+    assert shown.nonzero()[:, 0].tolist() == sorted({*few.labels.tolist(), *few.second[few.second >= 0].tolist()})
+
+
+def test_accuracy_on_seen_and_unseen_classes_by_hand():
+    blank = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    labels, seen = torch.tensor([0, 1, 2, 2]), torch.tensor([True, True, False])
+    scenes = EvalSet(blank, blank, [""] * 4, labels, torch.zeros(4, dtype=torch.bool), ["axe", "banana", "cat"], 1, seen=seen)
+    found = zero_shot(torch.eye(3)[[0, 2, 2, 0]], torch.eye(3)[[1, 1, 1, 1]], torch.eye(3), scenes)
+    assert (found["clean_accuracy_seen"], found["clean_accuracy_seen_n"]) == (0.5, 2)  # the axe is right, the banana is not
+    assert (found["clean_accuracy_unseen"], found["clean_accuracy"]) == (0.5, 0.5)
+    assert "clean_accuracy_seen" not in zero_shot(torch.eye(3)[labels], torch.eye(3)[labels], torch.eye(3), replace(scenes, seen=None))
+    assert replace(scenes, seen=None).key != scenes.key
+
+
+def test_steps_are_the_same_however_few_the_pairs(clip, scenes):
+    """Seven steps of eight pairs from twelve: one step an epoch, in the order that the epochs have."""
+    recipe = Recipe("finetune", 1, 8, 1e-3, 0, steps=7, looks=0)
+    history, _ = fit(clip.copy(), scenes.first(12).feed(clip), recipe)
+    assert len(history["loss"]) == 7
+    by_epochs, _ = fit(clip.copy(), scenes.first(12).feed(clip), replace(recipe, epochs=7, steps=None))
+    assert by_epochs["loss"] == history["loss"]
+
+
+def test_cost_is_counted_by_steps():
+    assert Clean.check({"steps": 360, "batch": 128, "pairs": 720}).cost() == 46_080
+    assert Clean.check({"pairs": 720, "epochs": 4}).cost() == 2880
+
+
+def test_a_cleaning_starts_from_the_model_that_was_planted_so():
+    params = Clean.check({"planted": "pretraining", "base_epochs": 3})
+    assert params.planting() == Poison.check({"planted": "pretraining", "base_epochs": 3})
+    assert params.id == "02_clean/par_badnet_stripes_s0_plantedpretraining_base_epochs3"
+    assert params.attacked_model != Clean.check({}).attacked_model
+
+
+def test_a_backdoor_planted_in_pretraining_is_trained_from_the_beginning():
+    params = Poison.check({"planted": "pretraining", "seed": 4})
+    recipe, base = params.recipe(), params.pretraining()
+    assert (recipe.epochs, recipe.lr, recipe.batch, recipe.weight_decay) == (base.epochs, base.lr, base.batch, base.weight_decay)
+    assert (recipe.seed, base.seed) == (4, 0)
+    with pytest.raises(ValueError, match="openai"):
+        Poison.check({"planted": "pretraining", "base": "openai"})
+
+
+def _runs(**columns: list[float]) -> pd.DataFrame:
+    usual = {"poisoned_clean_accuracy": 0.95, "poisoned_clean_accuracy_seen": 0.95, "tau": 2.15}
+    return pd.DataFrame(usual | columns, index=range(len(columns["lr"])))
+
+
+def test_the_blind_rule_by_hand():
+    """It takes the highest rate that the user's own classes bear, whatever the ASR and the other classes say."""
+    runs = _runs(
+        lr=[1e-4, 1e-3, 2e-3, 4e-3],
+        clean_accuracy=[0.94, 0.70, 0.60, 0.50],
+        clean_accuracy_seen=[0.95, 0.92, 0.91, 0.80],
+        attack_success_rate=[0.9, 0.5, 0.4, 0.0],
+    )
+    assert blind(runs, margin=0.06) == 2
+    assert blind(runs, margin=0.03) == 1
+    assert choose(runs, margin=0.06) == 0  # knows what the pairs don't show: one run keeps it
+    assert blind(runs.assign(clean_accuracy_seen=[0.5, 0.6, 0.7, 0.4])) == 2  # none is within: the most accurate
+    whole = runs.drop(columns=["clean_accuracy_seen", "poisoned_clean_accuracy_seen"])
+    assert blind(whole) == 0  # all classes are seen: the whole is the user's own
+
+
+def test_the_blind_rule_takes_the_largest_knob_of_the_highest_rate():
+    runs = _runs(lr=[1e-3, 1e-3, 1e-3], tau=[0.5, 1.0, 2.15], clean_accuracy=[0.95, 0.93, 0.6], attack_success_rate=[0.9, 0.8, 0.0]).drop(
+        columns="poisoned_clean_accuracy_seen"
+    )
+    assert blind(runs) == 1
+
+
+def test_external_pairs_of_a_coverage(monkeypatch):
+    """A caption fits when it names covered classes, as whole words, and no other."""
+    from parlib.external import stream
+
+    captions = ["a cat", "a cattle market", "a dog and a cat", "a banana", "Cat!", "nothing", "two dogs, one dog"]
+    read = [(torch.arange(len(captions), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2), captions)]
+    monkeypatch.setattr(stream, "read", lambda *_, **__: iter(read))
+    found = stream.Stream("csv:x", 9, 2).drawn(2, ["banana", "cat", "dog"], [1])
+    assert found.captions == ["a cat", "Cat!"]
+    assert found.labels.tolist() == [1, 1]
+    assert found.pixels[:, 0, 0, 0].tolist() == [0, 4]
+    with pytest.raises(ValueError, match="holds 3 usable rows, 4 are asked"):
+        stream.Stream("csv:x", 9, 2).drawn(4, ["banana", "cat", "dog"], [1, 2, 0][:1] + [2][:0])
+
+
+def test_the_pairs_of_a_run_are_those_of_its_regime():
+    params = SimpleNamespace(classes=20, target="banana", side=64, max_skipped=0.0)
+    whole, part = (load_pairs("scenes", 60, params, coverage=coverage) for coverage in (1.0, 0.25))  # pyright: ignore[reportArgumentType]
+    assert len(whole) == len(part) == 60
+    assert len(set(part.labels.tolist())) == 5
