@@ -12,10 +12,23 @@ import pandas as pd
 
 from parlib.cache import ROOT
 from parlib.records.store import REFERENCE, read_all, read_file
-from parlib.report import style, tables
+from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
-GIVEN = ("run", "where", "one", "spread", "span", "cell", "grid", "overview", "trainings", "superseded")  # what templates may call
+GIVEN = (
+    "run",
+    "where",
+    "one",
+    "spread",
+    "span",
+    "cell",
+    "grid",
+    "overview",
+    "trainings",
+    "superseded",
+    "regime",
+    "regime_table",
+)  # what templates may call
 _SUPERSEDED = ROOT / "docs" / "templates" / "superseded.json"
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -118,6 +131,23 @@ def where(**wanted: Any) -> pd.DataFrame:
 def one(column: str, **wanted: Any) -> float:
     """The mean over the rows that `where` finds."""
     return where(**wanted)[column].mean()
+
+
+def regime(method: str, pairs: int, coverage: float = 1.0, **more: Any) -> Any:
+    """What a method costs in a regime, a row of `regimes.costs`. ValueError where it was not searched."""
+    found = regimes.costs(regimes.trials(rows()))
+    for name, value in (
+        {"encoder": "small_resnet", "planted": "finetuning", "method": method, "pairs": pairs, "coverage": coverage} | more
+    ).items():
+        found = found[found[name] == value]
+    if len(found) != 1:
+        raise ValueError(f"no published search of {method} with {pairs} pairs and a coverage of {coverage:g}")
+    return found.iloc[0]
+
+
+def regime_table() -> str:
+    """All regimes and methods that were searched, as Markdown."""
+    return tables.markdown(regimes.summary(regimes.costs(regimes.trials(rows()))))
 
 
 def spread(column: str, **wanted: Any) -> str:

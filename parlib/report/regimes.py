@@ -65,6 +65,26 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """`costs` as people read it: strings."""
+    points = lambda value: "" if pd.isna(value) else f"{value:.1f}"  # noqa: E731
+    rows = [
+        {
+            "clean pairs": title_of(row),
+            "method": name(row["method"]),
+            f"cost of an ASR of {GONE:g}, points": points(row["cost"]) if row["removed"] else "not reached",
+            "on seen classes": points(row["cost_seen"]) if row["removed"] else "",
+            "on unseen classes": points(row["cost_unseen"]) if row["removed"] else "",
+            "at the rate": rate(row["lr"]) if row["removed"] else "",
+            "blind rule: ASR": f"{row['blind_asr']:.3f}",
+            "its cost": points(row["blind_cost"]),
+            "its rate": rate(row["blind_lr"]),
+        }
+        for row in table.to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
 def at_margins(found: pd.DataFrame) -> pd.DataFrame:
     """A row a regime and method, a column a margin: the lowest ASR at no more than that cost; missing where no trial costs so little."""
     rows = []
