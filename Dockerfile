@@ -37,4 +37,4 @@ RUN mkdir -p home cache && chmod -R a+rwX outputs home cache notebooks
 EXPOSE 8888
 USER 1000:1000
 ENTRYPOINT ["tini", "--"]
-CMD ["python", "-m", "parlib.run", "params/small", "--only", "02_clean/finetune_badnet_stripes_s0", "02_clean/par_badnet_stripes_s0", "05_evaluate"]
+CMD ["python", "-m", "parlib.run", "params/small/scarce.yaml"]

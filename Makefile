@@ -40,8 +40,8 @@ $(INSTALLED): $(BIN)/python pyproject.toml requirements.lock
 	  || { tail -n 5 $(VENV)/pip.log; echo "error: the installation failed; see $(VENV)/pip.log"; exit 1; }
 	@touch $@
 
-reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning and PAR, compare (about 16 minutes on 2 cores)
-	@$(BIN)/python -m parlib.run params/small --only 02_clean/finetune_badnet_stripes_s0 02_clean/par_badnet_stripes_s0 05_evaluate
+reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning, CleanCLIP and PAR, compare (about 20 minutes on 2 cores)
+	@$(BIN)/python -m parlib.run params/small/scarce.yaml
 
 reproduce-all: $(INSTALLED) ## every run of params/small: all seeds, triggers and the search; resumable
 	@$(BIN)/python -m parlib.run params/small

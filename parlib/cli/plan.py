@@ -21,6 +21,7 @@ from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS, check
 from parlib.method.methods import METHODS
 from parlib.records.status import state
 
+REPRODUCED = ROOT / "params" / "small" / "scarce.yaml"  # what make reproduce runs
 _KEYS = ("experiment", "extends", "defaults", "runs")
 
 

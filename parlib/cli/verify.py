@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from parlib.cache import ROOT
+from parlib.cli.plan import REPRODUCED, plan
 from parlib.records.store import REFERENCE, read, read_file
 
-RUNS = ("01_poison/badnet_stripes_s0", "02_clean/finetune_badnet_stripes_s0", "02_clean/par_badnet_stripes_s0")
 # Between machines or numbers of threads sums are rounded otherwise, and a training ends elsewhere: rates may differ by this much.
 TOLERANCE = 0.03
 
@@ -31,6 +31,11 @@ def differences(made: dict[str, Any], published: dict[str, Any], tolerance: floa
         rates = isinstance(value, float) and isinstance(found, float | int) and name != "base_seconds"
         if name != "base_seconds" and (abs(value - found) > tolerance if rates else value != found):
             yield f"{name} is {found}, not {value}"
+
+
+def reproduced() -> list[str]:
+    """The runs of `make reproduce`."""
+    return [run.id for run in plan(REPRODUCED) if not run.view]
 
 
 def usual_tolerance(published: dict[str, Any], made: dict[str, Any]) -> float:
@@ -57,11 +62,11 @@ def golden() -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m parlib.cli.verify", description=__doc__)
-    parser.add_argument("runs", nargs="*", default=RUNS, help="run ids (default: those of make reproduce)")
+    parser.add_argument("runs", nargs="*", help="run ids (default: those of make reproduce)")
     parser.add_argument("--tolerance", type=float, help=f"on rates (default: 0 on the same kind of machine and threads, else {TOLERANCE})")
     asked = parser.parse_args(arguments)
     good = golden()
-    for run in asked.runs:
+    for run in asked.runs or reproduced():
         try:
             made, published = read("small", run), read_file(REFERENCE / f"{run}.json")
         except (OSError, ValueError) as error:

@@ -94,6 +94,11 @@ def rows() -> pd.DataFrame:
     return found.join(pd.DataFrame.from_dict(course, orient="index"), on="run")
 
 
+def with_published(own: pd.DataFrame) -> pd.DataFrame:
+    """A table's rows, and the published ones of other runs."""
+    return pd.concat([own, rows()[list(own)]]).drop_duplicates("run", ignore_index=True)
+
+
 def _course(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
     """What S did: its largest and last values in a sweep's trials; the share of a cleaning's steps until it is above tau (`crossed_`).
     look: clean accuracy at a quarter of a cleaning.

@@ -27,6 +27,11 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
     return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight"])
 
 
+def today(rows: pd.DataFrame) -> pd.DataFrame:
+    """The cleanings of `make reproduce`: one of each method, in the regime that README names, on the test scenes."""
+    return rows[(rows["experiment"] == "scarce") & (rows["notebook"] == "02_clean")]
+
+
 def title_of(regime: Any) -> str:
     """A regime in words, from a row: "720 pairs (3 %), all classes"."""
     classes = "all classes" if regime["coverage"] == 1 else f"{regime['coverage']:.0%} of the classes".replace("%", " %")
@@ -96,10 +101,9 @@ def at_margins(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def frontiers(found: pd.DataFrame, today: pd.DataFrame | None = None) -> Figure | None:
+def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None:
     """The ASR that each method leaves at each cost: a panel a regime, a dot a trial, a line a method; None where there is no trial.
-
-    today: further cleanings, as rows of the same columns, drawn in as crosses.
+    runs_of_today, rows of the same columns, are drawn in as crosses.
     """
     if found.empty:
         return None
@@ -115,13 +119,12 @@ def frontiers(found: pd.DataFrame, today: pd.DataFrame | None = None) -> Figure 
             _panel(ax, runs)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
-        if today is not None and len(today):
-            _draw_today(axes, panels, today)
+        _draw_today(axes, panels, runs_of_today)
     note = (
         "Validation scenes, BadNet-Stripes, single runs; each method ten trials. A dot is a trial, the line a method's lowest ASR at a "
         f"cost. Ring: what the blind rule takes with a margin of {100 * MARGIN:.0f} points (dashed), without the trigger."
     )
-    return finished(figure, _finding(found), note + (" Crosses: today's runs, test scenes." if today is not None and len(today) else ""))
+    return finished(figure, _finding(found), note + (" Crosses: the runs of make reproduce, test scenes." if len(runs_of_today) else ""))
 
 
 def _panel(ax: Axes, runs: pd.DataFrame) -> None:
@@ -136,9 +139,9 @@ def _panel(ax: Axes, runs: pd.DataFrame) -> None:
     label_ends(ax, ends, gap=0.075)
 
 
-def _draw_today(axes: Any, panels: list[pd.DataFrame], today: pd.DataFrame) -> None:
+def _draw_today(axes: Any, panels: list[pd.DataFrame], runs_of_today: pd.DataFrame) -> None:
     for ax, runs in zip(axes.flat, panels, strict=False):
-        same = today[(today[REGIME] == runs[REGIME].iloc[0]).all(axis=1)]
+        same = runs_of_today[(runs_of_today[REGIME] == runs[REGIME].iloc[0]).all(axis=1)]
         for run in same.to_dict("records"):
             cost = 100 * (run["poisoned_clean_accuracy"] - run["clean_accuracy"])
             ax.plot(cost, run["attack_success_rate"], "X", ms=9, color=colour(run["method"]), mec="white", zorder=4)
