@@ -1,7 +1,4 @@
-"""The dry run: everything that can go wrong in a training is looked at before it begins, in less than a minute.
-
-python -m parlib.cli.run PARAMS --dry-run
-"""
+"""`parlib.run PARAMS --dry-run`: everything that can go wrong in a training is looked at before it begins, in less than a minute."""
 
 import resource
 import shutil
@@ -47,9 +44,8 @@ def dry_run(runs: list[Planned]) -> int:
 
 
 def rehearse(params: Params) -> list[tuple[str, str, bool]]:
-    """What a run would meet, as (what, what was found, whether it will do); nothing is trained or written.
-
-    Only runs of 01 and 02 are rehearsed. A checkpoint that would be downloaded is not: a random model of its encoder stands in.
+    """What a run of 01 or 02 would meet, as (what, what was found, whether it will do); nothing is kept. For a checkpoint that would be
+    downloaded a random model of its encoder stands in.
     """
     if not isinstance(params, Poison | Clean):
         return [("run", "only 01_poison and 02_clean are rehearsed", True)]

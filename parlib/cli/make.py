@@ -48,7 +48,7 @@ def make_all(runs: list[Planned], *, functions: bool = False) -> None:
 
 def make_together(runs: list[Planned], *, jobs: int, threads: int = 0) -> None:
     """Make what is missing or stale by its function, `jobs` runs at a time with `threads` each (0: the CPUs, shared out): first what others
-    build on. Records are those of one machine with as many threads. RuntimeError, naming them, where runs failed, once all others are made.
+    build on. RuntimeError, naming one, where runs failed, once all others are made.
     """
     import ray
 
@@ -82,9 +82,7 @@ def _make(params: Params, threads: int) -> str:
 
 
 def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
-    """How long each run took when it was last made here, else in the published one, else by what runs like it took for each pair that they
-    saw; None where there is none like it.
-    """
+    """Seconds that each run took here, else when published, else by what runs like it took for each pair that they saw; None without."""
     if not runs:
         return {}
     scale = runs[0].params.scale
@@ -113,9 +111,7 @@ def _kind(params: Params) -> tuple[str, ...]:
 
 
 def show(runs: list[Planned]) -> None:
-    """Print the attacks of the runs in a table, how they differ from the published ones, and where to look; write table.csv and, where
-    notebook 05 was drawn, report.html.
-    """
+    """Print the runs' attacks in a table and how they differ from the published ones; write table.csv and, of notebook 05, report.html."""
     scale = runs[0].params.scale
     folder, ids = outputs(scale), [run.id for run in runs if not run.view]
     if ids and read_all(folder):

@@ -1,7 +1,6 @@
-"""From parameter files to runs. A file is a question: an experiment's name, and blocks of a notebook and its parameters.
-
-experiment: NAME, stored in each record; a block may name another. defaults: parameters of all blocks, as far as their notebooks know
-them. extends: another file, whose defaults come first. runs: the blocks; lists in them are axes, one run for each combination.
+"""From parameter files to runs. experiment: NAME, stored in each record; a block may name another. defaults: parameters of all blocks, as
+far as their notebooks know them. extends: another file, whose defaults come first. runs: blocks of a notebook and its parameters; lists in
+them are axes, one run for each combination.
 """
 
 import itertools

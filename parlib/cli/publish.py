@@ -57,8 +57,8 @@ def _tidied(outputs: list[Any]) -> list[Any]:
 
 
 def restore() -> None:
-    """Copy the published records of runs that were not made here to outputs/small, with what is published beside them but their weights, so
-    that figures and the next `make publish` see them: for a grid that is made in several sittings or on several machines.
+    """Copy the published records of runs that were not made here, and what is published beside them, to outputs/small: for figures, and for
+    the next `make publish` of a grid that is made on several machines. Their weights stay away.
     """
     folder, count = outputs("small"), 0
     for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
