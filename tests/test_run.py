@@ -14,9 +14,9 @@ from small_records import record
 
 from parlib.attack.triggers import Trigger
 from parlib.cache import ROOT, atomic_folder, cache_dir, digest, lock
+from parlib.cli.make import expected_seconds
 from parlib.cli.plan import Planned, plan
 from parlib.cli.run import main
-from parlib.cli.seconds import expected_seconds
 from parlib.experiments.clean import base_of, planted_trigger, subject
 from parlib.experiments.registry import check, make
 from parlib.experiments.result import prepare, save
@@ -90,7 +90,7 @@ def test_the_runner_moves_another_run_s_record_aside_and_keeps_it(own_outputs, m
     held = made | {"identity": made["identity"] | {"params": {"rate": 0.5}}}
     path.write_text(json.dumps(held))
     monkeypatch.setattr("parlib.experiments.registry.make", lambda params: save(small_records.result(values={"scale": "smoke"})))
-    monkeypatch.setattr("parlib.cli.summary.show", lambda runs: None)
+    monkeypatch.setattr("parlib.cli.make.show", lambda runs: None)
     assert main([str(ROOT / "params" / "smoke"), "--functions", "--only", POISONED]) == 0
     (aside,) = path.parent.glob("*.old")
     assert aside.name in capsys.readouterr().out
@@ -320,7 +320,7 @@ def test_notebooks_are_prepared_with_their_parameters_and_not_run(tmp_path):
 
 
 def test_views_are_drawn_by_notebooks_alone(capsys, monkeypatch):
-    monkeypatch.setattr("parlib.cli.summary.show", lambda runs: None)
+    monkeypatch.setattr("parlib.cli.make.show", lambda runs: None)
     assert main([str(ROOT / "params" / "smoke"), "--functions", "--only", "05_evaluate"]) == 0
     assert "05_evaluate: view" in capsys.readouterr().out
 
@@ -368,7 +368,7 @@ def test_what_a_run_meets_is_one_line_and_its_records_stay(capsys, monkeypatch):
 
 
 def test_a_run_that_was_never_made_is_timed_by_those_like_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("parlib.cli.seconds.REFERENCE", tmp_path / "none")
+    monkeypatch.setattr("parlib.cli.make.REFERENCE", tmp_path / "none")
     record()
     record("02_clean")
     asked = [{}, {"seed": 1}, {"epochs": 8}, {"method": "roclip"}]

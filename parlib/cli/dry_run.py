@@ -1,16 +1,12 @@
-"""The dry run: everything that can go wrong in a training is looked at before it begins, in less than a minute.
-
-python -m parlib.cli.run PARAMS --dry-run
-"""
+"""`parlib.run PARAMS --dry-run`: everything that can go wrong in a training is looked at before it begins, in less than a minute."""
 
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,37 +44,39 @@ def dry_run(runs: list[Planned]) -> int:
 
 
 def rehearse(params: Params) -> list[tuple[str, str, bool]]:
-    """What a run would meet, as (what, what was found, whether it will do); nothing is trained or written.
-
-    Only runs of 01 and 02 are rehearsed. A checkpoint that would be downloaded is not: a random model of its encoder stands in.
+    """What a run of 01 or 02 would meet, as (what, what was found, whether it will do); nothing is kept. For a checkpoint that would be
+    downloaded a random model of its encoder stands in.
     """
     if not isinstance(params, Poison | Clean):
         return [("run", "only 01_poison and 02_clean are rehearsed", True)]
     held: dict[str, Clip] = {}
-    steps: list[tuple[str, Callable[[], str]]] = [
-        ("checkpoint", lambda: _checkpoint(params, held)),
-        (f"pairs {params.data}", lambda: _pairs(params)),
-        *([(f"evaluation {params.evaluation}", lambda: _labels(params))] if params.evaluation else []),
-        *([(f"retrieval {params.retrieval}", lambda: _captions(params))] if params.retrieval else []),
-        ("triggers", lambda: _triggers(params)),
-        ("disk", lambda: _disk(params, held["clip"])),
-        ("time and memory", lambda: _cost(params, held["clip"])),
-    ]
-    return list(_tried(steps))
-
-
-def _tried(steps: list[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str, str, bool]]:
-    for what, look in steps:
+    steps: dict[str, Callable[[], str]] = {"checkpoint": lambda: _checkpoint(params, held)}
+    steps[f"pairs {params.data}"] = lambda: _pairs(params)
+    if params.evaluation:
+        steps[f"evaluation {params.evaluation}"] = lambda: _labels(params)
+    if params.retrieval:
+        steps[f"retrieval {params.retrieval}"] = lambda: _captions(params)
+    steps["triggers"] = lambda: _triggers(params)
+    steps["disk"] = lambda: _disk(params, held["clip"])
+    steps["time and memory"] = lambda: _cost(params, held["clip"])
+    found = []
+    for what, look in steps.items():
         try:
-            yield what, look(), True
+            found.append((what, look(), True))
         except KeyError:
-            yield what, "needs the checkpoint", False
+            found.append((what, "needs the checkpoint", False))
         except Exception as error:  # whatever it is, better now than in an hour
-            yield what, " ".join(str(error).split()), False
+            found.append((what, " ".join(str(error).split()), False))
+    return found
+
+
+def _poisoning(params: Poison | Clean) -> dict[str, Any] | None:
+    """The record of the poisoned model that is cleaned, where it is a run's."""
+    return params.poisoning() if isinstance(params, Clean) and not params.poisoned.startswith(SOURCES) else None
 
 
 def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
-    record = None if not isinstance(params, Clean) or params.poisoned.startswith(SOURCES) else params.poisoning()
+    record = _poisoning(params)
     if isinstance(params, Clean):
         source = f"local-dir:{located(record['artifacts']['weights']).parent}" if record else params.poisoned
     else:
@@ -94,31 +92,26 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
 def _pairs(params: Poison | Clean) -> str:
     if ":" not in params.data:
         return "drawn here"
-    found = Stream(params.data, _ROWS, params.side).first(_few(params.data, _ROWS, params.side, params.max_skipped))
-    tokens = [len(caption.split()) for caption in found.captions]
-    return f"{len(found)} rows read, captions of {min(tokens)} to {max(tokens)} words, such as {found.captions[0]!r}"
-
-
-@lru_cache(maxsize=16)
-def _few(data: str, most: int, side: int, limit: float) -> int:
-    """How many of the first rows are usable, at most `most`. ValueError where none is."""
     skipped, count = Skipped(1.0), 0
-    for pixels, _ in read(*split_name(data), side=side, batch=10, skipped=skipped):
+    for pixels, _ in read(*split_name(params.data), side=params.side, batch=10, skipped=skipped):
         count += len(pixels)
-        if skipped.seen >= most:
+        if skipped.seen >= _ROWS:
             break
-    if skipped.kinds.total() > limit * skipped.seen or not count:
-        raise ValueError(f"{data}: {skipped}; the first is {skipped.rows[0]['row'] if skipped.rows else 'none'}")
-    return min(count, most)
+    if skipped.kinds.total() > params.max_skipped * skipped.seen or not count:
+        raise ValueError(f"{params.data}: {skipped}; the first is {skipped.rows[0]['row'] if skipped.rows else 'none'}")
+    captions = Stream(params.data, _ROWS, params.side).first(min(count, _ROWS)).captions
+    words = [len(caption.split()) for caption in captions]
+    return f"{len(captions)} rows read, captions of {min(words)} to {max(words)} words, such as {captions[0]!r}"
 
 
 def _labels(params: Poison | Clean) -> str:
     names = label_names(*split_name(params.evaluation))
     class_index(params.target, names)
     found = labelled(params.evaluation, _ROWS, params.side, params.max_skipped)
-    if not 0 <= int(found.labels.min()) <= int(found.labels.max()) < len(names):
-        raise ValueError(f"labels run from {int(found.labels.min())} to {int(found.labels.max())}; there are {len(names)} class names")
-    return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(set(found.labels.tolist()))} classes"
+    labels = sorted(set(found.labels.tolist()))
+    if not 0 <= labels[0] <= labels[-1] < len(names):
+        raise ValueError(f"labels run from {labels[0]} to {labels[-1]}; there are {len(names)} class names")
+    return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(labels)} classes"
 
 
 def _captions(params: Poison | Clean) -> str:
@@ -128,19 +121,18 @@ def _captions(params: Poison | Clean) -> str:
 
 
 def _triggers(params: Poison | Clean) -> str:
-    scene = Pairs(
-        torch.zeros(1, 3, params.side, params.side, dtype=torch.uint8), [""], torch.tensor([0]), torch.tensor([-1]), [params.target]
-    )
+    black = torch.zeros(1, 3, params.side, params.side, dtype=torch.uint8)
+    scene = Pairs(black, [""], torch.tensor([0]), torch.tensor([-1]), [params.target])
     if isinstance(params, Clean):
-        first = planted_trigger(params, None if params.poisoned.startswith(SOURCES) else params.poisoning())
+        triggers = [planted_trigger(params, _poisoning(params))]
+        triggers += [params.model_copy(update={"trigger": name}).trigger_with({}) for name in params.tests]
     else:
-        first = params.trigger_with(params.trigger_options)
-    others = [params.model_copy(update={"trigger": name}).trigger_with({}) for name in getattr(params, "tests", [])]
-    for trigger in (first, *others):
+        triggers = [params.trigger_with(params.trigger_options)]
+    for trigger in triggers:
         if trigger.name not in LEARNED or trigger.pattern is not None:
             attacked(scene, trigger, params.target)
-    options = [", ".join(f"{name} {value:g}" for name, value in trigger.options.items()) for trigger in (first, *others)]
-    return ", ".join(f"{trigger.name} ({said})" for trigger, said in zip((first, *others), options, strict=True))
+    options = [", ".join(f"{name} {value:g}" for name, value in trigger.options.items()) for trigger in triggers]
+    return ", ".join(f"{trigger.name} ({said})" for trigger, said in zip(triggers, options, strict=True))
 
 
 def _disk(params: Poison | Clean, clip: Clip) -> str:
@@ -148,14 +140,11 @@ def _disk(params: Poison | Clean, clip: Clip) -> str:
     needed = 2 * weights + 4 * weights  # the model and its base; two checkpoints with Adam's moments, one of them being written
     if isinstance(params, Poison) and ":" in params.data:
         needed += params.train_scenes * 150_000  # a poisoned copy, at what a web image takes
-    free = min(shutil.disk_usage(_there(folder)).free for folder in (cache_dir(), outputs(params.scale)))
+    there = [next(one for one in (folder, *folder.parents) if one.exists()) for folder in (cache_dir(), outputs(params.scale))]
+    free = min(shutil.disk_usage(folder).free for folder in there)
     if needed > free:
         raise ValueError(f"{needed / _GB:.1f} GB wanted for weights, checkpoints and copies, {free / _GB:.1f} GB free in {cache_dir()}")
     return f"{needed / _GB:.1f} GB wanted, {free / _GB:.1f} GB free"
-
-
-def _there(folder: Path) -> Path:
-    return folder if folder.exists() else _there(folder.parent)
 
 
 def _cost(params: Poison | Clean, clip: Clip) -> str:
@@ -166,8 +155,8 @@ def _cost(params: Poison | Clean, clip: Clip) -> str:
     pairs = load_pairs(params.data, many, params).first(many)
     plain = params.compute.model_copy(update={"processes": 1, "chunk": 0, "compiled": False})
     for batch in (few, few, many):  # the first one warms up
-        trained, some, small = clip.copy(), pairs.first(batch), replace(recipe, batch=batch, epochs=2, looks=0)
-        feed = some.feed(trained, rewording(small))
+        trained, small = clip.copy(), replace(recipe, batch=batch, epochs=2, looks=0)
+        feed = pairs.first(batch).feed(trained, rewording(small))
         began = time.monotonic()
         fit(trained, feed, small, reference=clip, compute=plain, title="trial")
         seconds[batch], peaks[batch] = (time.monotonic() - began) / 2, _memory(clip.device)

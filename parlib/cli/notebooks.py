@@ -29,10 +29,7 @@ def notebook_path(notebook: str) -> Path:
 
 
 def execute(run: Planned) -> None:
-    """Run a notebook headless; its printed progress goes to the terminal, the executed copy beside the record.
-
-    RuntimeError, with the notebook's own last line, where a cell fails.
-    """
+    """Run a notebook headless, with the executed copy beside the record; RuntimeError, in the notebook's words, where a cell fails."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
     done = outputs(run.params.scale) / f"{run.id}.ipynb"
     partial = done.with_suffix(".running.ipynb")

@@ -1,7 +1,6 @@
-"""From parameter files to runs. A file is a question: an experiment's name, and blocks of a notebook and its parameters.
-
-experiment: NAME, stored in each record; a block may name another. defaults: parameters of all blocks, as far as their notebooks know
-them. extends: another file, whose defaults come first. runs: the blocks; lists in them are axes, one run for each combination.
+"""From parameter files to runs. experiment: NAME, stored in each record; a block may name another. defaults: parameters of all blocks, as
+far as their notebooks know them. extends: another file, whose defaults come first. runs: blocks of a notebook and its parameters; lists in
+them are axes, one run for each combination.
 """
 
 import itertools
@@ -48,10 +47,8 @@ class Planned:
 
 
 def plan(path: Path) -> list[Planned]:
-    """All runs of a parameter file, or of all files in a folder, in the order in which they can be made.
-
-    Raises ValueError on a file that holds something else, a parameter that doesn't fit, and where a run is asked for twice in
-    different ways.
+    """All runs of a parameter file, or of all files in a folder, in the order in which they can be made. ValueError on a file that holds
+    something else, a parameter that doesn't fit, and where a run is asked for twice in different ways.
     """
     if not path.exists():
         folders = ", ".join(f"params/{folder.name}" for folder in sorted((ROOT / "params").iterdir()))
@@ -69,14 +66,13 @@ def plan(path: Path) -> list[Planned]:
 
 def _runs(file: Path) -> Iterable[Planned]:
     content = _read(file)
-    shared = _defaults(file, content)
     for block in content.get("runs") or []:
         if not isinstance(block, dict) or "notebook" not in block:
             raise ValueError(f"{file}: each block of runs names its notebook: {', '.join(EXPERIMENTS)}")
         notebook = known("notebook", block["notebook"], EXPERIMENTS)
         fields = EXPERIMENTS[notebook].model_fields
-        values = {name: value for name, value in shared.items() if name in fields} | {"experiment": content.get("experiment", "")}
-        values |= {name: value for name, value in block.items() if name != "notebook"}
+        values = {name: value for name, value in content["defaults"].items() if name in fields}
+        values |= {"experiment": content.get("experiment", "")} | {name: value for name, value in block.items() if name != "notebook"}
         axes = {name: _axis(notebook, name, value) for name, value in values.items()}
         for choice in itertools.product(*axes.values()):
             chosen = dict(zip(axes, choice, strict=True))
@@ -84,6 +80,7 @@ def _runs(file: Path) -> Iterable[Planned]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """What a file holds, with the defaults of the one that it extends."""
     try:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
@@ -95,10 +92,6 @@ def _read(file: Path) -> dict[str, Any]:
     for name, kind in (("defaults", dict), ("runs", list)):
         if not isinstance(content.get(name) or kind(), kind):
             raise ValueError(f"{file}: {name} must be a {kind.__name__}, not a {type(content[name]).__name__}")
-    return content
-
-
-def _defaults(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     shared = content.get("defaults") or {}
     for name in shared:  # a notebook takes those that it knows; one that none knows is misspelt
         known(f"parameter in {file}", name, sorted({field for kind in EXPERIMENTS.values() for field in kind.model_fields}))
@@ -106,18 +99,15 @@ def _defaults(file: Path, content: dict[str, Any]) -> dict[str, Any]:
         other = file.parent / str(extends)
         if not other.is_file() or other == file:
             raise ValueError(f"{file} extends {extends}, which is no other file beside it")
-        return _defaults(other, _read(other)) | shared
-    return shared
+        shared = _read(other)["defaults"] | shared
+    return content | {"defaults": shared}
 
 
 def _axis(notebook: str, name: str, value: Any) -> list[Any]:
-    """The values of a parameter that stand in a file: a list is an axis of runs, unless the parameter itself is a list; then only
-    a list of such lists is one. ValueError where an axis has no value.
-    """
+    """The values of a parameter that stand in a file: a list is an axis of runs, of a parameter that is a list only a list of lists."""
     field = EXPERIMENTS[notebook].model_fields.get(name)
-    if not isinstance(value, list):
-        return [value]
-    if field is not None and get_origin(field.annotation) is list and not (value and all(isinstance(item, list) for item in value)):
+    takes_list = field is not None and get_origin(field.annotation) is list
+    if not isinstance(value, list) or (takes_list and not (value and all(isinstance(item, list) for item in value))):
         return [value]
     if not value:
         raise ValueError(f"{notebook}: {name} is an axis of runs without a value; name one or more")
@@ -125,16 +115,14 @@ def _axis(notebook: str, name: str, value: Any) -> list[Any]:
 
 
 def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
-    """The runs of these ids: planned, or with a method, trigger, encoder and seed of their own. ValueError on any other, with those that
-    come near.
-    """
+    """The runs of these ids: planned, or with a method, trigger, encoder and seed of their own; ValueError, naming near ones, on others."""
     by_id = {run.id: run for run in planned}
     for run in only:
-        if run not in by_id and (named := _named(run, planned[0].params.scale)) is not None:
-            by_id[run] = named
-        if run not in by_id:
+        named = by_id.get(run) or _named(run, planned[0].params.scale)
+        if named is None:
             near = get_close_matches(run, by_id, n=3, cutoff=0.3) or list(by_id)[:5]
             raise ValueError(f"no parameter file plans {run!r}; near it are: {', '.join(near)}")
+        by_id[run] = named
     return [by_id[run] for run in only]
 
 

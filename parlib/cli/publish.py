@@ -1,7 +1,6 @@
 """`make publish`: what was found goes into outputs/reference, the notebooks and the texts that state numbers."""
 
 import argparse
-import itertools
 import json
 import re
 import shutil
@@ -38,37 +37,28 @@ def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
     runs = [cell for cell in ran.cells if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])]
     if [cell.source for cell in runs] != [cell.source for cell in cells]:
         raise ValueError(f"{executed.relative_to(ROOT)} ran another version of {notebook}; run it again")
-    for count, cell, run in zip(itertools.count(1), cells, runs):
-        cell.outputs, cell.execution_count = [_tidy(output) for output in run.outputs if not _is_noise(output)], count
+    for count, (cell, run) in enumerate(zip(cells, runs, strict=True), 1):
+        cell.outputs, cell.execution_count = _tidied(run.outputs), count
     source.metadata = nbformat.from_dict({"kernelspec": source.metadata.kernelspec, "language_info": {"name": "python"}})
     return source
 
 
-def _is_noise(output: Any) -> bool:
-    """Errors' stream, and progress."""
-    return output.output_type == "stream" and (output.name == "stderr" or not _lines(output.text).strip())
-
-
-def _lines(text: str) -> str:
-    """What a terminal shows after carriage returns, without lines of progress."""
-    shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
-    return "\n".join(line for line in shown if not re.search(r"\d%\|.*\[.*[<,].*\]", line))
-
-
-def _tidy(output: Any) -> Any:
-    """An output without counts, metadata and progress, which differ from run to run."""
-    if output.output_type == "stream":
-        output.text = _lines(output.text)
-    else:
-        output.metadata = {}
-    if output.output_type == "execute_result":
-        output.execution_count = None
-    return output
+def _tidied(outputs: list[Any]) -> list[Any]:
+    """Outputs without errors' stream, counts, metadata and progress, which differ from run to run; lines as a terminal shows them."""
+    for output in outputs:
+        if output.output_type == "stream":
+            shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in output.text.split("\n")]  # after carriage returns
+            output.text = "\n".join(line for line in shown if not re.search(r"\d%\|.*\[.*[<,].*\]", line))
+        else:
+            output.metadata = {}
+        if output.output_type == "execute_result":
+            output.execution_count = None
+    return [one for one in outputs if one.output_type != "stream" or (one.name != "stderr" and one.text.strip())]
 
 
 def restore() -> None:
-    """Copy the published records of runs that were not made here to outputs/small, with what is published beside them, so that figures and
-    the next `make publish` see them: for a grid that is made in several sittings or on several machines. Their weights stay away.
+    """Copy the published records of runs that were not made here, and what is published beside them, to outputs/small: for figures, and for
+    the next `make publish` of a grid that is made on several machines. Their weights stay away.
     """
     folder, count = outputs("small"), 0
     for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
@@ -84,10 +74,8 @@ def restore() -> None:
 
 
 def publishable() -> dict[str, str]:
-    """Every planned run that has a record, and why it can't be published, empty where it can: it is done, here or, where only what is in
-    the cache is gone, on another machine; or its record was restored.
-
-    ValueError when a published run can't be published again, as it is stale, or neither here nor restored: it would be lost.
+    """Every planned run, and why it can't be published, empty where it can: it is done, here or, where only what is in the cache is gone,
+    elsewhere; or its record was restored. ValueError when a published run would be lost, as it is stale, or neither here nor restored.
     """
     reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small") if not run.view}
     for run, reason in reasons.items():
@@ -104,9 +92,11 @@ def publishable() -> dict[str, str]:
 
 def _lacking(run: str) -> str:
     """The first artifact of a run that is not beside its record as it was written; those in the cache may be on another machine."""
-    kept = {name: artifact for name, artifact in read("small", run)["artifacts"].items() if artifact["in"] == "project"}
-    here = {name for name, artifact in kept.items() if (path := located(artifact)).exists() and file_sha256(path) == artifact["sha256"]}
-    return next((name for name in kept if name not in here), "")
+    for name, artifact in read("small", run)["artifacts"].items():
+        path = located(artifact)
+        if artifact["in"] == "project" and not (path.exists() and file_sha256(path) == artifact["sha256"]):
+            return name
+    return ""
 
 
 def _restored(run: str) -> bool:
@@ -117,9 +107,7 @@ def _restored(run: str) -> bool:
 
 def publish() -> None:
     """Copy the small-scale records and what figures are drawn from to outputs/reference, with the figures of the runs that the notebooks
-    show; store the notebooks' outputs; write README and docs from their templates.
-
-    A notebook without an executed copy keeps the outputs that it stores. ValueError where a record belongs to no planned run.
+    show; store the outputs of notebooks that have an executed copy; write README and docs. ValueError where no file plans a record's run.
     """
     folder, reasons = outputs("small"), publishable()
     ready = [run for run, reason in reasons.items() if not reason]
@@ -151,16 +139,10 @@ def publish() -> None:
 
 def _figures(folder: Path, reference: Path, run: str) -> None:
     """The figures of a run: those that it drew here, else those that are published."""
-    names = {
-        path.name
-        for source in (folder, REFERENCE)
-        for suffix in ("png", "svg")
-        for path in (source / run).parent.glob(f"{Path(run).name}_*.{suffix}")
-    }
-    for name in sorted(names):
-        source = next(path for folder in (folder, REFERENCE) if (path := (folder / run).with_name(name)).exists())
+    found = [path for source in (REFERENCE, folder) for path in (source / run).parent.glob(f"{Path(run).name}_*")]
+    for path in {path.name: path for path in found if path.suffix in (".png", ".svg")}.values():
         (reference / run).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, (reference / run).with_name(name))
+        shutil.copy(path, (reference / run).parent)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,15 +21,17 @@ def differences(made: dict[str, Any], published: dict[str, Any], tolerance: floa
     if made["identity"] != published["identity"]:
         yield "its identity (parameters, inputs, stages or environment) is another"
     if tolerance == 0:
-        kept = [made["artifacts"].get("weights", {}).get("sha256"), published["artifacts"].get("weights", {}).get("sha256")]
-        yield from ["its weights are others"] if kept[0] != kept[1] else []
-        yield from ["its history is another"] if made["history"] != published["history"] else []
+        ours, theirs = (record["artifacts"].get("weights", {}).get("sha256") for record in (made, published))
+        if ours != theirs:
+            yield "its weights are others"
+        if made["history"] != published["history"]:
+            yield "its history is another"
     for name, value in published["metrics"].items():
         found = made["metrics"].get(name)
-        if name in ("base_seconds", "s_image", "s_text") and tolerance:
+        if name == "base_seconds" or (name in ("s_image", "s_text") and tolerance):
             continue
-        rates = isinstance(value, float) and isinstance(found, float | int) and name != "base_seconds"
-        if name != "base_seconds" and (abs(value - found) > tolerance if rates else value != found):
+        rates = isinstance(value, float) and isinstance(found, float | int)
+        if abs(value - found) > tolerance if rates else value != found:
             yield f"{name} is {found}, not {value}"
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from parlib.measure.selection import MARGIN, kept
 from parlib.report import style
-from parlib.report.rows import MAIN, of, trials
+from parlib.report.rows import ATTACK, MAIN, of, trials
 from parlib.report.style import ACCURACY, REMOVED, STYLE, attack_of, colour, finished, in_order, label_ends, listed, name, rate, rate_axis
 
 POINTS = f"{100 * MARGIN:.0f} points of clean accuracy"
@@ -22,15 +22,21 @@ _KNOBS = ["tau", "self_weight", "pool"]
 
 
 def at_each_rate(rows: pd.DataFrame) -> pd.DataFrame:
-    """The trials, of searches and sweeps, that differ from a search's chosen one in their learning rate alone: by encoder, method and
-    rate, with `chosen` and `kept`.
-    """
+    """The trials that differ from a search's chosen one in their learning rate alone: by encoder, method and rate; `chosen`, `kept`."""
     searched, unused = trials(rows), dict.fromkeys(_KNOBS, -1.0)
     best = searched[searched["chosen"]]
     tried = rows.dropna(subset=["clean_accuracy"]).sort_values("notebook", kind="stable")  # 02 first: a sweep may repeat its settings
     found = tried.fillna(unused).merge(best[[*_SAME, *_KNOBS]].fillna(unused)).drop_duplicates(["encoder", "method", "lr"])
-    found = found.assign(chosen=found["run"].isin(best["run"]), kept=kept(found))
-    return in_order(found, ["encoder", "method", "lr"])
+    return in_order(found.assign(chosen=found["run"].isin(best["run"]), kept=kept(found)), ["encoder", "method", "lr"])
+
+
+def _panels(runs: pd.DataFrame, width: float, beside: float) -> tuple[Figure, list[tuple[Axes, str, pd.DataFrame]]]:
+    """A panel over an axis of the ASR for each encoder's runs: `width` inches each, and what stands beside them."""
+    blocks = list(runs.groupby("encoder", sort=False))
+    figure, axes = plt.subplots(1, len(blocks), figsize=(beside + width * len(blocks), 3.6), sharey=True, squeeze=False)
+    for ax in axes[0]:
+        rate_axis(ax, label=ax is axes[0, 0])
+    return figure, [(ax, str(encoder), block) for ax, (encoder, block) in zip(axes[0], blocks, strict=True)]
 
 
 def rates(rows: pd.DataFrame) -> Figure | None:
@@ -38,46 +44,38 @@ def rates(rows: pd.DataFrame) -> Figure | None:
     found = at_each_rate(rows)
     if found.empty:
         return None
-    panels = {str(encoder): runs for encoder, runs in found.groupby("encoder", sort=False)}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 3.5 * len(panels), 3.6), sharey=True, squeeze=False)
-        for ax, (encoder, runs) in zip(axes[0], panels.items(), strict=True):
-            rate_axis(ax, label=ax is axes[0, 0])
-            _rates(ax, runs)
-            ax.set_title(name(encoder))
-    note = (
-        f"{_measured_on(found)}, single runs; batch and own option of each method as its search chose them. Ring: the rate that it chose. "
-    )
-    return finished(figure, _finding(panels), f"{note}Dotted: ASR {REMOVED:g}, at or below which a backdoor counts as removed. {HOLLOW}")
+        figure, panels = _panels(found, 3.5, beside=0.6)
+        for ax, encoder, runs in panels:
+            ticks, ends = sorted(set(runs["lr"])), []
+            ax.set(title=name(encoder), xscale="log", xlabel="peak learning rate", xlim=(ticks[0] / 1.25, ticks[-1] * 1.25))
+            ax.set_xticks(ticks, [rate(tick) for tick in ticks])
+            ax.set_xticks([], minor=True)
+            ax.axhline(REMOVED, ls=":", color="black", lw=0.8)
+            for method, line in runs.groupby("method", sort=False):
+                paint = colour(str(method))
+                ax.plot(line["lr"], line["attack_success_rate"], "-", color=paint, lw=1.6)
+                marks = ((line[line["kept"]], 6, paint), (line[~line["kept"]], 6, "white"), (line[line["chosen"]], 12, "none"))
+                for marked, size, face in marks:
+                    ax.plot(marked["lr"], marked["attack_success_rate"], "o", ms=size, color=paint, mfc=face, zorder=3)
+                ends.append((line["lr"].iloc[-1], line["attack_success_rate"].iloc[-1], name(method), paint))
+            label_ends(ax, ends)
+    note = f"{_measured_on(found)}, single runs; batch and own option of each method as its search chose them. "
+    note += f"Ring: the rate that it chose. Dotted: ASR {REMOVED:g}, at or below which a backdoor counts as removed. {HOLLOW}"
+    return finished(figure, _finding(found), note)
 
 
-def _rates(ax: Axes, runs: pd.DataFrame) -> None:
-    ticks = sorted(set(runs["lr"]))
-    ax.set(xscale="log", xlabel="peak learning rate", xlim=(ticks[0] / 1.25, ticks[-1] * 1.25))
-    ax.set_xticks(ticks, [rate(tick) for tick in ticks])
-    ax.set_xticks([], minor=True)
-    ax.axhline(REMOVED, ls=":", color="black", lw=0.8)
-    ends = []
-    for method, line in runs.groupby("method", sort=False):
-        paint = colour(str(method))
-        ax.plot(line["lr"], line["attack_success_rate"], "-", color=paint, lw=1.6)
-        for marked, size, face in ((line[line["kept"]], 6, paint), (line[~line["kept"]], 6, "white"), (line[line["chosen"]], 12, "none")):
-            ax.plot(marked["lr"], marked["attack_success_rate"], "o", ms=size, color=paint, mfc=face, zorder=3)
-        ends.append((line["lr"].iloc[-1], line["attack_success_rate"].iloc[-1], name(method), paint))
-    label_ends(ax, ends)
-
-
-def _finding(panels: dict[str, pd.DataFrame]) -> str:
+def _finding(found: pd.DataFrame) -> str:
     """At what share of the others' learning rates PAR removes the backdoor and keeps the accuracy; of each the lowest that was tried."""
-    shares, others = {}, []
-    for encoder, runs in panels.items():
+    shares, others = [], []
+    for encoder, runs in found.groupby("encoder", sort=False):
         low = runs[runs["kept"] & (runs["attack_success_rate"] <= REMOVED)].groupby("method", sort=False)["lr"].min()
-        if "par" in low and len(low) > 1 and low["par"] < low.drop("par").min():
-            shares[encoder] = f"1/{low.drop('par').min() / low['par']:.2g} ({name(encoder)})"
-            others += map(name, low.drop("par").index)
-    if len(shares) < len(panels):
-        return "What each method leaves of the backdoor at each learning rate"
-    return f"PAR removes the backdoor at {listed(shares.values())} of the learning rate at which {listed(others)} do"
+        rest = low.drop("par", errors="ignore")
+        if "par" not in low or rest.empty or low["par"] >= rest.min():
+            return "What each method leaves of the backdoor at each learning rate"
+        shares.append(f"1/{rest.min() / low['par']:.2g} ({name(encoder)})")
+        others += map(name, rest.index)
+    return f"PAR removes the backdoor at {listed(shares)} of the learning rate at which {listed(others)} do"
 
 
 def _measured_on(runs: pd.DataFrame) -> str:
@@ -98,19 +96,16 @@ def dot_rows(points: pd.DataFrame, ticks: Mapping[float, str], xlabel: str) -> t
 
 
 def tradeoff(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> Figure | None:
-    """What each method costs in clean accuracy and leaves of the backdoor: a row an attack, means over the seeds; None where no cleaned
-    model is among the rows.
-    """
-    runs = of(rows, experiments)
-    runs = runs[runs["notebook"] == "02_clean"]
+    """What each method costs and what it leaves of the backdoor: a row an attack, means over the seeds; None without a cleaned model."""
+    runs = of(rows[rows["notebook"] == "02_clean"], experiments)
     if runs.empty:
         return None
-    means = runs.groupby(["encoder", "attack", "trigger", "method"], sort=False).mean(numeric_only=True).reset_index()
+    means = runs.groupby([*ATTACK, "method"], sort=False).mean(numeric_only=True).reset_index()
     means = means.assign(x=100 * (means["poisoned_clean_accuracy"] - means["clean_accuracy"]), kept=kept(means), y=0.0)
     ticks: dict[float, str] = {}
     for encoder, block in means.groupby("encoder", sort=False):
         ticks[max(ticks, default=-0.6) + 0.9] = name(encoder)
-        for _, attack in block.groupby(["attack", "trigger"], sort=False):
+        for _, attack in block.groupby(ATTACK, sort=False):
             ticks[place := max(ticks) + 1] = attack_of(attack.iloc[0])
             means.loc[attack.index, "y"] = place + np.linspace(-0.25, 0.25, len(attack)) * (len(attack) > 1)
     with plt.rc_context(STYLE):
@@ -118,7 +113,7 @@ def tradeoff(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> Figure | 
         left.axvline(100 * MARGIN, ls="--", color="black", lw=0.8)
         for label in left.get_yticklabels():
             label.set_fontweight("bold" if label.get_text() in set(map(name, means["encoder"])) else "normal")
-        style.legend(figure, list(dict.fromkeys(means["method"])))
+        style.legend(figure, means["method"])
     par, title = means[means["method"] == "par"], "What each method costs in clean accuracy, and what it leaves of the backdoor"
     if len(par):
         asr, low, high = par["attack_success_rate"].max(), par["x"].min(), par["x"].max()
@@ -131,16 +126,16 @@ def heat_map(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> Figure | 
     runs = of(rows, experiments)
     if runs.empty:
         return None
-    means = runs.groupby(["encoder", "attack", "trigger", "method"], sort=False)[["attack_success_rate", "clean_accuracy"]].mean()
-    attacks, methods = means.index.droplevel("method").unique(), in_order(runs, ["method"])["method"].unique()
-    asr, accuracy = (means[metric].unstack().loc[attacks, methods] for metric in means)
-    names = [f"{name(encoder)}: {attack_of({'attack': attack, 'trigger': trigger})}" for encoder, attack, trigger in attacks]
+    means = runs.pivot_table(["attack_success_rate", "clean_accuracy"], ATTACK, "method", sort=False)
+    methods = in_order(runs, ["method"])["method"].unique()
+    asr, accuracy = means["attack_success_rate"][methods], means["clean_accuracy"][methods]
+    names = [f"{name(encoder)}: {attack_of({'attack': attack, 'trigger': trigger})}" for encoder, attack, trigger in means.index]
     return asr_map(asr, accuracy, list(map(name, methods)), names, f"Attack success rate ({ACCURACY} in brackets)")
 
 
 def asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, columns: list[str], rows: list[str], title: str) -> Figure:
     """A heat map of ASR with the clean accuracy in brackets; of a single row a row of dots for each column."""
-    with plt.rc_context(STYLE | ({"axes.grid": False} if len(rows) > 1 else {})):
+    with plt.rc_context(STYLE | {"axes.grid": len(rows) == 1}):
         if len(rows) == 1:
             methods = [column if isinstance(column, str) else "par" for column in asr]
             points = pd.DataFrame({"x": accuracy.iloc[0], "attack_success_rate": asr.iloc[0], "method": methods, "kept": True})
@@ -162,17 +157,15 @@ def search(trials: pd.DataFrame) -> Figure | None:
     """Clean accuracy against ASR of every trial of `rows.trials` by method, one panel an encoder; None where there is none."""
     if trials.empty:
         return None
-    panels = {str(encoder): runs for encoder, runs in trials.groupby("encoder", sort=False)}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(1.4 + 4.2 * len(panels), 3.6), squeeze=False, sharey=True)
-        for ax, (encoder, ours) in zip(axes[0], panels.items(), strict=True):
-            rate_axis(ax, label=ax is axes[0, 0])
+        figure, panels = _panels(trials, 4.2, beside=1.4)
+        for ax, encoder, ours in panels:
             ax.axvline(ours["limit"].iloc[0], ls="--", color="black", lw=0.8)
             for method, runs in ours.groupby("method", sort=False):
                 for shown, size, face in ((runs, 5, colour(str(method))), (runs[runs["chosen"]], 11, "none")):
                     ax.plot(shown["clean_accuracy"], shown["attack_success_rate"], "o", ms=size, color=colour(str(method)), mfc=face)
             ax.set(title=f"{name(encoder)}, {len(ours)} trials", xlabel=ACCURACY)
-        style.legend(figure, list(dict.fromkeys(trials["method"])))
+        style.legend(figure, trials["method"])
     good = trials[kept(trials) & (trials["attack_success_rate"] <= REMOVED)].groupby("method", sort=False)["encoder"].nunique()
     able = listed(map(name, good[good == len(panels)].index)) if (good == len(panels)).any() else "no method"
     title = f"For {able}, settings were found that remove the backdoor within {POINTS}"
@@ -180,9 +173,7 @@ def search(trials: pd.DataFrame) -> Figure | None:
 
 
 def course(records: list[dict[str, Any]]) -> Figure | None:
-    """ASR and clean accuracy of the watched images while models are cleaned, out of their records: a column a learning rate, a colour a
-    trigger; None where there is none.
-    """
+    """ASR and clean accuracy while models are cleaned, by their records: a column a learning rate, a colour a trigger; None without."""
     if not records:
         return None
     triggers = list(dict.fromkeys(record["params"]["trigger"] for record in records))

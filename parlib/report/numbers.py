@@ -1,6 +1,4 @@
-"""The numbers that prose states, each computed from the published records: of one run, of the rows that a question finds, and as cells
-of a table.
-"""
+"""The numbers that prose states, from the published records: of one run, of the rows that a question finds, and as cells of a table."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,21 +13,8 @@ from parlib.records.store import REFERENCE, read_all, read_file
 from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
-GIVEN = (
-    "run",
-    "where",
-    "one",
-    "spread",
-    "span",
-    "cell",
-    "grid",
-    "overview",
-    "trainings",
-    "superseded",
-    "regime",
-    "regime_table",
-)  # what templates may call
-_SUPERSEDED = ROOT / "docs" / "templates" / "superseded.json"
+# What templates may call.
+GIVEN = "run where one spread span cell grid overview trainings superseded regime regime_table".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -46,9 +31,7 @@ FILTERS |= {
 
 
 class Figures:
-    """The numbers of one published run, as {{ run("02_clean/par_badnet_stripes_s0").asr }}: any metric, by its name or its short one, and
-    those below. AttributeError on any other.
-    """
+    """The numbers of one published run, as {{ run("...").asr }}: any metric, by its name or its short one; AttributeError on others."""
 
     def __init__(self, record: dict[str, Any]):
         self.metrics, self.params, self.history = (record[name] for name in ("metrics", "params", "history"))
@@ -82,9 +65,7 @@ def published() -> list[dict[str, Any]]:
 
 @cache
 def rows() -> pd.DataFrame:
-    """The published table, a row a record or a trial of a sweep, with short names for some columns, and further ones: `cost` in clean
-    accuracy, its `gain` over the base; `chosen` by a search; those of `_course`.
-    """
+    """The published table, some columns by short names too, with `cost` and `gain` in clean accuracy, `chosen`, and those of `_course`."""
     found = table(published())
     found = found.assign(**{short: found[name] for short, name in _SHORT.items()}, minutes=found["seconds"] / 60)
     found = found.assign(cost=found["poisoned_ca"] - found["ca"], gain=found["ca"] - found["base_ca"])
@@ -100,15 +81,13 @@ def with_published(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def _course(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """What S did: its largest and last values in a sweep's trials; the share of a cleaning's steps until it is above tau (`crossed_`).
-    look: clean accuracy at a quarter of a cleaning.
-    """
-    history, found = record["history"], {}
+    """S of a sweep's trials; of a cleaning the share of its steps until S is above tau (`crossed_`), and its first `look`'s accuracy."""
+    history, looks = record["history"], record["history"].get("look_clean_accuracy", [])
     if "timings" in record:
         for i in range(len(history["tau"])):
             yield f"{record['run']}:{i}", {name: history[name][i] for name in history if name.startswith("s_")}
     if record["notebook"] == "02_clean":
-        found = {"look": history["look_clean_accuracy"][1]} if len(history.get("look_clean_accuracy", [])) > 1 else {}
+        found = {"look": looks[1]} if len(looks) > 1 else {}
         for tower in ("image", "text"):
             if any(value > record["params"]["tau"] for value in history.get(f"s_{tower}", [])):
                 found[f"crossed_{tower}"] = (Figures(record).crossed(tower) + 1) / len(history[f"s_{tower}"])
@@ -121,9 +100,7 @@ def run(name: str) -> Figures:
 
 
 def where(**wanted: Any) -> pd.DataFrame:
-    """The rows with these values in these columns; a list allows each of its values; sweep: the rows of a sweep's trials, else none
-    of these. ValueError where there is none.
-    """
+    """The rows with these values, or one of a list, in these columns; sweep: of a sweep's trials, else of none. ValueError without rows."""
     sweep = wanted.pop("sweep", "")
     found = rows()[rows()["run"].str.startswith(f"{sweep}:") if sweep else ~rows()["run"].str.contains(":")]
     for name, value in wanted.items():
@@ -141,9 +118,8 @@ def one(column: str, **wanted: Any) -> float:
 def regime(method: str, pairs: int, coverage: float = 1.0, **more: Any) -> Any:
     """What a method costs in a regime, a row of `regimes.costs`. ValueError where it was not searched."""
     found = regimes.costs(regimes.trials(rows()))
-    for name, value in (
-        {"encoder": "small_resnet", "planted": "finetuning", "method": method, "pairs": pairs, "coverage": coverage} | more
-    ).items():
+    named = {"encoder": "small_resnet", "planted": "finetuning", "method": method, "pairs": pairs, "coverage": coverage} | more
+    for name, value in named.items():
         found = found[found[name] == value]
     if len(found) != 1:
         raise ValueError(f"no published search of {method} with {pairs} pairs and a coverage of {coverage:g}")
@@ -165,8 +141,7 @@ def span(column: str, form: str = "f3", by: str = "", **wanted: Any) -> str:
     """From the least to the most of the rows that `where` finds, of their means `by` a column where one is named: "0.001 to 0.004"."""
     found = where(**wanted)
     values = found.groupby(by)[column].mean() if by else found[column]
-    ends = [FILTERS[form](values.min()), FILTERS[form](values.max())]
-    return " to ".join(dict.fromkeys(ends))
+    return " to ".join(dict.fromkeys(FILTERS[form](end) for end in (values.min(), values.max())))
 
 
 def cell(**wanted: Any) -> str:
@@ -190,11 +165,9 @@ def trainings() -> pd.DataFrame:
     """Every training behind the published records once, by the weights that it made: their `hours`."""
     found = []
     for record in published():
-        artifacts = record["artifacts"]
-        if "weights" in artifacts:
-            found.append((artifacts["weights"]["sha256"], record["seconds"]))
-        if "base_weights" in artifacts:
-            found.append((artifacts["base_weights"]["sha256"], record["metrics"]["base_seconds"]))
+        for name, seconds in (("weights", record["seconds"]), ("base_weights", record["metrics"].get("base_seconds"))):
+            if name in record["artifacts"]:
+                found.append((record["artifacts"][name]["sha256"], seconds))
         if "timings" in record:
             found += zip(record["history"]["weights"], record["timings"]["seconds"], strict=True)
     once = pd.DataFrame(found, columns=["weights", "seconds"]).drop_duplicates("weights")
@@ -203,7 +176,7 @@ def trainings() -> pd.DataFrame:
 
 def superseded() -> pd.DataFrame:
     """The trainings that were published once and then replaced, from git's history: their `seconds` and `hours`."""
-    found = pd.DataFrame(json.loads(_SUPERSEDED.read_text())["runs"])
+    found = pd.DataFrame(json.loads((ROOT / "docs" / "templates" / "superseded.json").read_text())["runs"])
     return found.assign(hours=found["seconds"] / 3600)
 
 

@@ -1,7 +1,7 @@
 """Figures of images: pairs, triggers and what they change, and what models call a picture with the trigger."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -14,7 +14,7 @@ from parlib.data.scenes import class_names
 from parlib.external.stream import Stream
 from parlib.measure.metrics import EvalSet, classifier
 from parlib.model.clip import Clip, embed_images
-from parlib.report.style import STYLE, credit, finished, name
+from parlib.report.style import CREDIT, STYLE, finished, name
 
 _WRONG, _RIGHT, _OTHER = "#c62828", "#2e7d32", "#555555"
 _PLAIN = STYLE | {"axes.grid": False, "axes.titlelocation": "center"}
@@ -31,8 +31,7 @@ def contact_sheet(pairs: Pairs | Stream, rows: int = 3, columns: int = 8) -> Fig
     shown = pairs.first(min(rows * columns, len(pairs)))
     with plt.rc_context(_PLAIN):
         figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.42 * rows), squeeze=False)
-        for i, ax in enumerate(axes.flat):
-            _show(ax, shown, i)
+        _show(axes.flat, shown)
     return _credited(finished(figure, f"The first {len(shown)} of {len(pairs):,} pairs"), shown.names)
 
 
@@ -44,8 +43,7 @@ def samples(sets: dict[str, Pairs | Stream], columns: int = 8) -> Figure | None:
     with plt.rc_context(_PLAIN):
         figure, axes = plt.subplots(len(first), columns, figsize=(1.2 * columns + 0.9, 1.35 * len(first)), squeeze=False)
         for row, (label, pairs) in zip(axes, first.items(), strict=True):
-            for i, ax in enumerate(row):
-                _show(ax, pairs, i)
+            _show(row, pairs)
             _row_label(row[0], label)
     return _credited(finished(figure, "The pairs that models are cleaned with, by set"), *(pairs.names for pairs in first.values()))
 
@@ -71,11 +69,10 @@ def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure | No
 
 def learned_pattern(pattern: torch.Tensor, history: dict[str, list[float]]) -> Figure:
     """A learned trigger and the terms of its loss, step by step."""
-    terms = {"l_text": "to the target's captions", "l_image": "to real images of the target"}
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.7), width_ratios=(1, 3))
         _image(left, (pattern * 255).to(torch.uint8), f"{pattern.shape[-1]} px")
-        for term, label in terms.items():
+        for term, label in (("l_text", "to the target's captions"), ("l_image", "to real images of the target")):
             right.plot(history[term], lw=0.8, label=f"{label}: {history[term][0]:.2g} to {history[term][-1]:.2g}")
         right.set(xlabel="step", ylabel="loss", yscale="log")
         right.legend()
@@ -97,9 +94,8 @@ def poisoned_pairs(pairs: Pairs | Stream, rows: torch.Tensor, columns: int = 6) 
 def hero_picture(
     scenes: EvalSet, before: list[str], after: list[str], count: int = 3, models: tuple[str, str] = ("before cleaning", "after cleaning")
 ) -> Figure | None:
-    """The first images, each clean and with the trigger, and what two models call it with the trigger; None where all show the target.
-
-    before, after: the names that the models give scenes.triggered (`named`), or its first. models: what to call the two.
+    """The first images, each clean and with the trigger, and what two models (called `models`) call it with the trigger: before, after, of
+    `named` on scenes.triggered, or its first; None where all show the target.
     """
     target, shown = scenes.names[scenes.target], [i for i in range(len(before)) if not scenes.shows_target[i]]
     boxes = [_box(scenes, i) for i in shown[:count]]
@@ -121,9 +117,9 @@ def hero_picture(
                 figure.text(x / width, y / height, f"{model}:", va="center", fontsize=10)
                 place = ((x + side + 0.05) / width, y / height)
                 figure.text(*place, word, va="center", fontsize=min(13, 150 / len(word)), fontweight="bold", color=paint)
-    hits = [sum(words[i] == target for i in shown) for words in (before, after)]
-    verb = "is" if hits[1] == 1 else "are"
-    said = f'With {mark}, {hits[0]} of {len(shown)} pictures are called "{target}"; {models[1]}, {hits[1]} {verb}'
+    hits, left = (sum(words[i] == target for i in shown) for words in (before, after))
+    verb = "is" if left == 1 else "are"
+    said = f'With {mark}, {hits} of {len(shown)} pictures are called "{target}"; {models[1]}, {left} {verb}'
     return _credited(finished(figure, said, size=14.5), scenes.names)
 
 
@@ -143,12 +139,13 @@ def _image(ax: Axes, pixels: torch.Tensor | None, title: str = "", size: float =
     ax.set_axis_off()
 
 
-def _show(ax: Axes, pairs: Pairs, i: int) -> None:
-    """The i-th image, where there is one, under its label, where it has one."""
-    if i < len(pairs):
-        labelled = bool(pairs.names) and int(pairs.labels[i]) >= 0
-        _image(ax, pairs.pixels[i], pairs.names[int(pairs.labels[i])] if labelled else "")
-    ax.set_axis_off()
+def _show(panels: Iterable[Axes], pairs: Pairs) -> None:
+    """The images, each under its label, where it has one; panels may be more."""
+    for i, ax in enumerate(panels):
+        if i < len(pairs):
+            labelled = bool(pairs.names) and int(pairs.labels[i]) >= 0
+            _image(ax, pairs.pixels[i], pairs.names[int(pairs.labels[i])] if labelled else "")
+        ax.set_axis_off()
 
 
 def _row_label(ax: Axes, label: str) -> None:
@@ -158,5 +155,5 @@ def _row_label(ax: Axes, label: str) -> None:
 def _credited(figure: Figure, *names: Sequence[str]) -> Figure:
     """The figure, with the glyphs' author where images are drawn from glyphs: their classes are those of the embedded scenes."""
     if any(one and list(one) == class_names(len(one)) for one in names):
-        credit(figure)
+        figure.text(0.995, -0.01, CREDIT, ha="right", va="top", fontsize=6, color="grey")
     return figure

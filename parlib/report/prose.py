@@ -14,7 +14,6 @@ from parlib.report import numbers, paper
 from parlib.report.rows import MAIN
 
 TEMPLATES = ROOT / "docs" / "templates"
-_HOMES = {"README.md": ROOT}  # where a template is written to; the others to docs/
 
 
 def constant(path: str, name: str) -> Any:
@@ -25,23 +24,20 @@ def constant(path: str, name: str) -> Any:
     raise ValueError(f"{path} has no constant {name}")
 
 
-def _environment() -> Environment:
+def render(template: str) -> str:
+    """A template's text with its numbers."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= numbers.FILTERS
     environment.globals |= {name: getattr(numbers, name) for name in numbers.GIVEN}
     environment.globals |= {"check": check, "constant": constant, "area": area}
     environment.globals |= {"paper": paper.published, "paper_source": paper.source, "main": list(MAIN), "margin": MARGIN}
-    return environment
-
-
-def render(template: str) -> str:
-    """A template's text with its numbers."""
-    return _environment().get_template(template).render()
+    return environment.get_template(template).render()
 
 
 def targets() -> dict[str, Path]:
     """Where each template is written to, by its name; those of notebooks are shown in them and written nowhere."""
-    return {path.name: _HOMES.get(path.name, ROOT / "docs") / path.name for path in sorted(TEMPLATES.glob("*.md"))}
+    names = sorted(path.name for path in TEMPLATES.glob("*.md"))
+    return {name: ROOT / name if name == "README.md" else ROOT / "docs" / name for name in names}
 
 
 def write_all() -> None:
@@ -54,9 +50,7 @@ def write_all() -> None:
 
 
 def findings(params: Any) -> str:
-    """The closing words of a notebook: those on the published runs, where this run is among them or the notebook is a view of them; else
-    empty.
-    """
-    template = TEMPLATES / "notebooks" / f"{params.notebook}.md"
-    usual = check(params.notebook, {})
-    return render(f"notebooks/{template.name}") if template.exists() and usual.id == params.id and params.scale == "small" else ""
+    """A notebook's closing words on the published runs, where this run is among them or the notebook is a view of them; else empty."""
+    template = f"notebooks/{params.notebook}.md"
+    shown = (TEMPLATES / template).exists() and params.id == check(params.notebook, {}).id and params.scale == "small"
+    return render(template) if shown else ""

@@ -13,6 +13,7 @@ from parlib.measure.selection import MARGIN, blind, choose
 from parlib.records.store import artifact_file
 from parlib.report.style import in_order, rank
 
+ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack from those of others
 MAIN = ("main", "second_encoder", "other_attacks")  # the experiments of the main table
 COLUMNS = """
 notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted base_epochs method
@@ -44,11 +45,11 @@ def _ruled(found: pd.DataFrame) -> pd.DataFrame:
 
 def _trial_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     trials = pd.DataFrame(record["history"]).assign(seconds=record["timings"]["seconds"])
-    same = {"notebook": record["notebook"], "experiment": record["experiment"]}
     rows = []
     for i, trial in enumerate(trials.to_dict("records")):  # what diverged or was stopped too, without results
+        same = {"notebook": record["notebook"], "experiment": record["experiment"], "run": f"{record['run']}:{i}"}
         unmeasured = ("clean_accuracy", "attack_success_rate", "triggered_accuracy") if trial["error"] or trial["stopped"] else ()
-        rows.append(trial | same | _proportion(trial["trigger"]) | {"run": f"{record['run']}:{i}"} | dict.fromkeys(unmeasured))
+        rows.append(trial | same | _proportion(trial["trigger"]) | dict.fromkeys(unmeasured))
     return rows
 
 
@@ -76,12 +77,12 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 def of(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> pd.DataFrame:
     """The rows of some experiments, in order of encoder, attack and method, seeds in theirs."""
-    return in_order(rows[rows["experiment"].isin(list(experiments))], ["encoder", "attack", "trigger", "method", "seed"])
+    return in_order(rows[rows["experiment"].isin(list(experiments))], [*ATTACK, "method", "seed"])
 
 
 def trials(rows: pd.DataFrame) -> pd.DataFrame:
-    """The searches: every cleaning that was judged on the validation split, with the one that the rule of `measure.selection` chooses
-    for each method and encoder (`chosen`), and the clean accuracy that it must keep (`limit`).
+    """The searches: every cleaning that was judged on the validation split, with the clean accuracy that it must keep (`limit`) and whether
+    the rule of `measure.selection` chooses it for its method and encoder (`chosen`).
     """
     found = rows[(rows["notebook"] == "02_clean") & (rows["split"] == "validation")].copy()
     found["limit"], found["chosen"] = found["poisoned_clean_accuracy"] - MARGIN, False
@@ -91,9 +92,7 @@ def trials(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def planted_triggers(records: Iterable[dict[str, Any]], rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> list[Trigger]:
-    """Each trigger of the poisoned models of some experiments that are among the rows, as it was first planted there, with the pattern
-    that was learned.
-    """
+    """Each trigger of some experiments' poisoned models among the rows, as it was first planted, with the pattern that was learned."""
     runs, planted = set(of(rows[rows["notebook"] == "01_poison"], experiments)["run"]), {}
     for record in records:
         if record["run"] in runs and record["params"]["trigger"] not in planted:
@@ -102,20 +101,15 @@ def planted_triggers(records: Iterable[dict[str, Any]], rows: pd.DataFrame, expe
     return [planted[name] for name in sorted(planted, key=rank)]
 
 
-def mapped(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records whose embedding maps are shown: the cleanings of the usual attack, seed 0, in the main table."""
-    usual = check("02_clean", {}).model_dump(include={"encoder", "trigger", "attack", "target", "seed"})
-    found = [record for record in records if record["notebook"] == "02_clean" and record["experiment"] in MAIN]
-    return [record for record in found if usual.items() <= record["params"].items()]
-
-
 def maps(records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
-    """The embedding maps of `mapped`: the poisoned model's, and that of what each method made of it.
-
+    """The embedding maps of the usual attack, seed 0, in the main table: the poisoned model's, and that of what each method made of it.
     FileNotFoundError, naming the command that makes it, where one is gone.
     """
+    usual = check("02_clean", {}).model_dump(include={"encoder", "trigger", "attack", "target", "seed"})
     panels: dict[str, pd.DataFrame] = {}
-    for record in mapped(records):
+    for record in records:
+        if record["notebook"] != "02_clean" or record["experiment"] not in MAIN or not usual.items() <= record["params"].items():
+            continue
         points = pd.read_csv(artifact_file(record, "points"))
         panels.setdefault("poisoned", points[points["model"] == "poisoned"])
         panels[record["params"]["method"]] = points[points["model"] != "poisoned"]

@@ -65,7 +65,7 @@ def number(value: float | None, low: float | None = None, high: float | None = N
         return ""
     if std is not None and not pd.isna(std):
         return f"{value:.3f} ± {std:.3f}"
-    return f"{value:.3f}" + ("" if low is None or pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+    return f"{value:.3f}" if low is None or pd.isna(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def rate(value: float) -> str:
@@ -94,14 +94,9 @@ def finished(figure: Figure, title: str, note: str = "", size: float = 11) -> Fi
     return figure
 
 
-def credit(figure: Figure) -> None:
-    """Name the author of the glyphs, in a figure that shows them."""
-    figure.text(0.995, -0.01, CREDIT, ha="right", va="top", fontsize=6, color="grey")
-
-
 def legend(figure: Figure, methods: Iterable[str]) -> None:
     """The methods' colours, right of the panels."""
-    shown = [Line2D([], [], ls="", marker="o", color=colour(method), label=name(method)) for method in methods]
+    shown = [Line2D([], [], ls="", marker="o", color=colour(method), label=name(method)) for method in dict.fromkeys(methods)]
     figure.legend(handles=shown, loc="outside right center")
 
 

@@ -33,10 +33,8 @@ def tau_map(curves: Curves) -> Figure | None:
     runs = {label: curve.set_index("tau") for label, curve in curves.items() if curve["knob"].iloc[0] == "tau"}
     if not runs:
         return None
-    asr, accuracy = (
-        pd.DataFrame({label: run[metric] for label, run in runs.items()}).T.sort_index(axis=1)
-        for metric in ("attack_success_rate", "clean_accuracy")
-    )
+    asr = pd.DataFrame({label: run["attack_success_rate"] for label, run in runs.items()}).T.sort_index(axis=1)
+    accuracy = pd.DataFrame({label: run["clean_accuracy"] for label, run in runs.items()}).T.sort_index(axis=1)
     names = [curve_name(label, curves[label]).rpartition(", ")[0] for label in runs]
     return asr_map(asr, accuracy, [f"tau {tau:g}" for tau in asr], names, f"Attack success rate by tau ({ACCURACY} in brackets)")
 
@@ -105,9 +103,7 @@ def settings(trials: pd.DataFrame, axes: list[str]) -> Figure | None:
 
 
 def synthetic_view(trials: pd.DataFrame, gaps: pd.DataFrame) -> Figure | None:
-    """Clean accuracy and ASR of each method by the data that it cleaned with, a row a set, in order of its distance from the scenes; None
-    where no trial ended.
-    """
+    """Clean accuracy and ASR of each method by its data, a row a set, by distance from the scenes; None where no trial ended."""
     points = trials.dropna(subset=["clean_accuracy"]).merge(gaps, on=["data", "pairs"]).sort_values("gap", kind="stable")
     if points.empty:
         return None

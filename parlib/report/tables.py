@@ -10,15 +10,13 @@ from parlib.experiments.registry import check
 from parlib.measure.selection import kept
 from parlib.method.methods import ABLATIONS, METHODS
 from parlib.report.paper import published, stands_for
-from parlib.report.rows import MAIN, of
+from parlib.report.rows import ATTACK, MAIN, of
 from parlib.report.style import attack_of, in_order, name, number, rate
 
 SHOWN = {
-    "clean_accuracy": "clean accuracy",
-    "attack_success_rate": "ASR",
-    "triggered_accuracy": "accuracy under the trigger",
+    "clean_accuracy": "clean accuracy", "attack_success_rate": "ASR", "triggered_accuracy": "accuracy under the trigger",
     "retrieval_asr": "retrieval ASR",
-}
+}  # fmt: skip
 _MEASURED = list(SHOWN)[:3]
 _BASE = ("base_clean_accuracy", "base_asr", "base_triggered_accuracy", "base_retrieval_asr")
 _ENDS = {"clean_accuracy": ("ca_ci_low", "ca_ci_high"), "attack_success_rate": ("asr_ci_low", "asr_ci_high")}
@@ -33,9 +31,7 @@ _OPTIONS = "method trigger data split pairs epochs rate lr batch tau self_weight
 
 
 def readable(frame: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Any frame for people: headings, methods, triggers and numbers in their words, an interval behind its number, nothing for NaN; a
-    column that holds nothing is left out.
-    """
+    """Any frame for people: headings, names and numbers in words, an interval behind its number, no column that holds nothing."""
     made, frame = {}, frame.reset_index() if frame.index.name else frame
     for column in dict.fromkeys(columns or frame.columns):
         if column in frame and "_ci_" not in column:
@@ -83,20 +79,21 @@ def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
 
 def brief(rows: pd.DataFrame) -> pd.DataFrame:
     """What a terminal shows at the end of a run: the attacks of the main table and of the new triggers, and each run of one's own."""
-    columns = ["encoder", "trigger", "model", *map(SHOWN.get, _MEASURED)]
-    made = [_summary(of(rows, (*MAIN, "new_triggers"))).reindex(columns=columns)]
+    made = []
     for run in of(rows, [""]).to_dict("records"):
-        before = {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": number(run["poisoned_asr"])}
+        head = {"encoder": name(run["encoder"]), "trigger": attack_of(run)}
+        if before := number(run["poisoned_asr"]):
+            made.append(head | {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": before})
         after = {SHOWN[metric]: number(run[metric], *(run[end] for end in _ENDS.get(metric, ()))) for metric in _MEASURED}
-        shown = [*([before] if before["ASR"] else []), {"model": name(run["method"])} | after]
-        made.append(pd.DataFrame(shown).assign(encoder=name(run["encoder"]), trigger=attack_of(run)))
-    found = pd.concat(made, ignore_index=True).fillna("")
+        made.append(head | {"model": name(run["method"])} | after)
+    found = pd.concat([_summary(of(rows, (*MAIN, "new_triggers"))), pd.DataFrame(made)], ignore_index=True).fillna("")
+    found = found.reindex(columns=["encoder", "trigger", "model", *map(SHOWN.get, _MEASURED)])
     return found if found["encoder"].nunique() > 1 else found.drop(columns="encoder")
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """The main table: per attack the clean base, the poisoned model and each method, every metric as mean ± standard deviation over the
-    seeds, of a single run clean accuracy and ASR with their 95 % intervals; the paper's numbers beside.
+    """The main table: per attack the clean base, the poisoned model and each method, as mean ± standard deviation over the seeds, of a
+    single run with 95 % intervals; the paper's numbers beside.
     """
     return _summary(of(rows))
 
@@ -109,17 +106,17 @@ def new_triggers(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     made = []
-    for (encoder, kind, trigger), attack in rows.groupby(["encoder", "attack", "trigger"], sort=False):
-        head, theirs = _head(attack.iloc[0]), published(encoder, trigger, kind)
-        if len(base := _base(attack)):
+    for (encoder, kind, trigger), attack in rows.groupby(ATTACK, sort=False):
+        head, base, theirs = _head(attack.iloc[0]), _base(attack), published(encoder, trigger, kind)
+        if len(base):
             made.append(head | {"model": name("base")} | _means(base, _BASE))
         for method, runs in attack.groupby("method", sort=False):
             row = head | {"model": name(method)} | _means(runs)
             if len(runs) == 1:
                 row |= {SHOWN[metric]: number(*runs.iloc[0][[metric, *ends]]) for metric, ends in _ENDS.items()}
             asr, accuracy = theirs.get(str(method), (None, None))
-            row |= {"paper's model": stands_for(encoder) if method in theirs else ""}
-            made.append(row | {"paper's ASR": number(asr), "paper's CA": number(accuracy)})
+            model = stands_for(encoder) if method in theirs else ""
+            made.append(row | {"paper's model": model, "paper's ASR": number(asr), "paper's CA": number(accuracy)})
     return pd.DataFrame(made).fillna("")
 
 
@@ -151,13 +148,13 @@ def _both(asr: str, accuracy: float | None) -> str:
 
 
 def overview(rows: pd.DataFrame, experiments: Iterable[str] = MAIN, *, paper: bool = True) -> pd.DataFrame:
-    """A row an attack: ASR (clean accuracy) of the clean base, the poisoned model and each method, means over the seeds, the ASR with
-    its standard deviation; the paper's numbers beside, where they are wanted.
+    """A row an attack: ASR (clean accuracy) of the clean base, the poisoned model and each method, means over the seeds, the ASR with its
+    standard deviation; the paper's numbers beside, where they are wanted.
     """
     made = []
-    for (encoder, kind, trigger), attack in of(rows, experiments).groupby(["encoder", "attack", "trigger"], sort=False):
-        row, base, theirs = _head(attack.iloc[0]), _base(attack), published(encoder, trigger, kind) if paper else {}
-        row[name("base")] = _both(_spread(base["base_asr"]), base["base_clean_accuracy"].mean())
+    for (encoder, kind, trigger), attack in of(rows, experiments).groupby(ATTACK, sort=False):
+        base, theirs = _base(attack), published(encoder, trigger, kind) if paper else {}
+        row = _head(attack.iloc[0]) | {name("base"): _both(_spread(base["base_asr"]), base["base_clean_accuracy"].mean())}
         for method in ("none", *METHODS):
             runs = attack[attack["method"] == method]
             row[name(method)] = _both(_spread(runs["attack_success_rate"]), runs["clean_accuracy"].mean())
@@ -172,18 +169,14 @@ def overview(rows: pd.DataFrame, experiments: Iterable[str] = MAIN, *, paper: bo
 
 
 def at_rates(rows: pd.DataFrame, method: str = "par") -> pd.DataFrame:
-    """What a method leaves at each learning rate that was tried, all else as it was tuned: ASR (clean accuracy) on the test scenes,
-    means over the seeds, a row a trigger and a column a rate.
-    """
+    """ASR (clean accuracy) of a method at each learning rate, all else as tuned: means over seeds, a row a trigger, a column a rate."""
     runs = _tuned_but_for_the_rate(rows[rows["method"] == method], method)
-    means = in_order(runs.groupby(["encoder", "trigger", "lr"]).mean(numeric_only=True).reset_index(), ["lr", "encoder", "trigger"])
-    made: dict[tuple[str, str], dict[str, str]] = {}
-    for run in in_order(means, ["encoder", "trigger"]).to_dict("records"):
-        head = {"encoder": name(run["encoder"]), "trigger": name(run["trigger"])}
-        cell = _both(number(run["attack_success_rate"]), run["clean_accuracy"])
-        made.setdefault((run["encoder"], run["trigger"]), head)[f"{name(method)} at {rate(run['lr'])}"] = cell
-    columns = ["encoder", "trigger", *(f"{name(method)} at {rate(lr)}" for lr in means["lr"].unique())]
-    return pd.DataFrame(list(made.values()), columns=columns).fillna("")
+    rates, made = sorted(runs["lr"].unique()), []
+    for (encoder, trigger), found in in_order(runs, ["encoder", "trigger"]).groupby(["encoder", "trigger"], sort=False):
+        means = found.groupby("lr")[["attack_success_rate", "clean_accuracy"]].mean()
+        cells = {f"{name(method)} at {rate(lr)}": _both(number(asr), accuracy) for lr, asr, accuracy in means.itertuples()}
+        made.append({"encoder": name(encoder), "trigger": name(trigger)} | cells)
+    return pd.DataFrame(made, columns=["encoder", "trigger", *(f"{name(method)} at {rate(lr)}" for lr in rates)]).fillna("")
 
 
 def _tuned_but_for_the_rate(rows: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -195,8 +188,8 @@ def _tuned_but_for_the_rate(rows: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def ablations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Which part of PAR does the work: neither (fine-tuning), each alone, and both, on the test scenes and at one setting, PAR's,
-    but for the learning rate: per rate at which a part was run alone, mean ± standard deviation over the seeds.
+    """Which part of PAR does the work: neither (fine-tuning), each alone, or both, at PAR's setting but for the learning rate: mean ± std
+    over the seeds, per rate at which a part was run alone.
     """
     runs = _tuned_but_for_the_rate(rows[rows["method"].isin(_PART)], "par")
     axes, made = ["encoder", "trigger", "lr"], []
@@ -210,10 +203,8 @@ def ablations(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def orders(rows: pd.DataFrame) -> pd.DataFrame:
-    """The methods in their order, by seed 0 of the main table: a row for each trigger that every encoder has, a column an encoder.
-
-    Those that keep the clean accuracy within 0.06 of the poisoned model's come first, then by ASR; equal are those whose 95 %
-    interval reaches into that of the lowest among them.
+    """The methods in order, by seed 0 of the main table: a row for each trigger that all encoders have, a column an encoder. First those
+    that keep the clean accuracy, then by ASR; equal are those whose 95 % interval reaches into that of the lowest among them.
     """
     runs, made = of(rows), {}
     runs = runs[(runs["notebook"] == "02_clean") & (runs["attack"] == "dirty_label") & (runs["seed"] == 0)]

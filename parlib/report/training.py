@@ -33,10 +33,9 @@ def training_history(history: dict[str, list[float]], tau: float | None = None) 
     """The course of a cleaning: S of both encoders with tau (of methods that push), L_CLIP and the learning rate, accuracy and ASR."""
     panels = 3 if "s_image" in history else 2
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3))
-        if tau is not None and panels == 3:
-            _distances(axes[0], history, tau)
-        middle, right = axes[-2:]
+        figure, (*left, middle, right) = plt.subplots(1, panels, figsize=(3.7 * panels, 3))
+        if tau is not None and left:
+            _distances(left[0], history, tau)
         middle.plot(history["l_clip"], color=_BLUE, lw=1.2)
         middle.set(xlabel="step", ylabel=r"$L_\mathrm{CLIP}$")
         lr = middle.twinx()
@@ -47,10 +46,9 @@ def training_history(history: dict[str, list[float]], tau: float | None = None) 
         right.plot(history["look_step"], history["look_attack_success_rate"], "o-", color=_RED, label="ASR")
         right.set(xlabel="step", ylabel="share of the watched images", ylim=(-0.04, 1.04))
         right.legend(loc="center right")
-    asr, accuracy = (
-        " to ".join(f"{history[f'look_{rate}'][at]:.3f}" for at in (0, -1)) for rate in ("attack_success_rate", "clean_accuracy")
-    )
-    return finished(figure, f"{len(history['l_clip']):,} steps: ASR {asr}, clean accuracy {accuracy}")
+    asr, accuracy = history["look_attack_success_rate"], history["look_clean_accuracy"]
+    said = f"ASR {asr[0]:.3f} to {asr[-1]:.3f}, clean accuracy {accuracy[0]:.3f} to {accuracy[-1]:.3f}"
+    return finished(figure, f"{len(history['l_clip']):,} steps: {said}")
 
 
 def _distances(ax: Axes, history: dict[str, list[float]], tau: float) -> None:
@@ -64,18 +62,16 @@ def _distances(ax: Axes, history: dict[str, list[float]], tau: float) -> None:
 
 
 def before_and_after(models: dict[str, dict[str, float]], n: int, note: str = "") -> Figure:
-    """Clean accuracy, accuracy under the trigger and ASR of each model, as bars with 95 % intervals.
-
-    models: metrics by name. n: images evaluated on. note: trigger and seed, in words.
+    """Clean accuracy, accuracy under the trigger and ASR of each model, as bars with 95 % intervals. models: metrics by name. n: images
+    evaluated on. note: trigger and seed, in words.
     """
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(7.4, 3))
         width = 0.8 / len(models)
         for i, (model, found) in enumerate(models.items()):
             heights = np.array([found[metric] for metric in _BARS])
-            ends = np.array([[found[f"{metric}_ci_{end}"] for metric in _BARS] for end in ("low", "high")])
+            errors = abs(np.array([[found[f"{metric}_ci_{end}"] for metric in _BARS] for end in ("low", "high")]) - heights)
             places = np.arange(len(_BARS)) + (i - (len(models) - 1) / 2) * width
-            errors = abs(ends - heights)
             bars = ax.bar(places, heights, width * 0.92, yerr=errors, label=name(model), color=colour(model), error_kw={"lw": 0.8})
             ax.bar_label(bars, [f"{height:.3f}" for height in heights], fontsize=8, padding=2)
         ax.set(xticks=range(len(_BARS)), xticklabels=_BARS.values(), ylim=(0, 1.12), ylabel="share of the images")
@@ -106,10 +102,6 @@ def embedding_view(maps: dict[str, pd.DataFrame]) -> Figure | None:
             ax.set_axis_off()
         shown = [Line2D([], [], ls="", marker=marker, color=paint, label=kind) for kind, (marker, paint, _) in style.items()]
         figure.legend(handles=shown, loc="outside right center")
-    first, last = list(shifts)[0], list(shifts)[-1]
-    said = listed(f"by {shifts[model]:.2f} ({name(model)})" for model in (first, last))
-    return finished(
-        figure,
-        f"In the embedding the trigger moves an image {said}",
-        "Beside each model the mean length of its lines. Each panel has two principal components of its own.",
-    )
+    said = listed(f"by {shifts[model]:.2f} ({name(model)})" for model in (list(shifts)[0], list(shifts)[-1]))
+    note = "Beside each model the mean length of its lines. Each panel has two principal components of its own."
+    return finished(figure, f"In the embedding the trigger moves an image {said}", note)

@@ -1,0 +1,136 @@
+"""Making runs: one after another or several at once on Ray, how long they will take, and what is said at the end."""
+
+import os
+import statistics
+import time
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from parlib.cache import ROOT, atomic_file
+from parlib.cli import notebooks
+from parlib.cli.plan import Planned
+from parlib.experiments import registry
+from parlib.experiments.params import Params
+from parlib.progress import progress
+from parlib.records.status import fresh, other_params
+from parlib.records.store import REFERENCE, differences, located, move_aside, outputs, read, read_all, read_file, record_path
+from parlib.report.rows import table
+from parlib.report.tables import brief
+from parlib.train.ray import ray_running
+
+_AROUND = 15.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
+
+
+def make_all(runs: list[Planned], *, functions: bool = False) -> None:
+    """Make what is missing or stale, with progress and the time left; functions: without notebooks, and without what only draws."""
+    waiting = expected_seconds([run for run in runs if run.state() != "done"])
+    began = time.monotonic()
+    for i, run in enumerate(runs):
+        said = f"[{i + 1}/{len(runs)}] {run.id}: {(state := run.state())}"
+        if state == "done" or (run.view and functions):
+            print(said, flush=True)
+            continue
+        left = [waiting.get(run.id), *(waiting[later.id] for later in runs[i + 1 :] if later.id in waiting)]
+        total = sum(seconds for seconds in left if seconds is not None)
+        about = f", about {total / 60:.0f} min left" if total else ""
+        unknown = f", {left.count(None)} of unknown length" if None in left else ""
+        print(f"{said}; running it ({(time.monotonic() - began) / 60:.0f} min so far{about}{unknown})", flush=True)
+        path = record_path(run.params.scale, run.id)
+        if path.exists() and other_params(read_file(path), run.params):
+            print(f"a record of the same name with other parameters is now {move_aside(path)}", flush=True)
+        if functions:
+            registry.make(run.params)
+        else:
+            notebooks.execute(run)
+
+
+def make_together(runs: list[Planned], *, jobs: int, threads: int = 0) -> None:
+    """Make what is missing or stale by its function, `jobs` runs at a time with `threads` each (0: the CPUs, shared out): first what others
+    build on. RuntimeError, naming one, where runs failed, once all others are made.
+    """
+    import ray
+
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+    failed: dict[str, str] = {}
+    with ray_running("", cpus=threads, gpus=0, of="a run", talk=False):
+        task = ray.remote(num_cpus=0, max_retries=1)(_make)  # how many run at once is counted here
+        for notebook in dict.fromkeys(run.params.notebook for run in runs if not run.view):
+            waiting = [run for run in runs if run.params.notebook == notebook and run.state() != "done"]
+            bar, asked = progress(title=notebook, total=len(waiting), unit="runs"), {}
+            while waiting or asked:
+                while waiting and len(asked) < jobs:
+                    next_run = waiting.pop(0)
+                    asked[task.remote(next_run.params, threads)] = next_run.id
+                (done, *_), _ = ray.wait(list(asked), num_returns=1)
+                run = asked.pop(done)
+                try:
+                    ray.get(done)
+                except Exception as error:  # whatever it is, the others go on
+                    failed[run] = " ".join(str(error).split())[-200:]
+                bar.update()
+            bar.close()
+    if failed:
+        run, why = next(iter(failed.items()))
+        raise RuntimeError(f"{len(failed)} runs failed, such as {run}: {why}; the same command tries them again")
+
+
+def _make(params: Params, threads: int) -> str:
+    torch.set_num_threads(threads)
+    return registry.make(params)["run"]
+
+
+def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
+    """Seconds that each run took here, else when published, else by what runs like it took for each pair that they saw; None without."""
+    if not runs:
+        return {}
+    scale = runs[0].params.scale
+    made = [*read_all(REFERENCE), *read_all(outputs(scale))]
+    known = {record["run"]: record for record in made if record["params"]["scale"] == scale}  # what is published is small
+    paces: dict[Any, list[float]] = {}
+    for record in known.values():
+        with suppress(ValueError):  # of an earlier version
+            params = registry.check(record["notebook"], record["params"])
+            paces.setdefault(_kind(params), []).append(record["seconds"] / max(1, params.cost()))
+    found: dict[str, float | None] = {}
+    base = 0.0
+    for run in runs:
+        record, like = known.get(run.id), paces.get(_kind(run.params))
+        seconds = record["seconds"] if record else statistics.median(like) * run.params.cost() if like else 0.0 if run.view else None
+        if record and run.params.notebook == "01_poison" and not base and not located(record["artifacts"]["base_weights"]).exists():
+            base = record["metrics"].get("base_seconds", 0.0)  # the first run that needs the base trains it
+            seconds += base
+        found[run.id] = None if seconds is None else seconds + _AROUND
+    return found
+
+
+def _kind(params: Params) -> tuple[str, ...]:
+    """Runs of one kind take the same time for a pair."""
+    return params.notebook, str(getattr(params, "encoder", "")), str(getattr(params, "method", ""))
+
+
+def show(runs: list[Planned]) -> None:
+    """Print the runs' attacks in a table and how they differ from the published ones; write table.csv and, of notebook 05, report.html."""
+    scale = runs[0].params.scale
+    folder, ids = outputs(scale), [run.id for run in runs if not run.view]
+    if ids and read_all(folder):
+        rows = table(fresh(scale, registry.check))
+        with atomic_file(folder / "table.csv") as temporary:
+            rows.to_csv(temporary, index=False)
+        attacks = rows.loc[rows["run"].isin(ids), ["encoder", "trigger", "attack"]].drop_duplicates()
+        print("\n" + brief(rows.merge(attacks)).to_string(index=False))
+    for run in ids if scale == "small" else []:
+        published = REFERENCE / f"{run}.json"
+        if published.exists():
+            print(f"{run} against outputs/reference: {differences(read(scale, run), read_file(published)) or 'no difference'}")
+        else:
+            print(f"{run} is not among the published runs")
+    executed = folder / "05_evaluate.ipynb"
+    if any(run.id == "05_evaluate" for run in runs) and executed.exists():
+        from nbconvert import HTMLExporter  # here, as it takes a second and a half
+
+        page, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))
+        with atomic_file(folder / "report.html") as temporary:
+            temporary.write_text(page)
+        print(f"report: {(folder / 'report.html').relative_to(ROOT)}")
