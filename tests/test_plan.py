@@ -140,11 +140,13 @@ def test_smoke_runs_every_notebook_and_method():
     assert methods == {"finetune", "cleanclip", "roclip", "par"}
 
 
-def test_small_is_a_dozen_questions_and_plans_exactly_the_published_runs(small):
+def test_small_is_a_dozen_questions_and_plans_the_published_runs(small):
     assert len(list((ROOT / "params" / "small").glob("*.yaml"))) <= 14
-    published = read_all(REFERENCE)
-    assert len(published) == 261
-    assert {run.id: run.params.experiment for run in small if not run.view} == {record["run"]: record["experiment"] for record in published}
+    planned = {run.id: run.params.experiment for run in small if not run.view}
+    published = {record["run"]: record["experiment"] for record in read_all(REFERENCE)}
+    assert len(published) >= 261
+    assert published.items() <= planned.items()
+    assert {planned[run] for run in planned.keys() - published.keys()} <= {"regimes"}  # a grid that is made in several sittings
 
 
 def test_every_published_record_is_current_and_of_the_parameters_that_are_planned(small, own_outputs):

@@ -20,7 +20,8 @@ COLOUR = {
 }  # fmt: skip
 # In the order in which people meet them; a name that is not here is shown as it is, after these.
 NAME = {
-    "small_resnet": "small ResNet", "small_vit": "small ViT", "dirty_label": "", "label_consistent": "label-consistent",
+    "small_resnet": "small ResNet", "small_vit": "small ViT", "lite0_minilm": "Lite0 + MiniLM",
+    "dirty_label": "", "label_consistent": "label-consistent",
     "base": "clean base", "none": "poisoned", "poisoned": "poisoned", "before": "before", "finetune": "fine-tuning",
     "cleanclip": "CleanCLIP", "roclip": "RoCLIP", "par": "PAR", "finetune_augmented": "PAR without perturbation",
     "perturb_only": "PAR without augmentation", "after": "after", "badnet": "BadNet", "badnet_stripes": "BadNet-Stripes",
