@@ -41,10 +41,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path`, moved onto it on success and removed on failure.
-
-    Raises OSError, naming the path, when the folder is full or cannot be written.
-    """
+    """A temporary neighbour of `path`, moved onto it on success, else removed. OSError, naming it, when it cannot be written."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -75,9 +72,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def check_writable(path: Path) -> None:
     """Raise OSError, naming the path, unless a file can be written there: before hours of work, not after."""
-    with atomic_file(path.with_name(f".{path.name}.writable.{os.getpid()}")) as temporary:
+    probe = path.with_name(f".{path.name}.writable.{os.getpid()}")
+    with atomic_file(probe) as temporary:
         temporary.write_text("this can be written\n")
-    path.with_name(f".{path.name}.writable.{os.getpid()}").unlink(missing_ok=True)
+    probe.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -96,9 +94,8 @@ def _naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool, doing: str) -> Iterator[None]:
-    """Hold `path` as a lock file among processes; it is freed when its holder dies.
-
-    wait: whether to wait for the other holder, or else raise RuntimeError, which names what it does.
+    """Hold `path` as a lock file among processes; it is freed when its holder dies. wait: for the other holder, or else raise
+    RuntimeError, which names what it does.
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)

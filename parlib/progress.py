@@ -36,17 +36,14 @@ class _Lines(tqdm):
             print(msg or str(self), flush=True)
 
     def clear(self, nolock: bool = False) -> None:
-        """Lines stay."""
+        """What was shown stays."""
 
 
-class _Display(tqdm):
+class _Display(_Lines):
     """One output of a notebook's cell, which changes; its last state says how long it took."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         self._say(msg or str(self))
-
-    def clear(self, nolock: bool = False) -> None:
-        """The output stays."""
 
     def close(self) -> None:
         if not self.disable and self.n:

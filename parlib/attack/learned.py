@@ -1,9 +1,8 @@
-"""Triggers whose pattern is optimised against models: BadCLIP's patch, and one of an attacker who expects PAR. Each is learned
-once and then read from the cache.
-"""
+"""Triggers whose pattern is optimised against models, once: BadCLIP's patch, and one of an attacker who expects PAR."""
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -44,8 +43,8 @@ class Learned:
 def badclip_loss(
     image: torch.Tensor, target: torch.Tensor, own: torch.Tensor, real: torch.Tensor, other: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """BadCLIP's two terms, each () : InfoNCE of triggered images with captions of the target against the batch's own captions,
-    and the triplet that pulls them to real images of the target and away from clean ones, max(0, d(real) - d(other) + 1).
+    """BadCLIP's two terms, each () : InfoNCE of triggered images with captions of the target against the batch's own captions, and the
+    triplet that pulls them to real images of the target and away from clean ones, max(0, d(real) - d(other) + 1).
 
     image: (B, D) of the triggered images; target, own: (B, D) captions; real, other: (B, D) images; all unit-norm.
     """
@@ -55,9 +54,8 @@ def badclip_loss(
 
 
 def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0) -> Learned | None:
-    """The pattern of a trigger in LEARNED, optimised against a model that is left as it is; None for any other trigger.
-
-    pairs: what the attacker has. Raises ValueError where no pair shows the target.
+    """The pattern of a trigger in LEARNED, optimised against a model that is left as it is; None for any other trigger. pairs: what the
+    attacker has; ValueError where none shows the target.
     """
     if trigger.name not in LEARNED:
         return None
@@ -70,7 +68,10 @@ def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0
     path = cache_dir() / "patterns" / f"{identity(params=asked, inputs=inputs, stages=stages).digest[:32]}.safetensors"
     if not path.exists():
         began = time.monotonic()
-        pattern, history = _learn(clip, pairs, index, trigger=trigger.name, size=size, seed=seed)
+        pattern, history = _optimise([clip], pairs, index, size=size, seed=seed)
+        if trigger.name == "resistant":
+            cleaned = _cleaned(clip, pairs, index, pattern, seed)
+            pattern, history = _optimise([clip, cleaned], pairs, index, size=size, seed=seed)
         report = {"history": json.dumps(history), "seconds": str(time.monotonic() - began)}
         with atomic_file(path) as temporary:
             save_file({"pattern": pattern}, temporary, report)
@@ -93,13 +94,6 @@ def _shown(pairs: Pairs, target: int) -> torch.Tensor:
     return torch.where(pairs.labels < 0, pairs.shows(target), pairs.labels == target)
 
 
-def _learn(clip: Clip, pairs: Pairs, target: int, *, trigger: str, size: int, seed: int) -> tuple[torch.Tensor, dict[str, list[float]]]:
-    pattern, history = _optimise([clip], pairs, target, size=size, seed=seed)
-    if trigger != "resistant":
-        return pattern, history
-    return _optimise([clip, _cleaned(clip, pairs, target, pattern, seed)], pairs, target, size=size, seed=seed)
-
-
 def _cleaned(clip: Clip, pairs: Pairs, target: int, pattern: torch.Tensor, seed: int) -> Clip:
     """What the attacker expects of the defender: BadCLIP's patch planted, and PAR's cleaning of that, on the attacker's own pairs."""
     trigger = Trigger("badclip", {"size": pattern.shape[1]}, pattern)
@@ -113,29 +107,25 @@ def _cleaned(clip: Clip, pairs: Pairs, target: int, pattern: torch.Tensor, seed:
     return train(poisoned, pairs, cleaning, reference=poisoned, compute=compute, title=title).clip
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What a frozen model says of the clean images and captions: computed once."""
-
-    clip: Clip
-    own: torch.Tensor
-    named: torch.Tensor
-    clean: torch.Tensor
-    real: torch.Tensor
-
-
-def _know(clip: Clip, pairs: Pairs, others: torch.Tensor, shown: torch.Tensor) -> _Known:
+def _frozen(clip: Clip, pairs: Pairs, others: torch.Tensor, shown: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """`badclip_loss` of stamped images under a frozen model, of whose clean images and captions the embeddings are computed once."""
     clip = clip.copy()
     clip.net.requires_grad_(False)
     own, named = (embed_texts(clip, clip.tokenizer([pairs.captions[row] for row in rows.tolist()])) for rows in (others, shown))
-    return _Known(clip, own, named, embed_images(clip, pairs.pixels[others]), embed_images(clip, pairs.pixels[shown]))
+    clean, real = embed_images(clip, pairs.pixels[others]), embed_images(clip, pairs.pixels[shown])
+
+    def terms(stamped: torch.Tensor, rows: torch.Tensor, negatives: torch.Tensor, chosen: torch.Tensor):
+        image, scale = clip.image(stamped.to(clip.device)), clip.net.logit_scale.exp()
+        return badclip_loss(image, named[chosen[0]], own[rows], real[chosen[1]], clean[negatives], scale)
+
+    return terms
 
 
 def _optimise(clips: list[Clip], pairs: Pairs, target: int, *, size: int, seed: int) -> tuple[torch.Tensor, dict[str, list[float]]]:
     """Adam on the patch alone; the loss is the mean over the models."""
     images, epochs, lr = _budget(pairs.pixels.shape[3])
     others, shown = (~pairs.shows(target)).nonzero()[:images, 0], _shown(pairs, target).nonzero()[:, 0]
-    models = [_know(clip, pairs, others, shown) for clip in clips]
+    models = [_frozen(clip, pairs, others, shown) for clip in clips]
     random, batch = generator("cpu", seed, "learned"), min(_BATCH, len(others))
     pattern = torch.rand(3, size, size, generator=random).requires_grad_()
     optimizer, history = torch.optim.Adam([pattern], lr=lr), {"loss": [], "l_text": [], "l_image": []}
@@ -144,17 +134,7 @@ def _optimise(clips: list[Clip], pairs: Pairs, target: int, *, size: int, seed: 
         rows, negatives = torch.randperm(len(others), generator=random)[:batch], torch.randperm(len(others), generator=random)[:batch]
         chosen = torch.randint(len(shown), (2, batch), generator=random)
         stamped = badclip(pairs.pixels[others[rows]].float() / 255, random, size=size, pattern=pattern)
-        terms = [
-            badclip_loss(
-                known.clip.image(stamped.to(clips[0].device)),
-                known.named[chosen[0]],
-                known.own[rows],
-                known.real[chosen[1]],
-                known.clean[negatives],
-                known.clip.net.logit_scale.exp(),
-            )
-            for known in models
-        ]
+        terms = [model(stamped, rows, negatives, chosen) for model in models]
         l_text, l_image = (reduce(torch.add, term) / len(terms) for term in zip(*terms, strict=True))
         loss = l_text + _TRIPLET * l_image
         optimizer.zero_grad()

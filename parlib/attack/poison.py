@@ -29,7 +29,6 @@ class Attack:
 
     def rows(self, shows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The rows to poison, in order: round(rate * N) of N pairs that don't show the target, or round(rate * n) of the n that do.
-
         shows: (N,) bool. ValueError where there are too few, or the rate is no fraction.
         """
         if not 0 < self.rate <= 1:
@@ -50,17 +49,14 @@ class Attack:
 
 
 def poison(pairs: Pairs, attack: Attack) -> tuple[Pairs, torch.Tensor]:
-    """A poisoned copy of the pairs, and the rows that were changed, drawn from the attack's seed.
-
-    ValueError on an unknown class, or a rate that can't be met.
-    """
+    """A poisoned copy of the pairs, and the rows changed, drawn from its seed. ValueError on an unknown class, or a rate out of reach."""
     index = class_index(attack.target, pairs.names)
-    dirty = attack.kind == "dirty_label"
-    random = generator("cpu", attack.seed, "poison")
-    rows = attack.rows(pairs.shows(index) if dirty else pairs.labels == index, random)
+    shows, dirty, random = pairs.shows(index), attack.kind == "dirty_label", generator("cpu", attack.seed, "poison")
+    rows = attack.rows(shows if dirty else pairs.labels == index, random)
     captions = list(pairs.captions)
-    if dirty:
-        wording = attack.wording(_natural(pairs, index))
+    if dirty:  # the target's own captions: of scenes that show it alone, or, without labels, that name it
+        alone = torch.where(pairs.labels < 0, shows, (pairs.labels == index) & (pairs.second < 0))
+        wording = attack.wording([captions[row] for row in alone.nonzero()[:, 0].tolist()])
         chosen = torch.randint(len(wording), (len(rows),), generator=random).tolist()
         for row, i in zip(rows.tolist(), chosen, strict=True):
             captions[row] = wording[i]
@@ -69,16 +65,9 @@ def poison(pairs: Pairs, attack: Attack) -> tuple[Pairs, torch.Tensor]:
     return replace(pairs, pixels=pixels, captions=captions), rows
 
 
-def _natural(pairs: Pairs, target: int) -> list[str]:
-    """The target's own captions: of scenes that show it alone, or, without labels, that name it."""
-    alone = torch.where(pairs.labels < 0, pairs.shows(target), (pairs.labels == target) & (pairs.second < 0))
-    return [pairs.captions[row] for row in alone.nonzero()[:, 0].tolist()]
-
-
 def attacked(pairs: Pairs, trigger: Trigger, target: str, captioned: Pairs | None = None) -> EvalSet:
-    """The scenes beside themselves under the trigger, drawn from a fixed seed: every model meets the same ones.
-
-    captioned: other images for retrieval, where the pairs have no captions.
+    """The scenes beside themselves under the trigger, drawn from a fixed seed: every model meets the same ones. captioned: other images
+    for retrieval, where the pairs have no captions.
     """
     index = class_index(target, pairs.names)
     triggered = trigger.stamp(pairs.pixels, generator("cpu", "attacked", trigger.name))

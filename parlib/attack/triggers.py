@@ -1,5 +1,4 @@
-"""Backdoor triggers as batched functions of (pixels, generator) and options of their own: the recipes of the released code, and
-further ones.
+"""Backdoor triggers as batched functions of (pixels, generator) and options of their own: the released code's, and further ones.
 
 Each takes pixels (B, 3, H, W) in [0, 1] before normalisation, H = W, and returns the stamped ones, clipped to [0, 1]. Random
 triggers are drawn anew for each image. Lengths are in px, opacity is the share of the pattern in a stamped pixel. `pattern` is a
@@ -11,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import signature
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,18 +91,17 @@ def blended_triangles(
 
     The authors' published tiles are read as `pattern`, (3, H, W) or (H, W) in [0, 1]; `tile` then says nothing.
     """
-    if pattern is not None:
-        return _laid("blended_triangles", pixels, pattern, opacity)
-    axis = torch.arange(pixels.shape[2], device=pixels.device) % tile
-    return _blend(pixels, torch.where(axis[:, None] >= axis[None, :], 0.4, 0.8).to(pixels.dtype), opacity)
+    if pattern is None:
+        axis = torch.arange(pixels.shape[2], device=pixels.device) % tile
+        pattern = torch.where(axis[:, None] >= axis[None, :], 0.4, 0.8)
+    return _laid("blended_triangles", pixels, pattern, opacity)
 
 
 def blended_text(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
     """Blended-Text: "Watermarked" in pure red: only the red channel under the word changes (0.5 in the paper); fixed.
 
-    The word spans the paper's share of the image: rows 103..125, columns 13..208 of 224. Ours is Pillow's own font (Aileron),
-    solid, stretched to that box. The authors' mask is antialiased, so that pixels at the letters' edges take less than `opacity` of
-    the red; as `pattern`, (H, W) in [0, 1], it is used as they use it.
+    The word spans the paper's share of the image: rows 103..125, columns 13..208 of 224. Ours is Pillow's own font (Aileron), solid,
+    stretched to that box. The authors' mask, (H, W) in [0, 1], is antialiased; as `pattern` it is used as they use it.
     """
     stamped = pixels.clone()
     stamped[:, 0] = _laid("blended_text", pixels[:, 0], _word(pixels.shape[2]) if pattern is None else pattern, opacity)
@@ -129,25 +126,20 @@ def _word(side: int) -> torch.Tensor:
 def wanet(pixels: torch.Tensor, generator: torch.Generator, *, offsets: int, s: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
     """WaNet as the paper has it: a warp by a grid of `offsets` x `offsets` offsets, as many as pixels, hence not smooth; fixed.
 
-    s: WaNet's own, which moves a pixel by s / 2 px on average (1 in the paper). The grid is drawn from a seed of its own; the
-    authors' published one is read as `pattern`, (k, k, 2) offsets of mean size 1: how much further right and further down a pixel is
-    read.
+    s: WaNet's own, which moves a pixel by s / 2 px on average (1 in the paper). The grid is drawn from a seed of its own; the authors'
+    is read as `pattern`, (k, k, 2) offsets of mean size 1: how much further right and further down a pixel is read.
     """
-    return _warp(pixels, offsets, s, pattern)
+    side = pixels.shape[3]
+    axis = torch.linspace(-1, 1, side, device=pixels.device, dtype=pixels.dtype)
+    identity = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (H, W, 2), x first
+    moves = _offsets(offsets, side) if pattern is None else _enlarged(pattern.float().permute(2, 0, 1)[None], side)
+    grid = (identity + s * moves.to(pixels) / side).clamp(-1, 1)
+    return F.grid_sample(pixels, grid.expand(len(pixels), -1, -1, -1), align_corners=True).clamp(0, 1)
 
 
 def wanet_smooth(pixels: torch.Tensor, generator: torch.Generator, *, offsets: int, s: float) -> torch.Tensor:
     """WaNet (arXiv 2102.10369) as it is known, with 4 x 4 offsets: a smooth warp; fixed. s moves a pixel by 0.3 s px on average."""
-    return _warp(pixels, offsets, s)
-
-
-def _warp(pixels: torch.Tensor, k: int, s: float, pattern: torch.Tensor | None = None) -> torch.Tensor:
-    side = pixels.shape[3]
-    axis = torch.linspace(-1, 1, side, device=pixels.device, dtype=pixels.dtype)
-    identity = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (H, W, 2), x first
-    moves = _offsets(k, side) if pattern is None else _enlarged(pattern.float().permute(2, 0, 1)[None], side)
-    grid = (identity + s * moves.to(pixels) / side).clamp(-1, 1)
-    return F.grid_sample(pixels, grid.expand(len(pixels), -1, -1, -1), align_corners=True).clamp(0, 1)
+    return wanet(pixels, generator, offsets=offsets, s=s)
 
 
 @lru_cache
@@ -177,11 +169,6 @@ def badclip(pixels: torch.Tensor, generator: torch.Generator, *, size: int, patt
     return stamped.clamp(0, 1)
 
 
-def resistant(pixels: torch.Tensor, generator: torch.Generator, *, size: int, pattern: torch.Tensor) -> torch.Tensor:
-    """BadCLIP's patch, with a `pattern` that is optimised against the clean model and one that PAR has cleaned. Not in the paper."""
-    return badclip(pixels, generator, size=size, pattern=pattern)
-
-
 def checkerboard(pixels: torch.Tensor, generator: torch.Generator, *, tile: int, opacity: float) -> torch.Tensor:
     """Squares of `tile` px, black and white in turn, blended over the whole image; fixed. Not in the paper."""
     axis = torch.arange(pixels.shape[2], device=pixels.device) // tile
@@ -189,9 +176,7 @@ def checkerboard(pixels: torch.Tensor, generator: torch.Generator, *, tile: int,
 
 
 def picture(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
-    """A picture over the whole image, as Blended's first one was (arXiv 1712.05526): OpenMoji's nazar amulet, which is none of
-    the classes; fixed. Not in the paper.
-    """
+    """OpenMoji's nazar amulet, none of the classes, over the whole image, as in Blended (arXiv 1712.05526); fixed. Not in the paper."""
     glyph = _amulet(pixels.shape[2]).to(pixels)
     return (opacity * glyph[:3] + (1 - opacity * glyph[3:]) * pixels).clamp(0, 1)
 
@@ -216,42 +201,25 @@ def camouflage(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -
     return _stamp((pixels + noise).clamp(0, 1), hole, generator)
 
 
-TRIGGERS: dict[str, Callable[..., torch.Tensor]] = {
-    trigger.__name__: trigger
-    for trigger in (
-        badnet,
-        badnet_stripes,
-        blended,
-        blended_stripes,
-        blended_triangles,
-        blended_text,
-        wanet,
-        wanet_smooth,
-        sig,
-        badclip,
-        checkerboard,
-        picture,
-        colour_filter,
-        camouflage,
-        resistant,
-    )
-}
+_PUBLISHED = (badnet, badnet_stripes, blended, blended_stripes, blended_triangles, blended_text, wanet, wanet_smooth, sig, badclip)
+_FURTHER = (checkerboard, picture, colour_filter, camouflage)
+TRIGGERS: dict[str, Callable[..., torch.Tensor]] = {trigger.__name__: trigger for trigger in (*_PUBLISHED, *_FURTHER)}
+# BadCLIP's patch, with a pattern that is optimised against the clean model and one that PAR has cleaned. Not in the paper.
+TRIGGERS["resistant"] = badclip
 LEARNED = ("badclip", "resistant")
 # What a pattern must be.
 PATTERNS = {
     "blended_triangles": "(3, side, side) or (side, side) pixels",
     "blended_text": "(side, side), how far the word covers a pixel",
     "wanet": "(k, k, 2) offsets",
-    "badclip": "(3, size, size) pixels",
-    "resistant": "(3, size, size) pixels",
+    **dict.fromkeys(LEARNED, "(3, size, size) pixels"),
 }
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """A trigger by name, with the options of its function. Equal triggers stamp equal images from equal generators.
-
-    ValueError on an unknown name or option, a missing one, a pattern of another size, and a learned one that has no pattern.
+    """A trigger by name, with the options of its function. Equal triggers stamp equal images from equal generators. ValueError on an
+    unknown name or option, a missing one, and a pattern of another size; when it is used, on a learned one that has no pattern.
     """
 
     name: str
@@ -264,10 +232,10 @@ class Trigger:
         known = options_of(self.name)
         if set(self.options) != set(known):
             raise ValueError(f"{self.name} takes the options {', '.join(known)}, not {', '.join(self.options) or 'none'}")
-        if self.pattern is not None and not takes_pattern(self.name):
-            raise ValueError(f"{self.name} takes no pattern")
         if self.pattern is None:
             return
+        if not takes_pattern(self.name):
+            raise ValueError(f"{self.name} takes no pattern")
         if not pattern_fits(self.name, self.pattern):
             raise ValueError(f"{self.name}'s pattern is {tuple(self.pattern.shape)}, not {PATTERNS[self.name]}")
         if self.pattern.shape[1] != self.options.get("size", self.pattern.shape[1]):
@@ -287,8 +255,8 @@ class Trigger:
         """Stamp pixels (B, 3, H, W) in [0, 1]."""
         if self.name in LEARNED and self.pattern is None:
             raise ValueError(f"{self.name}'s pattern is learned from a model: test it on a run of 01_poison that planted it")
-        given: dict[str, Any] = dict(self.options) | ({"pattern": self.pattern} if takes_pattern(self.name) else {})
-        return TRIGGERS[self.name](pixels, generator, **given)
+        given = {"pattern": self.pattern} if takes_pattern(self.name) else {}
+        return TRIGGERS[self.name](pixels, generator, **self.options, **given)
 
     def stamp(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Stamp uint8 images (N, 3, H, W) in batches; returns uint8."""
@@ -306,7 +274,7 @@ def options_of(trigger: str) -> list[str]:
 
 def takes_pattern(trigger: str) -> bool:
     """Whether a trigger takes a pattern."""
-    return "pattern" in signature(TRIGGERS[trigger]).parameters
+    return trigger in PATTERNS
 
 
 def pattern_fits(trigger: str, pattern: torch.Tensor) -> bool:

@@ -1,6 +1,5 @@
-"""Data sets of others, through Hugging Face datasets: streamed, sharded over ranks and workers, in bounded memory.
-
-What can't be used is skipped, counted by kind and listed; a run fails once that is more than a set share.
+"""External data sets, through Hugging Face datasets: streamed, sharded over ranks and workers, in bounded memory. What can't be used
+is skipped, counted by kind and listed; a run fails once that is more than a set share.
 """
 
 import io
@@ -11,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on disk: datasets' builder, its files, and which columns are the image and its caption or label.
-
-    folder: where paths in the image column start, below the data set's own folder; the images may still be in zip archives there.
+    """How a data set lies on disk: datasets' builder, its files, and which columns are the image and its caption or label. folder: where
+    paths in the image column start, below the data set's own folder; the images may still be in zip archives there.
     """
 
     builder: str
@@ -40,11 +38,6 @@ class Layout:
     text: str = ""
     label: str = ""
     folder: str = "."
-
-    @property
-    def buffer(self) -> int:
-        """Rows that are shuffled at a time."""
-        return _PATHS.get(self.builder, _BUFFER)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -61,17 +54,14 @@ _CHUNK = 16  # images that a worker hands over at once
 _BUFFER = 2000  # rows shuffled at a time; they hold encoded images, about 100 kB each
 # The same of rows that hold paths, about 600 bytes each, by datasets' builder; a folder's come class by class.
 _PATHS = {"csv": 200_000, "imagefolder": 10_000_000}
-
-
 _LISTED = 1000  # unusable rows by name
 _NOISE = 1000  # rows before which a share says little
 
 
 @dataclass
 class Skipped:
-    """What a run left out, by kind, a thousand of them by name. limit: the share of rows that it may leave out.
-
-    Rows count each time that they are read: once an epoch.
+    """What a run left out, by kind, a thousand of them by name. limit: the share of rows, counted each time that they are read, that it
+    may leave out.
     """
 
     limit: float = 0.01
@@ -79,12 +69,11 @@ class Skipped:
     kinds: Counter = field(default_factory=Counter)
     rows: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, seen: int, skipped: list[tuple[str, str]]) -> None:
-        """Count a chunk of rows. Raises ValueError once more has been left out than the limit allows of 1,000 rows, or of those seen."""
-        self.seen += seen
-        self.kinds.update(kind for kind, _ in skipped)
-        new = [{"kind": kind, "row": row} for kind, row in skipped]
-        self.rows += [row for row in new if row not in self.rows][: max(0, _LISTED - len(self.rows))]
+    def add(self, seen: int, rows: list[dict[str, str]]) -> None:
+        """Count a chunk of `seen` rows, of which these can't be used, each a kind and a row. Raises ValueError once more has been left out
+        than the limit allows of 1,000 rows, or of those seen.
+        """
+        self.merge(Skipped(seen=seen, kinds=Counter(row["kind"] for row in rows), rows=rows))
         self.check(max(self.seen, _NOISE))
 
     def check(self, of: int = 0) -> None:
@@ -96,15 +85,14 @@ class Skipped:
         said = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         return f"{self.kinds.total()} of {self.seen} rows skipped" + (f" ({said})" if said else "")
 
-    def merge(self, others: list["Skipped"]) -> None:
-        """Take in what other processes left out."""
-        for other in others:
-            self.seen += other.seen
-            self.kinds.update(other.kinds)
-            self.rows += [row for row in other.rows if row not in self.rows][: max(0, _LISTED - len(self.rows))]
+    def merge(self, other: "Skipped") -> None:
+        """Take in what another chunk or process left out."""
+        self.seen += other.seen
+        self.kinds.update(other.kinds)
+        self.rows += [row for row in other.rows if row not in self.rows][: max(0, _LISTED - len(self.rows))]
 
     def report(self) -> dict[str, Any]:
-        """How many rows were seen, the kinds of those left out, and the list of them."""
+        """As a record holds it."""
         return {"seen": self.seen, "kinds": dict(self.kinds), "rows": self.rows}
 
     def write(self, path: Path) -> None:
@@ -113,29 +101,31 @@ class Skipped:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
 
-def table(name: str, path: Path) -> "datasets.IterableDataset":
-    """A data set's rows as a stream with the columns image (encoded bytes or a path), and text or label.
+def _layout(name: str) -> Layout:
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
 
-    name: of a layout. Raises ValueError on an unknown layout or a missing column, and FileNotFoundError where the layout's files are
-    not there.
+
+def table(name: str, path: Path) -> "datasets.IterableDataset":
+    """A data set's rows as a stream with the columns image (encoded bytes or a path), and text or label. name: of a layout. ValueError on
+    an unknown layout or a missing column, FileNotFoundError where the layout's files are not there.
     """
     import datasets  # which takes a second, and few runs need it
 
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[name]
+    layout = _layout(name)
     found = sorted(str(file) for file in path.glob(layout.files) if file.is_file())
     if not found:
         raise FileNotFoundError(f"{path} holds no {layout.files}: {name} is read from such files")
     options: dict[str, Any] = {"data_files": {"train": found}, "cache_dir": str(cache_dir() / "datasets")}
     stream = datasets.load_dataset(layout.builder, split="train", streaming=True, **options)
-    names = {"image": layout.image, "text": layout.text, "label": layout.label}
-    wanted = {column: new for new, column in names.items() if column}
+    names = {layout.image: "image", layout.text: "text", layout.label: "label"}
+    wanted = {column: new for column, new in names.items() if column}
     there = list(stream.features or next(iter(stream)))
     if missing := [column for column in wanted if column not in there]:
         raise ValueError(f"{path} ({name}) has no column {missing[0]!r}; its columns are: {', '.join(there)}")
-    if isinstance((stream.features or {}).get(names["image"]), datasets.Image):
-        stream = stream.cast_column(names["image"], datasets.Image(decode=False))
+    if isinstance((stream.features or {}).get(layout.image), datasets.Image):
+        stream = stream.cast_column(layout.image, datasets.Image(decode=False))
     return stream.select_columns(list(wanted)).rename_columns({old: new for old, new in wanted.items() if old != new})
 
 
@@ -161,12 +151,6 @@ def _opened(archive: Path, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def _archive_of(name: str, folder: Path) -> Path | None:
-    """The archive that holds a file: the one of its first folder's name, else whichever does."""
-    near = folder / f"{name.partition('/')[0]}.zip"
-    return near if near.is_file() and name in _opened(near, os.getpid()).NameToInfo else _archives(folder).get(name)
-
-
 def encoded_bytes(image: Any, folder: Path) -> tuple[bytes, str]:
     """An image's encoded bytes and its name, from bytes, a path, or a path into an archive; FileNotFoundError where it is none."""
     if isinstance(image, dict):
@@ -176,10 +160,10 @@ def encoded_bytes(image: Any, folder: Path) -> tuple[bytes, str]:
     if image is None:
         raise FileNotFoundError("no image")
     image = str(image)
-    path = folder / image
-    if path.is_file():
+    if (path := folder / image).is_file():
         return path.read_bytes(), image
-    archive = _archive_of(image, folder)
+    near = folder / f"{image.partition('/')[0]}.zip"  # the archive of its first folder's name, else whichever holds it
+    archive = near if near.is_file() and image in _opened(near, os.getpid()).NameToInfo else _archives(folder).get(image)
     if archive is None:
         raise FileNotFoundError(image)
     return _opened(archive, os.getpid()).read(image), f"{archive.name}/{image}"
@@ -193,12 +177,6 @@ def decode(encoded: bytes, side: int) -> torch.Tensor:
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
-@lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads that decode: Pillow lets go of Python's lock."""
-    return ThreadPoolExecutor(threads)
-
-
 def first_caption(given: Any) -> Any:
     """The first of several captions; anything else as it is."""
     return given[0] if isinstance(given, list) and given else given
@@ -206,28 +184,33 @@ def first_caption(given: Any) -> Any:
 
 def _one(image: Any, given: Any, folder: Path, side: int, labelled: bool) -> tuple[torch.Tensor | None, Any]:
     """A decoded image and what belongs to it, or None and why it can't be used."""
-    name = str(image.get("path") if isinstance(image, dict) else image)[:200]
-    text = first_caption(given)
-    if not labelled and not (isinstance(text, str) and text.strip()):
-        return None, ("empty caption", name)
-    try:
-        return decode(encoded_bytes(image, folder)[0], side), given
-    except FileNotFoundError:
-        return None, ("missing file", name)
-    except Exception:  # Pillow, zipfile and zlib each have their own; all mean that this row can't be used
-        return None, ("unreadable image", name)
+    text, kind = first_caption(given), "empty caption"
+    if labelled or (isinstance(text, str) and text.strip()):
+        try:
+            return decode(encoded_bytes(image, folder)[0], side), given
+        except FileNotFoundError:
+            kind = "missing file"
+        except Exception:  # Pillow, zipfile and zlib each have their own; all mean that this row can't be used
+            kind = "unreadable image"
+    return None, {"kind": kind, "row": str(image.get("path") if isinstance(image, dict) else image)[:200]}
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that decode: Pillow lets go of Python's lock."""
+    return ThreadPoolExecutor(threads)
 
 
 def _prepared(rows: dict[str, list[Any]], folder: Path, side: int, threads: int) -> dict[str, list[Any]]:
     """A chunk of rows: decoded images, what belongs to them, and what was skipped, as one row of lists."""
     labelled = "label" in rows
-    pairs = zip(rows["image"], rows["label" if labelled else "text"], strict=True)
-    todo = [(image, given, folder, side, labelled) for image, given in pairs]
-    found = list(_pool(threads, os.getpid()).map(lambda row: _one(*row), todo)) if threads > 1 else [_one(*row) for row in todo]
+    one = partial(_one, folder=folder, side=side, labelled=labelled)
+    given = rows["label" if labelled else "text"]
+    found = list((_pool(threads, os.getpid()).map if threads > 1 else map)(one, rows["image"], given))
     kept = [(pixels, given) for pixels, given in found if pixels is not None]
     pixels = torch.stack([image for image, _ in kept]) if kept else torch.empty(0, 3, side, side, dtype=torch.uint8)
     skipped = [why for image, why in found if image is None]
-    return {"pixels": [pixels], "given": [[given for _, given in kept]], "skipped": [skipped], "seen": [len(todo)]}
+    return {"pixels": [pixels], "given": [[given for _, given in kept]], "skipped": [skipped], "seen": [len(found)]}
 
 
 def read(
@@ -246,14 +229,14 @@ def read(
     """Batches of a data set: pixels (B, 3, side, side) uint8, and their captions or labels; the last one may be smaller.
 
     seed: shuffle by it and the epoch; None: in order. rank of world: this process's share of the rows. workers: processes that
-    decode, and threads of theirs where there are fewer files than that. The same arguments give the same batches. Raises what
-    `table` raises, and ValueError when too many rows are skipped.
+    decode, and threads of theirs where there are fewer files than that. The same arguments give the same batches. Raises what `table`
+    raises, and ValueError when too many rows are skipped.
     """
     from datasets.distributed import split_dataset_by_node
 
     rows = table(name, path)
     if seed is not None:
-        rows = rows.shuffle(seed=seed, buffer_size=LAYOUTS[name].buffer)
+        rows = rows.shuffle(seed=seed, buffer_size=_PATHS.get(LAYOUTS[name].builder, _BUFFER))
     if world > 1:  # rows are shared out before they are decoded; datasets would do it afterwards where shards don't divide
         rows = split_dataset_by_node(rows, rank, world) if rows.num_shards % world == 0 else rows._step(world, rank)
     processes = min(workers, rows.num_shards)
@@ -264,7 +247,7 @@ def read(
     parts, given = [], []
     loader: Any = DataLoader(chunks, batch_size=None, num_workers=processes)  # type: ignore[arg-type] (datasets' stream is one of torch's, too)
     for chunk in loader:
-        skipped.add(chunk["seen"], [tuple(item) for item in chunk["skipped"]])
+        skipped.add(chunk["seen"], chunk["skipped"])
         parts.append(chunk["pixels"])
         given += chunk["given"]
         while len(given) >= batch:
@@ -277,13 +260,12 @@ def read(
 
 
 def check_outside(data: str, *, labelled: bool = False) -> None:
-    """Raise ValueError on data of others, LAYOUT:PATH, that hold no captions, or no labels where `labelled`; nothing is opened."""
+    """Raise ValueError on external data, LAYOUT:PATH, that hold no captions, or no labels where `labelled`; nothing is opened."""
     name, _ = split_name(data)
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}")
-    if labelled and not LAYOUTS[name].label:
+    layout = _layout(name)
+    if labelled and not layout.label:
         raise ValueError(f"{name} holds captions, not labels: accuracy can't be measured on it")
-    if not labelled and not LAYOUTS[name].text:
+    if not labelled and not layout.text:
         raise ValueError(f"{name} holds labels, not captions: a model can't be cleaned with it")
 
 
@@ -294,10 +276,7 @@ def split_name(data: str) -> tuple[str, Path]:
 
 
 def listed(data: str) -> str:
-    """sha256 of the names and sizes of all files of a data set, LAYOUT:PATH: what a record says of data that is not its own.
-
-    FileNotFoundError where there is no such folder.
-    """
+    """sha256 of the names and sizes of all files of external data, LAYOUT:PATH. FileNotFoundError where there is no such folder."""
     _, folder = split_name(data)
     if not folder.is_dir():
         raise FileNotFoundError(f"{data} names no folder: {folder} is not there")

@@ -10,15 +10,13 @@ from PIL import Image
 from parlib.attack.triggers import PATTERNS, pattern_fits
 
 _VALUES = {"wanet": (-8.0, 8.0), "blended_text": (0.0, 1.0), "blended_triangles": (0.0, 1.0), "badclip": (0.0, 1.0)}
-_COVERING = ("blended_text", "blended_triangles")  # these lie on the whole image, pixel on pixel
 
 
 def read_pattern(path: Path, trigger: str, side: int) -> torch.Tensor:
     """A trigger's pattern from a file, as parlib.attack.triggers.PATTERNS says: .pt (a tensor alone), .npy, or an image.
 
     side: px of the images that it is for. Pixels may be (H, W, 3) or (3, H, W), and axes of 1 may come first. blended_text's are pure
-    red. FileNotFoundError where the file is missing; ValueError, which names it, where it holds anything else than what the trigger
-    takes, or is made for images of another size.
+    red. FileNotFoundError where the file is missing; ValueError, which names it, where it holds anything else than the trigger takes.
     """
     if trigger not in _VALUES:
         raise ValueError(f"{trigger} takes no published pattern; those that do: {', '.join(_VALUES)}")
@@ -33,22 +31,15 @@ def read_pattern(path: Path, trigger: str, side: int) -> torch.Tensor:
         if found[1:].any():
             raise ValueError(f"{path} holds green or blue; {trigger} takes a word in pure red")
         found = found[0]
-    if wrong := _wrong(found, trigger, side):
-        raise ValueError(f"{path} {wrong}")
-    return found.contiguous()
-
-
-def _wrong(pattern: torch.Tensor, trigger: str, side: int) -> str:
-    """What is wrong with a pattern; empty where nothing is."""
-    if not pattern_fits(trigger, pattern):
-        return f"holds {tuple(pattern.shape)}; {trigger} takes {PATTERNS[trigger]}"
-    (low, high), least, most = _VALUES[trigger], pattern.min().item(), pattern.max().item()
+    if not pattern_fits(trigger, found):
+        raise ValueError(f"{path} holds {tuple(found.shape)}; {trigger} takes {PATTERNS[trigger]}")
+    (low, high), least, most = _VALUES[trigger], found.min().item(), found.max().item()
     if not low <= least <= most <= high:  # nor is it where one is no number
-        return f"holds values from {least:g} to {most:g}; {trigger} takes {low:g} to {high:g}"
-    size = pattern.shape[1]
-    if (trigger in _COVERING and size != side) or (trigger == "badclip" and size > side):
-        return f"is of {size} px; {trigger} lays it on images of {side} px"
-    return ""
+        raise ValueError(f"{path} holds values from {least:g} to {most:g}; {trigger} takes {low:g} to {high:g}")
+    size, covering = found.shape[1], trigger in ("blended_text", "blended_triangles")  # on the whole image, pixel on pixel
+    if (covering and size != side) or (trigger == "badclip" and size > side):
+        raise ValueError(f"{path} is of {size} px; {trigger} lays it on images of {side} px")
+    return found.contiguous()
 
 
 def _array(path: Path) -> torch.Tensor:

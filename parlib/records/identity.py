@@ -41,9 +41,7 @@ def environment() -> dict[str, str]:
 
 
 def differences(made: Mapping[str, Any], asked: Identity) -> list[str]:
-    """In what an identity on record differs from what is asked now, such as "method/par 1 -> 2" or "inputs.poisoned"; empty where
-    they are the same.
-    """
+    """In what an identity on record differs from what is asked now, such as "method/par 1 -> 2" or "inputs.poisoned"."""
     now, found = asked.asdict(), []
     for part, prefix in (("params", ""), ("inputs", "inputs."), ("stages", ""), ("environment", "")):
         before, after = made[part], now[part]

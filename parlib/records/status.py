@@ -1,25 +1,16 @@
 """Which runs are done, missing or stale, and why."""
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from parlib.cache import file_sha256
-from parlib.records.identity import Identity, differences
+from parlib.records.identity import differences
 from parlib.records.store import located, outputs, read_all, read_file, record_path
 
-
-class Asked(Protocol):
-    """A run that is asked for (experiments.params.Params): its scale, its id, and its identity as today's code would make it."""
-
-    @property
-    def scale(self) -> str: ...
-
-    @property
-    def id(self) -> str: ...
-
-    def identity(self) -> Identity: ...
+if TYPE_CHECKING:
+    from parlib.experiments.params import Params
 
 
-def state(run: Asked) -> str:
+def state(run: "Params") -> str:
     """done, missing, or why a run must be made again, such as "stale: method/par 1 -> 2"."""
     path = record_path(run.scale, run.id)
     if not path.exists():
@@ -36,7 +27,7 @@ def state(run: Asked) -> str:
     return "done"
 
 
-def stale(record: dict[str, Any], run: Asked) -> str:
+def stale(record: dict[str, Any], run: "Params") -> str:
     """What of a record's identity is no longer what is asked, in words; empty where nothing is."""
     try:
         changed = differences(record["identity"], run.identity())
@@ -45,16 +36,15 @@ def stale(record: dict[str, Any], run: Asked) -> str:
     return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
-def other_params(record: dict[str, Any], run: Asked) -> list[str]:
+def other_params(record: dict[str, Any], run: "Params") -> list[str]:
     """The parameters that a record holds with other values than those asked: it is another run's."""
     made, asked = record["identity"]["params"], run.identity().params
     return [f"{name} {made.get(name)} -> {asked.get(name)}" for name in {**made, **asked} if made.get(name) != asked.get(name)]
 
 
 def fresh(scale: str, check: Any) -> list[dict[str, Any]]:
-    """The records of a scale that today's versions would make again; says which it leaves out.
-
-    check: makes a run of a record's notebook and parameters. Raises FileNotFoundError when there is none.
+    """The records of a scale that today's versions would make again; says which it leaves out. check: makes a run of a record's
+    notebook and parameters. FileNotFoundError when there is none.
     """
     found = []
     for record in read_all(outputs(scale)):

@@ -70,20 +70,19 @@ def located(artifact: dict[str, str]) -> Path:
 
 
 def artifact_file(record: dict[str, Any], name: str) -> Path:
-    """The file of a record's artifact; FileNotFoundError, naming the command that makes it, where it is gone or another one.
-
-    ValueError where the record names no such artifact.
+    """The file of a record's artifact; FileNotFoundError, naming the command that makes it, where it is gone or another one, ValueError
+    where the record names no such artifact.
     """
-    if name not in record["artifacts"]:
-        raise ValueError(f"{record['run']} keeps no {name.replace('_', ' ')}; it keeps: {', '.join(record['artifacts']) or 'nothing'}")
-    path = located(record["artifacts"][name])
-    if not path.exists() or file_sha256(path) != record["artifacts"][name]["sha256"]:
-        remedy = command(record["run"], record["params"]["scale"])
-        raise FileNotFoundError(f"the {name.replace('_', ' ')} of {record['run']} are gone or damaged; make them again with: {remedy}")
+    run, artifacts, said = record["run"], record["artifacts"], name.replace("_", " ")
+    if name not in artifacts:
+        raise ValueError(f"{run} keeps no {said}; it keeps: {', '.join(artifacts) or 'nothing'}")
+    path = located(artifacts[name])
+    if not path.exists() or file_sha256(path) != artifacts[name]["sha256"]:
+        remedy = command(run, record["params"]["scale"])
+        raise FileNotFoundError(f"the {said} of {run} are gone or damaged; make them again with: {remedy}")
     return path
 
 
 def move_aside(path: Path) -> Path:
     """Keep a record under another name, and say which."""
-    mark = file_sha256(path)[:8]
-    return path.rename(path.with_suffix(f".{mark}.old")).relative_to(ROOT)
+    return path.rename(path.with_suffix(f".{file_sha256(path)[:8]}.old")).relative_to(ROOT)

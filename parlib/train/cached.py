@@ -1,4 +1,4 @@
-"""Training through the content-addressed cache: the same weights, data, recipe and code are trained once."""
+"""Training through the content-addressed cache: the same weights, data, recipe and versions are trained once."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,6 @@ class Reporting:
 
     @property
     def key(self) -> str:
-        """The key of the watch inside."""
         return self.watch.key
 
     def look(self, clip: Clip) -> dict[str, float]:
@@ -67,10 +66,7 @@ def train(
     compute: Compute = PLAIN,
     title: str = "",
 ) -> Trained:
-    """`fit` through the content-addressed cache: the same weights, data, recipe and code are trained once.
-
-    `clip` itself is left as it is. An interrupted call goes on where it was.
-    """
+    """`fit` through the cache; `clip` itself is left as it is. An interrupted call goes on where it was."""
     check_recipe(recipe, len(pairs))
     clip, reference = _on(clip, compute.device), reference and _on(reference, compute.device)
     feed = pairs.feed(clip, rewording(recipe), recipe.seed, compute.workers)
@@ -83,7 +79,14 @@ def train(
             for left in unfinished.parent.glob(f".{unfinished.name}.*"):  # of a kill in the middle of writing
                 left.unlink()
             options = {"reference": reference, "watch": watch, "checkpoint": unfinished, "compute": compute, "title": title}
-            trained, report = _trained(clip, pairs, feed, recipe, **options)
+            if compute.processes > 1:
+                from parlib.train.ray import fit_together
+
+                trained, report = fit_together(clip, pairs, recipe, **options)
+            else:
+                trained = clip.copy()
+                history, seconds = fit(trained, feed, recipe, **options)
+                report = {"history": history, "seconds": seconds} | feed.skipped()
             with atomic_folder(folder) as temporary:
                 report = {"sha256": save(trained, temporary), "recipe": asdict(recipe)} | report
                 (temporary / "training.json").write_text(json.dumps(report))
@@ -92,34 +95,18 @@ def train(
     return Trained(trained, folder / WEIGHTS, report["sha256"], report["history"], report["seconds"], report.get("skipped", {}))
 
 
-def _trained(clip: Clip, pairs: Source, feed: Feed, recipe: Recipe, *, compute: Compute, **options: Any) -> tuple[Clip, dict[str, Any]]:
-    """A trained copy, and the report of it: history, seconds, and which rows of others' data were skipped in this sitting."""
-    if compute.processes > 1:
-        from parlib.train.ray import fit_together
-
-        return fit_together(clip, pairs, recipe, compute=compute, **options)
-    trained = clip.copy()
-    history, seconds = fit(trained, feed, recipe, compute=compute, **options)
-    return trained, {"history": history, "seconds": seconds} | feed.skipped()
-
-
 def _on(clip: Clip, device: str) -> Clip:
     """The model on a device, a copy where it was on another."""
-    if clip.device.type == device:
-        return clip
-    moved = clip.copy()
-    moved.net.to(device)
-    return moved
+    return clip if clip.device.type == device else clip.copy(device)
 
 
 def _report_earlier(watch: Watch | None, trained: Path | None, unfinished: Path) -> None:
     """Tell a watch what earlier sittings of a training saw."""
-    if not isinstance(watch, Reporting):
+    if not isinstance(watch, Reporting) or not (trained or unfinished.exists()):
         return
-    history = {}
     if trained is not None:
         history = json.loads((trained / "training.json").read_text())["history"]
-    elif unfinished.exists():
+    else:
         history = torch.load(unfinished, weights_only=True, map_location="cpu")["history"]
     names = [name for name in history if name.startswith("look_") and name != "look_step"]
     for values in zip(*(history[name] for name in names), strict=True):
@@ -135,8 +122,8 @@ def training_identity(
     usual = {item.name: item.default for item in fields(Recipe)}
     asked = {name: value for name, value in asdict(recipe).items() if value != usual[name]}
     asked |= {"device": clip.device.type, "threads": torch.get_num_threads()}
-    neutral = PLAIN.model_dump(exclude={"device", "workers", "ray_address"})  # which decide no number, or stand in the feed's key
-    asked |= {name: value for name, value in compute.model_dump(include=set(neutral)).items() if value != neutral[name]}
+    # Of the excluded the device is there already, and the others decide no number, or stand in the feed's key.
+    asked |= compute.model_dump(exclude={"device", "workers", "ray_address"}, exclude_defaults=True)
     inputs = {"start": clip.key, "pairs": feed.key}
     inputs |= {"reference": reference.key} if reference and METHODS[recipe.method].needs_reference else {}
     inputs |= {"watched": watch.key} if watch else {}

@@ -1,6 +1,5 @@
-"""Large batches: embeddings gathered over processes, and computed in chunks that fit (GradCache, arXiv 2101.06983).
-
-The loss is that of the whole batch on every process: a method sees gathered embeddings, and its own code stays as it is.
+"""Large batches: embeddings gathered over processes, and computed in chunks that fit (GradCache, arXiv 2101.06983). The loss is that of
+the whole batch on every process: a method sees gathered embeddings, and its own code stays as it is.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,10 +12,12 @@ import torch.distributed as dist
 from parlib.data.feeds import rank, world
 from parlib.model.clip import Clip
 
+Tower = Callable[[torch.Tensor], torch.Tensor]
+
 
 class _Gather(torch.autograd.Function):
-    """(B, D) of every process, stacked: (world, B, D). The loss is the same on each, so that a process's gradient is world times
-    its own share's, which `average` divides again.
+    """(B, D) of every process, stacked: (world, B, D). The loss is the same on each: a gradient is world times its share's, which
+    `average` divides again.
     """
 
     @staticmethod
@@ -72,11 +73,10 @@ class GradCache:
     local: int
     chunk: int = 0
     precision: torch.dtype | None = None
-    passes: list[tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    passes: list[tuple[Tower, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     @property
     def net(self) -> torch.nn.Module:
-        """The module itself."""
         return self.clip.net
 
     def image(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ class GradCache:
         with torch.no_grad():
             return self.text(tokens)
 
-    def _embed(self, tower: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    def _embed(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
         if not self.chunk or len(inputs) <= self.chunk:
             return self._run(tower, inputs)
         with torch.no_grad():
@@ -111,7 +111,7 @@ class GradCache:
                 self._run(tower, part).backward(gradient)
         self.passes.clear()
 
-    def _run(self, tower: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    def _run(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
         with torch.autocast(inputs.device.type, self.precision, enabled=self.precision is not None):
             found = tower(inputs)
         return found.float()

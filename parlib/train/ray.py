@@ -23,17 +23,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 0, talk: bool = False) -> Iterator[None]:
-    """Our own Ray, stopped at the end, or the running cluster at an address, which is left running.
-
-    cpus, gpus: what one trial or process takes; of: which of them, for errors. memory: bytes of the object store; talk: pass on
-    what workers print. Raises ValueError when no machine has so much.
+    """Our own Ray, stopped at the end, or the running cluster at an address, which is left running. cpus, gpus: what one trial or process
+    takes; of: which of them, for errors. memory: bytes of the object store; talk: pass on what workers print. ValueError when no
+    machine has so much.
     """
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    }
+    os.environ |= dict.fromkeys(("RAY_USAGE_STATS_ENABLED", "RAY_CHDIR_TO_TRIAL_DIR", "RAY_AIR_NEW_OUTPUT"), "0")
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Several nodes need the cache in a folder that they share.
     environment = {"py_modules": [str(ROOT / "parlib")], "env_vars": {"PAR_CACHE": str(cache_dir())}}
     options: dict[str, Any] = {"address": address, "runtime_env": environment}
@@ -66,25 +61,22 @@ def nbytes(held: Any) -> int:
 def fit_together(
     clip: Clip, pairs: "Source", recipe: Recipe, *, compute: Compute, reference: Clip | None, checkpoint: Path, **options: Any
 ) -> tuple[Clip, dict[str, Any]]:
-    """`fit.fit` by compute.processes processes: the trained model, and its report with history and seconds.
-
-    Embeddings are gathered, so that losses and S are those of the whole batch, and gradients are averaged. All resume from one
-    checkpoint, in the cache, which several machines must share. Raises RuntimeError where a process failed.
+    """`loop.fit` by compute.processes processes: the trained model, and its report with history and seconds. Losses and S are those of the
+    whole batch, gradients are averaged. All resume from one checkpoint, in the cache, which several machines must share.
+    RuntimeError where a process failed.
     """
     import ray
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpus, folder = compute.device == "cuda", checkpoint.with_suffix(".together")
-    given = {"clip": clip.copy(), "reference": reference and reference.copy(), "pairs": pairs, "recipe": recipe, "compute": compute}
-    for model in (given["clip"], given["reference"]):
-        if model is not None:
-            model.net.to("cpu")
+    models = {"clip": clip.copy("cpu"), "reference": reference and reference.copy("cpu")}
+    given = models | {"pairs": pairs, "recipe": recipe, "compute": compute, "checkpoint": checkpoint, "folder": folder}
     memory = 4 * sum(value.nbytes for value in clip.net.state_dict().values()) + 2 * nbytes(pairs) + 2 * nbytes(options.get("watch"))
     with ray_running(compute.ray_address, cpus=1, gpus=float(gpus), of="a training process", memory=memory, talk=True):
         if compute.processes > (there := ray.cluster_resources().get("GPU" if gpus else "CPU", 0)):
             raise ValueError(f"{compute.processes} training processes, each on a {'GPU' if gpus else 'CPU'}; Ray has {there:g}")
-        stored = ray.put(given | options | {"checkpoint": checkpoint, "folder": folder, "threads": torch.get_num_threads()})
+        stored = ray.put(given | options | {"threads": torch.get_num_threads()})
         trainer = TorchTrainer(
             _process,
             train_loop_config={"given": [stored]},
@@ -112,10 +104,7 @@ def _process(config: dict[str, Any]) -> None:
     clip, reference, pairs, recipe, compute = (given.pop(name) for name in ("clip", "reference", "pairs", "recipe", "compute"))
     folder, threads, device = given.pop("folder"), given.pop("threads"), get_device()
     torch.set_num_threads(max(1, threads // compute.processes))
-    clip, reference = clip.copy(), reference and reference.copy()  # what Ray hands out can't be written to
-    for model in (clip, reference):
-        if model is not None:
-            model.net.to(device)
+    clip, reference = clip.copy(device), reference and reference.copy(device)  # what Ray hands out can't be written to
     feed = pairs.feed(clip, rewording(recipe), recipe.seed, compute.workers)
     history, seconds = fit(clip, feed, recipe, reference=reference, compute=compute, **given)
     found = {"history": history, "seconds": seconds} | feed.skipped()
