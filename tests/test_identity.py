@@ -13,7 +13,7 @@ from pydantic import Field
 
 from parlib.attack.triggers import LEARNED, TRIGGERS, options_of
 from parlib.cache import ROOT, digest
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison
 from parlib.method.methods import METHODS, Recipe
@@ -117,7 +117,7 @@ def test_where_a_run_is_kept_shown_and_computed_is_no_part_of_its_identity():
 
 _DIGEST = """
 import sys
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 Clean.poisoning = lambda self: {"run": "01_poison/badnet_stripes_s0", "artifacts": {"weights": {"sha256": "5" * 64}}}
 print(Clean.__module__, sys.modules["parlib"].__file__)
 print(Clean.check({}).identity().digest)
@@ -147,6 +147,8 @@ _COMMON = {
     "encoder": ["small_resnet", "small_vit", "ViT-B-32", "RN50"],
     "trigger": list(TRIGGERS),
     "attack": ["dirty_label", "label_consistent"],
+    "planted": ["finetuning", "pretraining"],
+    "base_epochs": [1, 11],
     "target": ["banana", "snake", "rat", "red apple", "banana ", "Banana", "s0", "香蕉" * 80],
     "split": ["test", "validation"],
     "classes": [200, 20, 2],
@@ -168,7 +170,6 @@ _VALUES = {
         "base": ["", "openai", "OpenAI", "open ai", "open_ai", "hf-hub:a", "hf-hub_a", "epochs5", "laion2b_s34b_b79k", "", ""],
         "data": ["scenes", *_NAMES],
         "train_scenes": [24000, 2400, 24],
-        "base_epochs": [1, 11],
         "base_batch": [128, 28],
         "base_lr": _FLOATS,
     },
@@ -177,6 +178,8 @@ _VALUES = {
         "poisoned": ["", "01_poison/a_s0", "01_poison/a_s01", "local-dir:a", "local-dir:a_b", "local-dir:a/b", "file:a.pt", "a", "A"],
         "data": ["scenes", "flat", "outline", *_NAMES],
         "pairs": [12000, 1200, 120],
+        "coverage": [1.0, 0.5, nextafter(0.5, 1)],
+        "steps": [1, 36, 360],
         "tests": [[], ["sig"], ["sig", "wanet"], ["wanet", "sig"], [name for name in TRIGGERS if name not in LEARNED] * 3],
         "method": [name for name in METHODS if name != "contrast"],
         "tau": _FLOATS,

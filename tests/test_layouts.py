@@ -10,7 +10,7 @@ import torch
 from miniatures import cc3m, encoded, picture, synthclip, write_csv, write_parquet
 from PIL import Image
 
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
 from parlib.external.layouts import Skipped, decode, listed, read, table
 

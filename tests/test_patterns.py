@@ -10,7 +10,7 @@ from PIL import Image
 from parlib.attack.triggers import Trigger
 from parlib.cache import file_sha256
 from parlib.data.feeds import generator
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.poison import Poison
 from parlib.external.patterns import read_pattern
 

@@ -9,10 +9,11 @@ import torch
 
 from parlib.data.pairs import names_class
 from parlib.data.scenes import class_names, covered, load_scenes
-from parlib.experiments.clean import Clean, seen_classes
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.poison import Poison
 from parlib.experiments.registry import check
+from parlib.experiments.subject import seen_classes
 from parlib.measure.metrics import EvalSet, zero_shot
 from parlib.measure.selection import blind, choose
 from parlib.method.methods import Recipe

@@ -17,9 +17,9 @@ from parlib.cache import ROOT, atomic_folder, cache_dir, digest, lock
 from parlib.cli.make import expected_seconds
 from parlib.cli.plan import Planned, plan
 from parlib.cli.run import main
-from parlib.experiments.clean import base_of, planted_trigger, subject
 from parlib.experiments.registry import check, make
 from parlib.experiments.result import prepare, save
+from parlib.experiments.subject import base_of, planted_trigger, subject
 from parlib.records.status import fresh, state
 from parlib.records.store import REFERENCE, artifact_file, outputs, read, read_all, record_path
 from parlib.stages import STAGES

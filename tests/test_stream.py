@@ -9,7 +9,7 @@ from miniatures import cc3m, encoded, picture, write_csv, write_parquet
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import evaluation_images
 from parlib.external import layouts
 from parlib.external.layouts import Skipped

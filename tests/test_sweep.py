@@ -10,9 +10,10 @@ import torch
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
 from parlib.data.pairs import TEMPLATES
-from parlib.experiments.clean import Subject, clean
+from parlib.experiments.clean import clean
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
+from parlib.experiments.subject import Subject
 from parlib.experiments.sweep import columns, recorded, sweep
 from parlib.experiments.trials import Material, trial_row
 from parlib.experiments.tune import failures, run_trials

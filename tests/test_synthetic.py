@@ -7,7 +7,7 @@ from parlib.data.feeds import generator
 from parlib.data.painter import paint, painter
 from parlib.data.scenes import class_names, load_scenes
 from parlib.data.synthetic import DRAWN, SYNTHETIC, flat, load_synthetic, outline, relit
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.synthetic import distances
 from parlib.experiments.trials import Material

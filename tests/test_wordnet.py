@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.trials import Sweep
 from parlib.method.eda import _STOP, _SYNONYMS, insert, reword
 from parlib.method.methods import METHODS, Recipe, rewording

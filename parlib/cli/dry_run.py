@@ -15,10 +15,11 @@ from parlib.attack.triggers import LEARNED
 from parlib.cache import cache_dir
 from parlib.cli.plan import Planned
 from parlib.data.pairs import Pairs, class_index
-from parlib.experiments.clean import Clean, planted_trigger
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs, open_checkpoint
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison
+from parlib.experiments.subject import planted_trigger
 from parlib.external.layouts import Skipped, label_names, read, split_name
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.method.methods import rewording

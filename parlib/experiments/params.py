@@ -139,9 +139,7 @@ class Attacked(Params):
         "dirty_label", description="dirty_label: other scenes get the target's captions; label_consistent: the target's own are stamped"
     )
     target: str = Field("banana", description="the class that the trigger calls")
-    planted: Literal["finetuning", "pretraining"] = Field(
-        "finetuning", description="when the backdoor is planted: in fine-tuning of a clean base, or during pretraining"
-    )
+    planted: Literal["finetuning", "pretraining"] = Field("finetuning", description="when the backdoor is planted")
     base_epochs: int = tuned("epochs of pretraining the base (always seed 0); None: the encoder's usual number", ge=1)
     split: Literal["validation", "test"] = Field("test", description="scenes to evaluate on: validation for choices, test for results")
     classes: int = Field(200, ge=2, le=200, description="classes of the embedded scenes")
@@ -159,8 +157,7 @@ class Attacked(Params):
     @field_validator("encoder")
     @classmethod
     def _encoder(cls, value: str) -> str:
-        known("encoder", value, encoders())
-        check_installed(value)
+        check_installed(known("encoder", value, encoders()))
         return value
 
     @field_validator("evaluation", "retrieval")

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from parlib.experiments.clean import Clean, clean
+from parlib.experiments.clean import clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison, poison
 from parlib.experiments.result import prepare, save

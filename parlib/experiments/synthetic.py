@@ -9,10 +9,11 @@ from pydantic import Field
 from parlib.data.pairs import Pairs
 from parlib.data.scenes import SIDE, load_scenes
 from parlib.data.synthetic import SYNTHETIC
-from parlib.experiments.clean import Clean, base_of
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.params import tuned
 from parlib.experiments.result import Result
+from parlib.experiments.subject import base_of
 from parlib.experiments.sweep import columns, recorded, table_of
 from parlib.experiments.trials import Cleanings, Material, Sweep, gather
 from parlib.experiments.tune import failures, run_trials

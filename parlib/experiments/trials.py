@@ -8,8 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from parlib.data.pairs import Pairs
-from parlib.experiments.clean import Clean, Subject, clean, clean_pairs, subject
+from parlib.experiments.clean import clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Attacked, Input, tuned
+from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.external.stream import Stream
 
 _FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "max_skipped", "tests")  # of all trials

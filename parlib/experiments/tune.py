@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from parlib.cache import cache_dir, digest, lock
-from parlib.experiments.clean import Clean
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.trials import Material, Sweep, settings_row, start_row, trial_row
 from parlib.method.methods import METHODS, Recipe
 from parlib.progress import progress

@@ -43,7 +43,8 @@ class BatchedAutoAugment(v2.AutoAugment):
                 if place < len(drawn):
                     groups.setdefault(drawn[place], []).append(row)
             for (name, magnitude), rows in groups.items():
-                found[rows] = super()._apply_image_or_video_transform(found[rows], name, magnitude, self.interpolation, self._fill)
+                made: Any = super()._apply_image_or_video_transform(found[rows], name, magnitude, self.interpolation, self._fill)
+                found[rows] = made
         return found
 
     def _apply_image_or_video_transform(self, image: Any, transform_id: str, magnitude: float, interpolation: Any, fill: Any) -> Any:

@@ -231,7 +231,7 @@ def _create(name: str, config: dict, seed: int = 0, **options) -> Clip:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = open_clip.create_model(name, **options)
+            net: Any = open_clip.create_model(name, **options)
         tokenizer = open_clip.get_tokenizer(name)
     finally:
         logging.root.setLevel(level)

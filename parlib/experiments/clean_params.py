@@ -1,0 +1,177 @@
+"""Parameters of experiment 02, a cleaning."""
+
+from dataclasses import fields
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator
+
+from parlib.attack.triggers import LEARNED, TRIGGERS
+from parlib.data.scenes import class_names, covered
+from parlib.data.synthetic import SYNTHETIC
+from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
+from parlib.experiments.poison import Poison
+from parlib.experiments.presets import tuned as tuned_values
+from parlib.external.layouts import check_outside
+from parlib.method.methods import METHODS, Recipe
+from parlib.method.wordnet import content, data_files, folder_of
+from parlib.model.checkpoints import SOURCES
+from parlib.records.store import read
+
+_OWN = ("tau", "self_weight", "pool")  # options of one method alone
+_ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
+
+
+class Clean(Training):
+    """Parameters of 02_clean."""
+
+    notebook = "02_clean"
+    chooses_input = ("planted", "base_epochs")
+
+    poisoned: str = Field("", description="a run of 01_poison, or a checkpoint such as local-dir:PATH; empty: same encoder, trigger, seed")
+    data: str = Field(
+        "scenes", description="clean pairs: scenes, the name of a synthetic set, or LAYOUT:PATH such as synthclip:data/SynthCLIP"
+    )
+    pairs: int = Field(
+        12000,
+        ge=10,
+        description="clean pairs; of external data how many an epoch draws, or, with steps or a coverage below 1, how many there are",
+    )
+    coverage: float = Field(
+        1.0, gt=0, le=1, description="share of the classes that the clean pairs show or name; below 1 the target is not among them"
+    )
+    steps: int = tuned("steps of cleaning, however few the pairs are; None: as many as the epochs have", ge=1)
+    tests: list[str] = Field([], description="further triggers to try before and after")
+    method: str = Field("par", description="par, finetune, cleanclip, roclip, or the ablations finetune_augmented and perturb_only")
+    tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
+    self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
+    pool: float = Field(0.1, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
+    wordnet: str = Field(
+        "",
+        description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own",
+    )
+    lr: float = tuned("peak learning rate; None: the method's tuned value", gt=0)
+    schedule: Literal["paper", "cosine", "warmup_cosine"] = tuned(
+        "paper: linear to a tenth, then cosine; cosine; or warmup_cosine; None: the method's tuned one"
+    )
+    batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
+    epochs: int = Field(4, ge=1, description="epochs of cleaning")
+    batch: int = tuned("pairs a step; None: the method's tuned value", ge=2)
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        return known("method", value, [name for name in METHODS if name != "contrast"])
+
+    @field_validator("tests")
+    @classmethod
+    def _tests(cls, value: list[str]) -> list[str]:
+        if learned := [name for name in value if known("trigger", name, TRIGGERS) in LEARNED]:
+            raise ValueError(f"{learned[0]}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
+        return value
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: str) -> str:
+        if ":" not in value:
+            return known("data", value, ("scenes", *SYNTHETIC))
+        check_outside(value)
+        return value
+
+    def _checkpoint(self) -> str:
+        return self.poisoned
+
+    def _resolved(self) -> Self:
+        super()._resolved()
+        self._check_coverage()
+        if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
+            raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
+        self._check_wordnet()
+        found = self._filled()
+        found.check_compute(found.batch, found.batch_norm)
+        return found
+
+    def _filled(self) -> Self:
+        filled = {name: value for name, value in tuned_values(self.method, self.encoder).items() if getattr(self, name) is None}
+        filled |= dict.fromkeys(set(_OWN) - set(METHODS[self.method].options))  # None: no option of this method
+        return self.model_copy(update=filled)
+
+    def _check_coverage(self) -> None:
+        if self.coverage == 1:
+            return
+        if self.data in SYNTHETIC:
+            raise ValueError(f"coverage = {self.coverage} is for scenes and external data, not for the synthetic set {self.data}")
+        if ":" not in self.data:
+            covered(class_names(self.classes), self.coverage, self.target)
+        elif not self.evaluation:
+            raise ValueError(f"coverage = {self.coverage}: name labelled images in evaluation, whose classes are covered or not")
+
+    def _check_wordnet(self) -> None:
+        if not self.wordnet:
+            return
+        if METHODS[self.method].reword is None:
+            able = ", ".join(name for name, method in METHODS.items() if method.reword)
+            raise ValueError(f"wordnet is for methods that reword captions: {able}")
+        try:
+            data_files(folder_of(self.wordnet))
+        except FileNotFoundError as error:
+            raise ValueError(f"wordnet = {self.wordnet!r}: {error}") from None
+
+    def trials(self) -> list["Clean"]:
+        return [self]
+
+    def recipe(self) -> Recipe:
+        """How the poisoned model is fine-tuned."""
+        given = {item.name: getattr(self, item.name, None) for item in fields(Recipe)}
+        given["wordnet"] = str(folder_of(self.wordnet)) if self.wordnet else ""  # the same folder, wherever a process starts
+        return Recipe(**{name: value for name, value in given.items() if value is not None})
+
+    def planting(self) -> Poison:
+        """The run of 01_poison that a cleaning starts from when none is named: the same encoder, trigger, target and seed."""
+        return Poison.check({name: getattr(self, name) for name in ("scale", *_ATTACKED)})
+
+    def needs(self) -> list[Any]:
+        return [] if self.poisoned else [self.planting()]
+
+    @property
+    def attacked_model(self) -> tuple:
+        """What tells one attacked model and its trigger from another."""
+        named = (getattr(self, name) for name in ("poisoned", "normalised", *_ATTACKED))
+        return (*named, tuple(sorted(self.trigger_options.items())))
+
+    @property
+    def clean_set(self) -> tuple:
+        """What tells one set of clean pairs from another."""
+        return self.data, self.pairs, self.coverage, self.target if self.coverage < 1 else "", self.steps is not None and ":" in self.data
+
+    def inputs(self) -> dict[str, Input]:
+        if self.poisoned.startswith(SOURCES):
+            poisoned = checkpoint_input(self.poisoned)
+        else:
+            record = self.poisoning()
+            poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
+        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data)
+
+    def wordnet_input(self) -> dict[str, Input]:
+        """WordNet's files, where they are named."""
+        return {"wordnet": Input(run=self.wordnet, sha256=content(folder_of(self.wordnet)))} if self.wordnet else {}
+
+    def poisoning(self) -> dict[str, Any]:
+        """The record of the poisoned model; FileNotFoundError, naming the command that makes it, where it is missing; ValueError where it
+        is none, or of another encoder, trigger or target.
+        """
+        run = self.poisoned or self.planting().id
+        record = read(self.scale, run)
+        if record["notebook"] != "01_poison":
+            raise ValueError(f"{run} is no poisoned model; name a run of 01_poison or a checkpoint: {', '.join(SOURCES)}")
+        for name in ("encoder", "trigger", "attack", "target", "classes", *(["base_epochs"] if self.base_epochs else [])):
+            if record["params"].get(name, getattr(self, name)) != getattr(self, name):
+                raise ValueError(f"{run} was made with {name} = {record['params'][name]!r}, not {getattr(self, name)!r}: say the same here")
+        return record
+
+    def stages(self) -> list[str]:
+        data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
+        triggers = [f"trigger/{name}" for name in (self.trigger, *self.tests)]
+        return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
+
+    def cost(self) -> int:
+        return self.steps * self.batch if self.steps else self.epochs * self.pairs

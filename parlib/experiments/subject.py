@@ -1,0 +1,86 @@
+"""What a cleaning starts from: the poisoned model, its trigger, the clean pairs, and the images that it is measured by."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from parlib.attack.poison import attacked
+from parlib.attack.triggers import Trigger
+from parlib.data.pairs import Pairs
+from parlib.experiments.clean_params import Clean
+from parlib.experiments.lineage import evaluation_images, learned_pattern, load_pairs, open_checkpoint, watched_images
+from parlib.external.stream import Stream
+from parlib.measure.metrics import EvalSet, evaluate
+from parlib.model.checkpoints import SOURCES
+from parlib.model.clip import Clip, load
+from parlib.records.store import artifact_file, located
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A poisoned model and what a cleaning of it is measured by.
+
+    record: of the run that planted it, None for an external checkpoint. scenes: plain images; test: the same beside themselves under
+    the trigger, to evaluate on; watched: those of the looks while it trains.
+    """
+
+    clip: Clip
+    record: dict[str, Any] | None
+    trigger: Trigger
+    scenes: Pairs
+    captioned: Pairs | None
+    test: EvalSet
+    watched: EvalSet
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The poisoned model's own."""
+        return evaluate(self.clip, self.test)
+
+
+def subject(params: Clean) -> Subject:
+    """The poisoned model of a cleaning, on the device that it is cleaned on, with the trigger as it was planted unless the parameters
+    say otherwise.
+
+    Raises FileNotFoundError, naming the command that makes it, when the run is missing, ValueError when the checkpoint can't be read or
+    takes other images than the encoder named.
+    """
+    record = None if params.poisoned.startswith(SOURCES) else params.poisoning()
+    source = params.poisoned
+    if record is not None:
+        artifact_file(record, "weights")
+        source = f"local-dir:{located(record['artifacts']['weights']).parent}"
+    clip = open_checkpoint(source, params)
+    trigger = planted_trigger(params, record)
+    scenes, captioned = evaluation_images(params)
+    test = attacked(scenes, trigger, params.target, captioned)
+    watched = attacked(watched_images(params, scenes), trigger, params.target)
+    return Subject(clip, record, trigger, scenes, captioned, test, watched)
+
+
+def planted_trigger(params: Clean, record: dict[str, Any] | None) -> Trigger:
+    """The trigger to test: as it was planted, unless the parameters say otherwise."""
+    planted = record["params"]["trigger_options"] if record is not None else {}
+    return params.trigger_with(planted | params.trigger_options, learned_pattern(record))
+
+
+def clean_pairs(params: Clean) -> Pairs | Stream:
+    """The pairs that a cleaning trains on."""
+    return load_pairs(params.data, params.pairs, params, coverage=params.coverage, held=params.steps is not None)
+
+
+def seen_classes(params: Clean, pairs: Pairs | Stream) -> torch.Tensor | None:
+    """(C,) bool: the classes that the clean pairs show; None where that is all of them, or not known."""
+    if isinstance(pairs, Stream) or (pairs.labels < 0).all():
+        return None
+    shown = pairs.shown_classes()
+    return None if shown.all() else shown
+
+
+def base_of(params: Clean) -> Clip:
+    """The clean base from which the poisoned model of a cleaning was made; ValueError where it is a checkpoint that comes without."""
+    if params.poisoned.startswith(SOURCES):
+        raise ValueError(f"{params.poisoned} comes without its clean base; name a run of 01_poison")
+    return load(f"local-dir:{artifact_file(params.poisoning(), 'base_weights').parent}")
