@@ -14,7 +14,7 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = "run where one spread span cell grid overview trainings superseded regime regime_table".split()
+GIVEN = "run where one spread span cell grid overview trainings superseded regime regime_table reproduced minutes".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -99,6 +99,16 @@ def run(name: str) -> Figures:
     return Figures(read_file(REFERENCE / f"{name}.json"))
 
 
+def reproduced() -> list[str]:
+    """The ids of the runs of `make reproduce`, in their order."""
+    return [record["run"] for record in published() if record["experiment"] == "scarce"]
+
+
+def minutes(runs: list[str]) -> float:
+    """How long runs trained, with the base that the first one pretrained."""
+    return sum(run(name).minutes for name in runs) + run(runs[0]).metrics["base_seconds"] / 60
+
+
 def where(**wanted: Any) -> pd.DataFrame:
     """The rows with these values, or one of a list, in these columns; sweep: of a sweep's trials, else of none. ValueError without rows."""
     sweep = wanted.pop("sweep", "")
@@ -115,15 +125,13 @@ def one(column: str, **wanted: Any) -> float:
     return where(**wanted)[column].mean()
 
 
-def regime(method: str, pairs: int, coverage: float = 1.0, **more: Any) -> Any:
-    """What a method costs in a regime, a row of `regimes.costs`. ValueError where it was not searched."""
-    found = regimes.costs(regimes.trials(rows()))
-    named = {"encoder": "small_resnet", "planted": "finetuning", "method": method, "pairs": pairs, "coverage": coverage} | more
-    for name, value in named.items():
+def regime(method: str, pairs: int, coverage: float = 1.0, tau: float | None = None, planted: str = "finetuning") -> Any:
+    """What a method costs in a regime, a row of `regimes.costs`, over its trials or those with one tau; None where it was not searched."""
+    found = regimes.trials(rows())
+    wanted = {"encoder": "small_resnet", "planted": planted, "method": method, "pairs": pairs, "coverage": coverage}
+    for name, value in (wanted | ({} if tau is None else {"tau": tau})).items():
         found = found[found[name] == value]
-    if len(found) != 1:
-        raise ValueError(f"no published search of {method} with {pairs} pairs and a coverage of {coverage:g}")
-    return found.iloc[0]
+    return regimes.costs(found).iloc[0] if len(found) else None
 
 
 def regime_table() -> str:
