@@ -17,6 +17,8 @@ from parlib.experiments.subject import seen_classes
 from parlib.measure.metrics import EvalSet, zero_shot
 from parlib.measure.selection import blind, choose
 from parlib.method.methods import Recipe
+from parlib.report import regimes
+from parlib.report.rows import table
 from parlib.train.loop import fit
 
 NAMES = class_names()
@@ -152,3 +154,69 @@ def test_the_pairs_of_a_run_are_those_of_its_regime():
     whole, part = (load_pairs("scenes", 60, params, coverage=coverage) for coverage in (1.0, 0.25))  # pyright: ignore[reportArgumentType]
     assert len(whole) == len(part) == 60
     assert len(set(part.labels.tolist())) == 5
+
+
+def _searched() -> pd.DataFrame:
+    """Two methods in a regime: three rates of fine-tuning, two of PAR, one of which removes the backdoor."""
+    usual = {"experiment": "regimes", "split": "validation", "encoder": "small_resnet", "planted": "finetuning", "pairs": 720.0}
+    usual |= {
+        "coverage": 0.25,
+        "poisoned_clean_accuracy": 0.96,
+        "poisoned_clean_accuracy_seen": 0.98,
+        "poisoned_clean_accuracy_unseen": 0.95,
+    }
+    rows = [
+        ("finetune", None, 1e-4, 0.95, 0.97, 0.94, 0.90),
+        ("finetune", None, 1e-3, 0.90, 0.95, 0.88, 0.30),
+        ("finetune", None, 4e-3, 0.70, 0.90, 0.63, 0.01),
+        ("par", 2.15, 1e-4, 0.80, 0.90, 0.77, 0.80),
+        ("par", 2.15, 1e-3, 0.60, 0.85, 0.52, 0.04),
+    ]
+    names = ["method", "tau", "lr", "clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "attack_success_rate"]
+    found = pd.DataFrame(rows, columns=names).assign(**usual, triggered_accuracy=0.5, self_weight=None, notebook="03_tau_sweep")
+    return found.assign(run=[f"a:{i}" for i in range(len(found))])
+
+
+def test_what_a_removal_costs_by_hand():
+    found = regimes.costs(regimes.trials(_searched())).set_index("method")
+    assert found.loc["finetune", ["cost", "cost_seen", "cost_unseen"]].tolist() == pytest.approx([26, 8, 32])
+    assert found.loc["par", ["cost", "cost_unseen", "lr"]].tolist() == pytest.approx([36, 43, 1e-3])
+    assert found.loc["finetune", ["blind_asr", "blind_lr"]].tolist() == [0.30, 1e-3]  # 0.95 of the seen classes is within 6 points of 0.98
+    assert found.loc["finetune", ["informed_asr", "informed_lr"]].tolist() == [0.30, 1e-3]  # of all classes 0.90 is just within them
+    margins = regimes.at_margins(regimes.trials(_searched())).set_index("method")
+    assert margins.loc["finetune", "1 points"] == 0.90
+    assert pd.isna(margins.loc["par", "6 points"])
+    shown = regimes.summary(found.reset_index())
+    assert "26.0" in shown.iloc[0].tolist()
+    none = regimes.costs(regimes.trials(_searched().assign(attack_success_rate=0.9)))
+    assert set(regimes.summary(none).iloc[:, 2]) == {"not reached"}
+
+
+def test_a_frontier_holds_what_no_other_trial_beats():
+    runs = pd.DataFrame({"cost": [0.1, 0.2, 0.3, 0.4], "attack_success_rate": [0.5, 0.6, 0.1, 0.1]})
+    assert regimes.frontier(runs).index.tolist() == [0, 2]
+
+
+def test_the_figures_have_a_panel_a_regime_and_none_without_trials():
+    found = regimes.trials(_searched())
+    other = found.assign(coverage=1.0, planted="pretraining")
+    both = pd.concat([found, other], ignore_index=True)
+    made = _searched().assign(experiment="scarce", notebook="02_clean")
+    figure = regimes.frontiers(both, regimes.today(made))
+    assert figure is not None
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+    assert titles == ["720 pairs, 25 % of the classes", "720 pairs, all classes, planted in pretraining"]
+    assert regimes.frontiers(found.iloc[:0], made.iloc[:0]) is None
+    assert regimes.by_tau(found) is None  # one tau
+    assert regimes.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
+
+
+def test_a_table_says_which_trial_each_rule_takes():
+    columns = _searched().set_index("run")
+    history = columns.assign(trigger="badnet_stripes", error="", stopped=False).drop(columns=["experiment", "notebook"])
+    record = {
+        "run": "03_tau_sweep/a", "notebook": "03_tau_sweep", "experiment": "regimes",
+        "timings": {"seconds": [1.0] * 5}, "history": history.to_dict("list"),
+    }  # fmt: skip
+    found = table([record])
+    assert found["rule"].tolist() == ["", "informed, blind", "", "blind", "informed"]

@@ -14,11 +14,11 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = "run where one spread span cell grid overview trainings superseded regime regime_table reproduced minutes".split()
+GIVEN = "run where one spread span cell grid overview trainings superseded regime regime_table where_trials reproduced minutes".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
-_FORMS = {"f1": ".1f", "f2": ".2f", "f3": ".3f", "f4": ".4f", "n0": ",.0f", "g": "g"}
+_FORMS = {"f0": ".0f", "f1": ".1f", "f2": ".2f", "f3": ".3f", "f4": ".4f", "n0": ",.0f", "g": "g"}
 FILTERS: dict[str, Callable[..., Any]] = {name: lambda value, form=form: format(value, form) for name, form in _FORMS.items()}
 FILTERS |= {
     "pct": lambda value: f"{100 * value:.1f} %",
@@ -118,6 +118,11 @@ def where(**wanted: Any) -> pd.DataFrame:
     if found.empty:
         raise ValueError(f"no published row has {wanted | ({'sweep': sweep} if sweep else {})}")
     return found
+
+
+def where_trials(experiment: str) -> pd.DataFrame:
+    """The trials of an experiment's sweeps."""
+    return rows()[(rows()["experiment"] == experiment) & rows()["run"].str.contains(":")]
 
 
 def one(column: str, **wanted: Any) -> float:

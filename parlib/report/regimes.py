@@ -33,7 +33,7 @@ def today(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def title_of(regime: Any) -> str:
-    """A regime in words, from a row: "720 pairs (3 %), all classes"."""
+    """A regime in words, from a row: "720 pairs, all classes"."""
     classes = "all classes" if regime["coverage"] == 1 else f"{regime['coverage']:.0%} of the classes".replace("%", " %")
     planted = ", planted in pretraining" if regime["planted"] == "pretraining" else ""
     return f"{regime['pairs']:,.0f} pairs, {classes}{planted}"
