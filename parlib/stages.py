@@ -6,6 +6,7 @@ Golden outputs (tests/golden) guard them: a computation that gives other numbers
 STAGES: dict[str, int] = {
     # what is drawn
     "scenes": 1,
+    "coverage": 1,
     "synthetic/composed": 1,
     "synthetic/flat": 1,
     "synthetic/sentences": 1,

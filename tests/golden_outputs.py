@@ -21,7 +21,7 @@ from parlib.cache import ROOT, atomic_file, digest
 from parlib.data.feeds import generator
 from parlib.data.painter import painter
 from parlib.data.pairs import TEMPLATES, Pairs
-from parlib.data.scenes import class_names, draw_scenes, sprites, write_captions
+from parlib.data.scenes import class_names, covered, draw_scenes, sprites, write_captions
 from parlib.data.synthetic import draw_synthetic
 from parlib.experiments.presets import trigger_options
 from parlib.external.layouts import LAYOUTS, decode
@@ -56,6 +56,11 @@ def _pairs() -> Pairs:
 def _scenes() -> dict[str, Any]:
     pairs = _pairs()
     return {"pixels": digest(pairs.pixels), "captions": digest(pairs.captions), "labels": digest(pairs.labels, pairs.second)}
+
+
+def _coverage() -> dict[str, Any]:
+    names = class_names()
+    return {f"{share:g}": digest([names[i] for i in covered(names, share, "banana")]) for share in (0.5, 0.25)}
 
 
 def _trigger(name: str) -> dict[str, Any]:
@@ -141,6 +146,7 @@ def _external() -> dict[str, Any]:
 
 _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "scenes": _scenes,
+    "coverage": _coverage,
     "poison": _poison,
     "learned": _learned,
     "loop": _loop,

@@ -170,6 +170,7 @@ class Clean(Training):
 
     def stages(self) -> list[str]:
         data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
+        data += ["coverage"] if self.coverage < 1 else []
         triggers = [f"trigger/{name}" for name in (self.trigger, *self.tests)]
         return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
 
