@@ -34,7 +34,7 @@ def material(clip, scenes) -> Material:
     (trial,) = _sweep({"batch": [40]}).trials()
     trigger = Trigger(trial.trigger, trigger_options(trial.trigger))
     test = attacked(replace(scenes.first(60), templates=TEMPLATES[:1]), trigger, trial.target)
-    return Material({trial.attacked_model: Subject(clip, None, trigger, scenes, None, test, test)}, {("scenes", 120): scenes})
+    return Material({trial.attacked_model: Subject(clip, None, trigger, scenes, None, test, test)}, {trial.clean_set: scenes})
 
 
 def test_a_space_is_every_combination_once():

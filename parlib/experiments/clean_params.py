@@ -83,6 +83,8 @@ class Clean(Training):
     def _resolved(self) -> Self:
         super()._resolved()
         self._check_coverage()
+        if self.poisoned.startswith(SOURCES) and (self.planted != "finetuning" or self.base_epochs):
+            raise ValueError(f"planted and base_epochs tell runs of 01_poison apart; {self.poisoned} is a checkpoint: leave them out")
         if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         self._check_wordnet()

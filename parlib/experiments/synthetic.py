@@ -137,10 +137,10 @@ def distances(clip: Clip, material: Material, classes: int, count: int = 4000) -
     """How far each set of pairs lies from scenes of the training split (Fréchet distance), and how varied it is (Vendi score), in a
     model's image embedding: a row a set, by the first `count` pairs. For models of other sizes than the scenes', from the first set.
     """
-    (_, n), first = next(iter(material.pairs.items()))
+    (_, n, *_), first = next(iter(material.pairs.items()))
     real = load_scenes("train", min(count, 120 * classes), classes) if clip.side == SIDE else first.first(min(count, n))
     known, rows = embed_images(clip, real.pixels), []
-    for (data, n), found in material.pairs.items():
+    for (data, n, *_), found in material.pairs.items():
         image = embed_images(clip, found.first(min(count, n)).pixels)
         rows.append({"data": data, "pairs": n, "gap": frechet(image, known), "diversity": vendi(image)})
     return pd.DataFrame(rows)
