@@ -118,7 +118,7 @@ def show(runs: list[Planned]) -> None:
         rows = table(fresh(scale, registry.check))
         with atomic_file(folder / "table.csv") as temporary:
             rows.to_csv(temporary, index=False)
-        attacks = rows.loc[rows["run"].isin(ids), ["encoder", "trigger", "attack"]].drop_duplicates()
+        attacks = rows.loc[rows["run"].isin(ids), ["experiment", "encoder", "trigger", "attack"]].drop_duplicates()
         print("\n" + brief(rows.merge(attacks)).to_string(index=False))
     for run in ids if scale == "small" else []:
         published = REFERENCE / f"{run}.json"

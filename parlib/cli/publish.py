@@ -128,6 +128,8 @@ def publish() -> None:
         for run in dict.fromkeys([*shown.values(), *drawn]):
             _figures(folder, reference, run)
         table(read_all(reference)).to_csv(reference / "table.csv", index=False)
+        if (figure := reference / "05_evaluate_regimes.png").exists():
+            shutil.copy(figure, reference / "regimes.png")  # the name that README shows
     for name, notebook in notebooks.items():
         nbformat.write(notebook, notebook_path(name))
     prose.write_all()
@@ -139,8 +141,9 @@ def publish() -> None:
 
 def _figures(folder: Path, reference: Path, run: str) -> None:
     """The figures of a run: those that it drew here, else those that are published."""
-    found = [path for source in (REFERENCE, folder) for path in (source / run).parent.glob(f"{Path(run).name}_*")]
-    for path in {path.name: path for path in found if path.suffix in (".png", ".svg")}.values():
+    found = [path for source in (REFERENCE, folder) for path in sorted((source / run).parent.glob(f"{Path(run).name}_*"))]
+    named = re.compile(rf"{re.escape(Path(run).name)}_[a-z_]+\.(png|svg)")  # with digits it is of another run, whose id goes on
+    for path in {path.name: path for path in found if named.fullmatch(path.name)}.values():
         (reference / run).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, (reference / run).parent)
 

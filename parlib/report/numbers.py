@@ -14,7 +14,8 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = "run where one spread span cell grid overview trainings superseded regime regime_table where_trials reproduced minutes".split()
+GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table where_trials least_rate reproduced
+minutes""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -120,9 +121,18 @@ def where(**wanted: Any) -> pd.DataFrame:
     return found
 
 
-def where_trials(experiment: str) -> pd.DataFrame:
-    """The trials of an experiment's sweeps."""
-    return rows()[(rows()["experiment"] == experiment) & rows()["run"].str.contains(":")]
+def where_trials(experiment: str, **wanted: Any) -> pd.DataFrame:
+    """The trials of an experiment's sweeps with these values, by rate and tau."""
+    found = rows()[(rows()["experiment"] == experiment) & rows()["run"].str.contains(":")]
+    for name, value in wanted.items():
+        found = found[found[name] == value]
+    return found.sort_values(["lr", "tau"])
+
+
+def least_rate(method: str, pairs: int) -> float:
+    """The lowest rate of a method's trials in a regime of all classes that removes the backdoor."""
+    found = where_trials("regimes", method=method, pairs=pairs, coverage=1.0)
+    return found.loc[found["asr"] <= regimes.GONE, "lr"].min()
 
 
 def one(column: str, **wanted: Any) -> float:

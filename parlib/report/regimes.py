@@ -148,14 +148,13 @@ def _draw_today(axes: Any, panels: list[pd.DataFrame], runs_of_today: pd.DataFra
 
 
 def _finding(found: pd.DataFrame) -> str:
-    """What the cheapest removal costs, from the regime in which that is most to the one in which it is least."""
+    """What the cheapest removal costs, from the regime in which that is least to the one in which it is most."""
     table = costs(found)
     cheapest = table[table["removed"]].groupby(REGIME, sort=False)["cost"].min()
     if cheapest.empty:
         return "No method removes the backdoor in any of these regimes"
-    least, most = cheapest.min(), cheapest.max()
-    span = f"{least:.0f} to {most:.0f} points" if len(cheapest) > 1 else f"{most:.0f} points"
-    return f"Removing the backdoor (ASR at most {GONE:g}) costs {span} of clean accuracy, by the cheapest method of each regime"
+    span = " to ".join(dict.fromkeys(f"{end:.0f}" for end in (cheapest.min(), cheapest.max())))
+    return f"Removing the backdoor (ASR at most {GONE:g}) costs {span} points of clean accuracy, by the cheapest method"
 
 
 def by_tau(found: pd.DataFrame) -> Figure | None:

@@ -78,7 +78,7 @@ def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def brief(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a terminal shows at the end of a run: the attacks of the main table and of the new triggers, and each run of one's own."""
+    """What a terminal shows at the end of a run: the attacks of the main tables and of the new triggers, and each run of one's own."""
     made = []
     for run in of(rows, [""]).to_dict("records"):
         head = {"encoder": name(run["encoder"]), "trigger": attack_of(run)}
@@ -86,7 +86,7 @@ def brief(rows: pd.DataFrame) -> pd.DataFrame:
             made.append(head | {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": before})
         after = {SHOWN[metric]: number(run[metric], *(run[end] for end in _ENDS.get(metric, ()))) for metric in _MEASURED}
         made.append(head | {"model": name(run["method"])} | after)
-    found = pd.concat([_summary(of(rows, (*MAIN, "new_triggers"))), pd.DataFrame(made)], ignore_index=True).fillna("")
+    found = pd.concat([_summary(of(rows, (*MAIN, "new_triggers", "scarce"))), pd.DataFrame(made)], ignore_index=True).fillna("")
     found = found.reindex(columns=["encoder", "trigger", "model", *map(SHOWN.get, _MEASURED)])
     return found if found["encoder"].nunique() > 1 else found.drop(columns="encoder")
 
