@@ -246,7 +246,9 @@ def test_ray_runs_what_it_can_and_says_what_failed_and_what_diverged(material, m
     monkeypatch.setenv("PAR_CACHE", str(tmp_path))  # trained once more
     try:
         alone = trial_row(params.trials()[1], material)
-        cleaned = clean(params.trials()[1], material.subjects[params.trials()[1].attacked_model], material.pairs["scenes", 120])
+        cleaned = clean(
+            params.trials()[1], material.subjects[params.trials()[1].attacked_model], material.pairs[params.trials()[1].clean_set]
+        )
     finally:
         torch.set_num_threads(threads)
     assert cleaned.trained.sha256 == alone["weights"] == trials.loc[1, "weights"]  # what a plain loop gives, bit for bit
