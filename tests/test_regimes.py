@@ -184,8 +184,8 @@ def test_what_a_removal_costs_by_hand():
     assert found.loc["finetune", ["blind_asr", "blind_lr"]].tolist() == [0.30, 1e-3]  # 0.95 of the seen classes is within 6 points of 0.98
     assert found.loc["finetune", ["informed_asr", "informed_lr"]].tolist() == [0.30, 1e-3]  # of all classes 0.90 is just within them
     margins = regimes.at_margins(regimes.trials(_searched())).set_index("method")
-    assert margins.loc["finetune", "1 points"] == 0.90
-    assert pd.isna(margins.loc["par", "6 points"])
+    assert margins.loc["fine-tuning", "ASR within 1 points"] == "0.900"
+    assert margins.loc["PAR", "ASR within 6 points"] == ""
     shown = regimes.summary(found.reset_index())
     assert "26.0" in shown.iloc[0].tolist()
     none = regimes.costs(regimes.trials(_searched().assign(attack_success_rate=0.9)))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from parlib.measure.selection import MARGIN, MARGINS, blind, choose, kept
 from parlib.report import style
-from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, rate, rate_axis
+from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, number, rate, rate_axis
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
@@ -91,12 +91,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_margins(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a regime and method, a column a margin: the lowest ASR at no more than that cost; missing where no trial costs so little."""
+    """A row a regime and method, a column a margin: the lowest ASR at no more than that cost, as people read it; empty where no trial
+    costs so little.
+    """
     rows = []
     for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
-        row = {column: runs[column].iloc[0] for column in [*REGIME, "method"]}
+        row = {"clean pairs": title_of(runs.iloc[0]), "method": name(runs["method"].iloc[0])}
         for margin in MARGINS:
-            row[f"{100 * margin:.0f} points"] = runs.loc[kept(runs, margin), "attack_success_rate"].min()
+            row[f"ASR within {100 * margin:.0f} points"] = number(runs.loc[kept(runs, margin), "attack_success_rate"].min())
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -165,17 +167,20 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
     panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() > 1]
     if not panels:
         return None
-    measures = {"clean_accuracy_unseen": "accuracy, unseen classes", "own": "accuracy, seen classes", "attack_success_rate": style.ASR}
+    measures = {"own": "accuracy, seen classes", "attack_success_rate": style.ASR}
+    if runs["clean_accuracy_unseen"].notna().any():
+        measures = {"clean_accuracy_unseen": "accuracy, unseen classes"} | measures
     speeds = sorted(runs["lr"].unique())
     paints = dict(zip(speeds, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(speeds))), strict=True))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(3, len(panels), figsize=(1.6 + 2.8 * len(panels), 6.4), sharex=True, sharey="row", squeeze=False)
+        size = (1.6 + 2.8 * len(panels), 2.1 * len(measures))
+        figure, axes = plt.subplots(len(measures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False)
         for column, part in zip(axes.T, panels, strict=True):
             own = part.assign(own=part["clean_accuracy_seen"].fillna(part["clean_accuracy"]))
             column[0].set_title(title_of(part.iloc[0]))
             for ax, (measure, label) in zip(column, measures.items(), strict=True):
                 if measure == "attack_success_rate":
-                    rate_axis(ax, label=ax is axes[2, 0])
+                    rate_axis(ax, label=ax is axes[-1, 0])
                 ax.set(ylabel=label if column[0] is axes[0, 0] else "", xlabel="tau" if ax is column[-1] else "")
                 for speed, line in own.sort_values("tau").groupby("lr"):
                     ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}")

@@ -73,7 +73,9 @@ def search_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """Every run beside the main table, that of the new triggers, and the searches."""
-    others = rows[~rows["experiment"].isin([*MAIN, "new_triggers", "search"])].sort_values(["experiment", "run"], kind="stable")
+    others = rows[~rows["experiment"].isin([*MAIN, "new_triggers", "search", "regimes", "scarce"])].sort_values(
+        ["experiment", "run"], kind="stable"
+    )
     return readable(others, ["experiment", "encoder", *_OPTIONS, *_MEASURED])
 
 
