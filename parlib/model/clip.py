@@ -156,6 +156,7 @@ def load(source: str) -> Clip:
             raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+        _check_text_tower(config)
         if config["text_cfg"].get("hf_model_name") in _PACKAGED:
             clip = _create(folder.name, config)
             clip.net.load_state_dict(load_file(folder / WEIGHTS), strict=True)
@@ -241,6 +242,17 @@ def _create(name: str, config: dict, seed: int = 0, **options) -> Clip:
         net.visual.image_mean = net.visual.image_std = (0.5, 0.5, 0.5)  # as the image tower was trained
     net.visual.to(memory_format=torch.channels_last)  # a training step of small_resnet takes 137 ms instead of 169 on 2 cores
     return Clip(net, config, tokenizer)
+
+
+def _check_text_tower(config: dict) -> None:
+    """ValueError where a checkpoint's configuration names a text tower or tokenizer of transformers' that is not our own: open_clip would
+    fetch what it names and, with tokenizer_kwargs, could run its code.
+    """
+    text, ours = config["text_cfg"], architecture("lite0_minilm")["text_cfg"]
+    if not any(name.startswith("hf_") for name in text):  # open_clip's own tokenizer takes no code from its options
+        return
+    if foreign := [name for name in text if name.startswith(("hf_", "tokenizer_")) and text[name] != ours.get(name)]:
+        raise ValueError(f"its configuration names {foreign[0]} = {text[foreign[0]]!r}, which is none of ours: refused")
 
 
 def _resolved(name: str, config: dict) -> str:
