@@ -17,8 +17,6 @@ from parlib.measure.metrics import embedding_map, evaluate, moved
 from parlib.model.clip import Clip
 from parlib.train.cached import Reporting, Trained, train
 
-_PLANTED = ("base_clean_accuracy", "base_asr")
-
 
 @dataclass(frozen=True)
 class Cleaned:
@@ -62,9 +60,11 @@ def clean(
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
     trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)
     first = "poisoned" if before.record is not None else "before"  # of another's checkpoint that is not known
-    test = replace(before.test, seen=seen_classes(params, pairs))
-    models = {first: evaluate(before.clip, test), params.method: evaluate(trained.clip, test)}
-    metrics = models[params.method] | beside("poisoned", models[first]) | _planting(before)
+    seen = seen_classes(params, pairs)
+    test = replace(before.test, seen=seen)
+    models = {first: before.metrics if seen is None else evaluate(before.clip, test), params.method: evaluate(trained.clip, test)}
+    metrics = models[params.method] | beside("poisoned", models[first])
+    metrics |= {"patch": before.trigger.patch, "strength": before.trigger.strength} | before.planting
     tables = {}
     if whole:
         distances = moved(trained.clip, before.clip, pairs.first(min(500, params.pairs)))
@@ -84,15 +84,6 @@ def clean(
         skipped={"training": trained, "evaluation": before.scenes, "retrieval": before.captioned},
     )
     return Cleaned(result, before, pairs, trained, models)
-
-
-def _planting(before: Subject) -> dict[str, Any]:
-    """How the backdoor was planted, as a cleaning's record repeats it."""
-    found: dict[str, Any] = {"patch": before.trigger.patch, "strength": before.trigger.strength}
-    if before.record is not None:
-        found |= {name: before.record["metrics"][name] for name in _PLANTED} | {"rate": before.record["params"]["rate"]}
-        found |= {name: before.record["params"][name] for name in ("planted", "base_epochs") if name in before.record["params"]}
-    return found
 
 
 def tried(models: dict[str, Clip], images: Pairs, triggers: list[Trigger], target: str) -> pd.DataFrame:

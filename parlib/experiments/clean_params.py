@@ -18,7 +18,7 @@ from parlib.model.checkpoints import SOURCES
 from parlib.records.store import read
 
 _OWN = ("tau", "self_weight", "pool")  # options of one method alone
-_ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
+ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
 
 
 class Clean(Training):
@@ -129,7 +129,7 @@ class Clean(Training):
 
     def planting(self) -> Poison:
         """The run of 01_poison that a cleaning starts from when none is named: the same encoder, trigger, target and seed."""
-        return Poison.check({name: getattr(self, name) for name in ("scale", *_ATTACKED)})
+        return Poison.check({name: getattr(self, name) for name in ("scale", *ATTACKED)})
 
     def needs(self) -> list[Any]:
         return [] if self.poisoned else [self.planting()]
@@ -137,7 +137,7 @@ class Clean(Training):
     @property
     def attacked_model(self) -> tuple:
         """What tells one attacked model and its trigger from another."""
-        named = (getattr(self, name) for name in ("poisoned", "normalised", *_ATTACKED))
+        named = (getattr(self, name) for name in ("poisoned", "normalised", *ATTACKED))
         return (*named, tuple(sorted(self.trigger_options.items())))
 
     @property

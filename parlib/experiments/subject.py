@@ -39,6 +39,15 @@ class Subject:
         """The poisoned model's own."""
         return evaluate(self.clip, self.test)
 
+    @property
+    def planting(self) -> dict[str, Any]:
+        """How the backdoor was planted, and in which base, as cleanings' rows and records repeat it; empty where that is not known."""
+        if self.record is None:
+            return {}
+        params, metrics = self.record["params"], self.record["metrics"]
+        found = {"rate": params["rate"]} | {name: metrics[name] for name in ("base_clean_accuracy", "base_asr")}
+        return found | {name: params[name] for name in ("planted", "base_epochs") if name in params}
+
 
 def subject(params: Clean) -> Subject:
     """The poisoned model of a cleaning, on the device that it is cleaned on, with the trigger as it was planted unless the parameters

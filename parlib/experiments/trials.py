@@ -9,13 +9,13 @@ from pydantic import Field
 
 from parlib.data.pairs import Pairs
 from parlib.experiments.clean import clean
-from parlib.experiments.clean_params import Clean
+from parlib.experiments.clean_params import ATTACKED, Clean
 from parlib.experiments.params import Attacked, Input, tuned
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.external.stream import Stream
 
 _FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "max_skipped", "tests")  # of all trials
-_ATTACK = "poisoned normalised attack encoder trigger target planted base_epochs seed trigger_options".split()
+_ATTACK = ("poisoned", "normalised", *ATTACKED, "trigger_options")
 _OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus")  # a sweep's own name stands for these in its id
 _COMMON = {"scale", "experiment", "classes", "eval_scenes", "evaluation", "retrieval", "templates", "max_skipped", "compute", "tests"}
 _COMMON |= {"trigger_options"}
@@ -162,7 +162,4 @@ def start_row(before: Subject) -> dict[str, Any]:
     """What a table says of the poisoned model that a trial started from."""
     metrics = before.metrics
     found = {"poisoned_clean_accuracy": metrics["clean_accuracy"], "poisoned_asr": metrics["attack_success_rate"]}
-    if (record := before.record) is not None:
-        found |= {"rate": record["params"]["rate"]} | {name: record["metrics"][name] for name in ("base_clean_accuracy", "base_asr")}
-        found |= {name: record["params"][name] for name in ("planted", "base_epochs") if name in record["params"]}
-    return found
+    return found | before.planting

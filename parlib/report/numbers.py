@@ -110,12 +110,18 @@ def minutes(runs: list[str]) -> float:
     return sum(run(name).minutes for name in runs) + run(runs[0]).metrics["base_seconds"] / 60
 
 
+def _having(found: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
+    """The rows with these values, or one of a list, in these columns."""
+    for name, value in wanted.items():
+        found = found[found[name].isin(value if isinstance(value, list) else [value])]
+    return found
+
+
 def where(**wanted: Any) -> pd.DataFrame:
     """The rows with these values, or one of a list, in these columns; sweep: of a sweep's trials, else of none. ValueError without rows."""
     sweep = wanted.pop("sweep", "")
     found = rows()[rows()["run"].str.startswith(f"{sweep}:") if sweep else ~rows()["run"].str.contains(":")]
-    for name, value in wanted.items():
-        found = found[found[name].isin(value if isinstance(value, list) else [value])]
+    found = _having(found, wanted)
     if found.empty:
         raise ValueError(f"no published row has {wanted | ({'sweep': sweep} if sweep else {})}")
     return found
@@ -123,10 +129,7 @@ def where(**wanted: Any) -> pd.DataFrame:
 
 def where_trials(experiment: str, **wanted: Any) -> pd.DataFrame:
     """The trials of an experiment's sweeps with these values, by rate and tau."""
-    found = rows()[(rows()["experiment"] == experiment) & rows()["run"].str.contains(":")]
-    for name, value in wanted.items():
-        found = found[found[name] == value]
-    return found.sort_values(["lr", "tau"])
+    return _having(rows()[rows()["run"].str.contains(":")], {"experiment": experiment} | wanted).sort_values(["lr", "tau"])
 
 
 def least_rate(method: str, pairs: int) -> float:
@@ -142,10 +145,8 @@ def one(column: str, **wanted: Any) -> float:
 
 def regime(method: str, pairs: int, coverage: float = 1.0, tau: float | None = None, planted: str = "finetuning") -> Any:
     """What a method costs in a regime, a row of `regimes.costs`, over its trials or those with one tau; None where it was not searched."""
-    found = regimes.trials(rows())
     wanted = {"encoder": "small_resnet", "planted": planted, "method": method, "pairs": pairs, "coverage": coverage}
-    for name, value in (wanted | ({} if tau is None else {"tau": tau})).items():
-        found = found[found[name] == value]
+    found = _having(regimes.trials(rows()), wanted | ({} if tau is None else {"tau": tau}))
     return regimes.costs(found).iloc[0] if len(found) else None
 
 

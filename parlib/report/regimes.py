@@ -16,11 +16,16 @@ REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime fr
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
+def searched(rows: pd.DataFrame) -> pd.DataFrame:
+    """The trials of the regimes' searches that ended."""
+    return rows[(rows["experiment"] == "regimes") & (rows["split"] == "validation") & rows["clean_accuracy"].notna()]
+
+
 def trials(rows: pd.DataFrame) -> pd.DataFrame:
     """The trials of the regimes' searches, in order of regime and method, with their cost in clean accuracy: of all classes (`cost`), of
     those that the pairs show (`cost_seen`) and of the others (`cost_unseen`, missing where there is none).
     """
-    found = rows[(rows["experiment"] == "regimes") & (rows["split"] == "validation") & rows["clean_accuracy"].notna()].copy()
+    found = searched(rows).copy()
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])

@@ -11,6 +11,7 @@ from parlib.experiments.presets import proportion
 from parlib.experiments.registry import check
 from parlib.measure.selection import MARGIN, blind, choose
 from parlib.records.store import artifact_file
+from parlib.report.regimes import REGIME, searched
 from parlib.report.style import in_order, rank
 
 ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack from those of others
@@ -35,9 +36,8 @@ def table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def _ruled(found: pd.DataFrame) -> pd.DataFrame:
     """With the rules (`rule`: informed, blind or both) by which a trial of the regimes' searches is the chosen one of its method."""
-    searched = found[(found["experiment"] == "regimes") & (found["split"] == "validation") & found["clean_accuracy"].notna()]
     rules = pd.Series("", index=found.index)
-    for _, runs in searched.groupby(["encoder", "planted", "pairs", "coverage", "method"]):
+    for _, runs in searched(found).groupby([*REGIME, "method"]):
         for name, rule in (("informed", choose), ("blind", blind)):
             rules[rule(runs)] = ", ".join(filter(None, (rules[rule(runs)], name)))
     return found.assign(rule=rules)
