@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -30,7 +31,7 @@ class Sweeping:
         """The trials that ran to their end."""
         return self.trials[(self.trials["error"] == "") & ~self.trials["stopped"]]
 
-    @property
+    @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
         """Trade-off curves by label."""
         return curves(self.ended) if getattr(self.result.params, "search", "grid") == "grid" else {}

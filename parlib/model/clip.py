@@ -261,6 +261,10 @@ def _resolved(name: str, config: dict) -> str:
     if tower not in _PACKAGED:
         return name
     folder = str(packaged(tower))
+    from transformers.utils import logging as said  # of the optional extra
+
+    said.set_verbosity_error()  # it would report that the sentence pooler is not used, and draw a bar for 101 tensors
+    said.disable_progress_bar()
     text = config["text_cfg"] | {"hf_model_name": folder, "hf_tokenizer_name": folder}
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / f"{_RESOLVED}.json"

@@ -14,8 +14,8 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table where_trials least_rate reproduced
-minutes""".split()
+GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table regime_overview where_trials
+least_rate reproduced minutes""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -152,7 +152,17 @@ def regime(method: str, pairs: int, coverage: float = 1.0, tau: float | None = N
 
 def regime_table() -> str:
     """All regimes and methods that were searched, as Markdown."""
-    return tables.markdown(regimes.summary(regimes.costs(regimes.trials(rows()))))
+    return tables.markdown(regimes.summary(_regime_costs()))
+
+
+def regime_overview() -> str:
+    """What a removal costs by regime and method, of backdoors planted in fine-tuning, as Markdown."""
+    table = _regime_costs()
+    return tables.markdown(regimes.overview(table[table["planted"] == "finetuning"]))
+
+
+def _regime_costs() -> pd.DataFrame:
+    return regimes.costs(regimes.trials(rows()))
 
 
 def spread(column: str, **wanted: Any) -> str:

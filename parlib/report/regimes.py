@@ -16,16 +16,16 @@ REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime fr
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
-def searched(rows: pd.DataFrame) -> pd.DataFrame:
-    """The trials of the regimes' searches that ended."""
-    return rows[(rows["experiment"] == "regimes") & (rows["split"] == "validation") & rows["clean_accuracy"].notna()]
+def searched(rows: pd.DataFrame, experiment: str = "regimes") -> pd.DataFrame:
+    """The trials of the regimes' searches, or of another experiment, that ended."""
+    return rows[(rows["experiment"] == experiment) & (rows["split"] == "validation") & rows["clean_accuracy"].notna()]
 
 
-def trials(rows: pd.DataFrame) -> pd.DataFrame:
-    """The trials of the regimes' searches, in order of regime and method, with their cost in clean accuracy: of all classes (`cost`), of
-    those that the pairs show (`cost_seen`) and of the others (`cost_unseen`, missing where there is none).
+def trials(rows: pd.DataFrame, experiment: str = "regimes") -> pd.DataFrame:
+    """What `searched` finds, in order of regime and method, with the cost in clean accuracy: of all classes (`cost`), of those that the
+    pairs show (`cost_seen`) and of the others (`cost_unseen`, missing where there is none).
     """
-    found = searched(rows).copy()
+    found = searched(rows, experiment).copy()
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
@@ -37,11 +37,14 @@ def today(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["experiment"] == "scarce") & (rows["notebook"] == "02_clean")]
 
 
+def _classes(coverage: float) -> str:
+    return "all classes" if coverage == 1 else f"{100 * coverage:.0f} % of the classes"
+
+
 def title_of(regime: Any) -> str:
     """A regime in words, from a row: "720 pairs, all classes"."""
-    classes = "all classes" if regime["coverage"] == 1 else f"{regime['coverage']:.0%} of the classes".replace("%", " %")
     planted = ", planted in pretraining" if regime["planted"] == "pretraining" else ""
-    return f"{regime['pairs']:,.0f} pairs, {classes}{planted}"
+    return f"{regime['pairs']:,.0f} pairs, {_classes(regime['coverage'])}{planted}"
 
 
 def frontier(runs: pd.DataFrame) -> pd.DataFrame:
@@ -58,14 +61,14 @@ def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
 
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a regime and method: the cheapest trial that removes the backdoor, its cost in points on all, seen and unseen classes, and
-    what the two rules leave within MARGIN.
+    """A row a regime and method: the cheapest trial that removes the backdoor, its cost in points on all, seen and unseen classes, the
+    lowest ASR within MARGIN, and what the two rules take.
     """
     rows = []
     for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
         row = {column: runs[column].iloc[0] for column in [*REGIME, "method"]} | {"trials": len(runs)}
         best = least_cost(runs)
-        row |= {"removed": best is not None}
+        row |= {"removed": best is not None, "within_asr": runs.loc[kept(runs), "attack_success_rate"].min()}
         if best is not None:
             row |= {end: 100 * best[end] for end in ("cost", "cost_seen", "cost_unseen")}
             row |= {"lr": best["lr"], "asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
@@ -93,6 +96,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         for row in table.to_dict("records")
     ]
     return pd.DataFrame(rows)
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """`costs` as README shows them: a row a regime, a column a method: what its cheapest removal costs, at its rate; then the ASR that
+    the blind rule leaves, from the method with the least to the one with the most. Strings.
+    """
+    rows = []
+    for _, ours in table.groupby(REGIME, sort=False):
+        row = {"clean pairs": title_of(ours.iloc[0])}
+        for run in ours.to_dict("records"):
+            row[name(run["method"])] = f"{run['cost']:.1f} at `{rate(run['lr'])}`" if run["removed"] else "not reached"
+        least, most = (f"{ours['blind_asr'].agg(end):.2f}" for end in ("min", "max"))
+        rows.append(row | {"blind rule: ASR": least if least == most else f"{least} to {most}"})
+    return pd.DataFrame(rows).fillna("")
 
 
 def at_margins(found: pd.DataFrame) -> pd.DataFrame:
@@ -132,6 +149,56 @@ def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None
         f"cost. Ring: what the blind rule takes with a margin of {100 * MARGIN:.0f} points (dashed), without the trigger."
     )
     return finished(figure, _finding(found), note + (" Crosses: the runs of make reproduce, test scenes." if len(runs_of_today) else ""))
+
+
+def by_regime(found: pd.DataFrame) -> Figure | None:
+    """The lowest ASR within MARGIN and what a removal costs, over the regimes: a row an encoder, a line a method. Regimes of all classes
+    are joined by pairs, those of a part of them stand apart; None where there is no trial of a backdoor planted in fine-tuning.
+    """
+    table = costs(found[found["planted"] == "finetuning"])
+    if table.empty:
+        return None
+    places = table[["pairs", "coverage"]].drop_duplicates().sort_values(["coverage", "pairs"], ascending=False, ignore_index=True)
+    table = table.merge(places.assign(place=places.index))
+    encoders = list(table["encoder"].unique())
+    labels = [f"{pairs:,.0f}\n{_classes(coverage)}" for pairs, coverage in places.itertuples(index=False)]
+    with plt.rc_context(STYLE):
+        size = (3.2 + 1.4 * max(3, len(places)), 0.9 + 2.6 * len(encoders))
+        figure, axes = plt.subplots(len(encoders), 2, figsize=size, sharex=True, sharey="col", squeeze=False)
+        for line, encoder in zip(axes, encoders, strict=True):
+            ours = table[table["encoder"] == encoder]
+            for ax in line:
+                ax.set_xticks(places.index, labels, fontsize=8)
+                ax.set_xlim(-0.5, len(places) - 0.5)
+                for edge in places.index[places["coverage"].diff() < 0]:
+                    ax.axvline(edge - 0.5, color="black", lw=0.8)
+            rate_axis(line[0])
+            line[0].axhline(GONE, ls=":", color="black", lw=0.8)
+            line[0].set_title(f"{name(encoder)}: lowest ASR within {100 * MARGIN:.0f} points")
+            line[1].set(title=f"Cost of an ASR of at most {GONE:g}", ylabel="clean accuracy lost, in points")
+            _lines(line[0], ours, "within_asr")
+            ends = _lines(line[1], ours, "cost")
+            line[1].set_ylim(bottom=0)
+            label_ends(line[1], ends, gap=0.075)
+        for ax in axes[-1]:
+            ax.set_xlabel("clean pairs, and the classes that they show")
+    within = table.groupby(["encoder", "place"])["within_asr"].min()
+    margin = f"{100 * MARGIN:.0f} points of clean accuracy"
+    said = f"Within {margin} a method removes the backdoor in {(within <= GONE).sum()} of {len(within)} regimes"
+    note = "Validation scenes, BadNet-Stripes, single runs; each method ten trials. No point: no trial costs so little, or removes it."
+    return finished(figure, said, note)
+
+
+def _lines(ax: Axes, table: pd.DataFrame, column: str) -> list[tuple[float, float, str, str]]:
+    """Draw a column over the places of the regimes, a line a method; return the lines' ends, for their labels."""
+    ends = []
+    for method, ours in table.groupby("method", sort=False):
+        paint, ours = colour(str(method)), ours.dropna(subset=[column]).sort_values("place")
+        for _, joined in ours.groupby("coverage"):
+            ax.plot(joined["place"], joined[column], "o-", color=paint, ms=5, lw=1.6)
+        if len(ours):
+            ends.append((ours["place"].iloc[-1], ours[column].iloc[-1], name(method), paint))
+    return ends
 
 
 def _panel(ax: Axes, runs: pd.DataFrame) -> None:
