@@ -24,11 +24,13 @@ from parlib.data.pairs import TEMPLATES, Pairs
 from parlib.data.scenes import class_names, covered, draw_scenes, sprites, write_captions
 from parlib.data.synthetic import draw_synthetic
 from parlib.experiments.presets import trigger_options
-from parlib.external.layouts import LAYOUTS, decode
+from parlib.external.files import LAYOUTS
+from parlib.external.images import decode
 from parlib.measure.metrics import measure, retrieval, zero_shot
 from parlib.method.methods import METHODS, Recipe
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import create
+from parlib.model.preparation import Preparation
 from parlib.stages import STAGES
 from parlib.train.loop import fit
 
@@ -141,7 +143,7 @@ def _external() -> dict[str, Any]:
 
     file = io.BytesIO()
     Image.fromarray(_pairs().pixels[0].permute(1, 2, 0).numpy()).resize((90, 60), Image.Resampling.NEAREST).save(file, "PNG")
-    return {"decoded": digest(decode(file.getvalue(), 64)), "layouts": sorted(LAYOUTS), "templates": len(TEMPLATES)}
+    return {"decoded": digest(decode(file.getvalue(), Preparation(64))), "layouts": sorted(LAYOUTS), "templates": len(TEMPLATES)}
 
 
 _ONE: dict[str, Callable[[], dict[str, Any]]] = {

@@ -155,6 +155,7 @@ _COMMON = {
     "eval_scenes": [2000, 200, 20],
     "evaluation": ["", "imagenet:data/imagenet", "imagenet:data/imagenet ", "imagenet:data", "folder:data"],
     "retrieval": ["", *_NAMES],
+    "resize": ["own", "squash"],
     "templates": [80, 8, 1],
     "max_skipped": _SHARES,
     "normalised": [True, False],

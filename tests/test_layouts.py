@@ -1,6 +1,5 @@
 """External data in miniature: read whole, in order, in shares, and skipping."""
 
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -8,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from miniatures import cc3m, encoded, picture, synthclip, write_csv, write_parquet
-from PIL import Image
 
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
-from parlib.external.layouts import Skipped, decode, listed, read, table
+from parlib.external.batches import Skipped, read
+from parlib.external.files import Source, content
+from parlib.external.rows import stream
+from parlib.model.preparation import Preparation
 
 
 def _whole(name: str, folder: Path, **options) -> tuple[torch.Tensor, list]:
     skipped = options.pop("skipped", Skipped())
-    batches = list(read(name, folder, side=options.pop("side", 32), batch=options.pop("batch", 8), skipped=skipped, **options))
+    batches = list(read(f"{name}:{folder}", images=Preparation(32), batch=options.pop("batch", 8), skipped=skipped, **options))
     return torch.cat([pixels for pixels, _ in batches]), [item for _, given in batches for item in given]
 
 
@@ -61,14 +62,14 @@ def test_external_pairs_to_clean_with(tmp_path):
 
 def test_one_file_more_is_another_input(tmp_path):
     synthclip(tmp_path)
-    known = listed(f"synthclip:{tmp_path}")
-    assert listed(f"synthclip:{tmp_path}") == known
+    known = content(f"synthclip:{tmp_path}")
+    assert content(f"synthclip:{tmp_path}") == known
     synthclip_more = tmp_path / "data" / "2.zip"
     with zipfile.ZipFile(synthclip_more, "w") as archive:
         archive.writestr("2/0.png", encoded(0))
-    assert listed(f"synthclip:{tmp_path}") != known
+    assert content(f"synthclip:{tmp_path}") != known
     with pytest.raises(FileNotFoundError, match="synthclip:nowhere"):
-        listed("synthclip:nowhere")
+        content("synthclip:nowhere")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_csv_and_folder(tmp_path):
     assert _whole("folder", tmp_path / "folder")[1] == [0, 1, 2]
 
 
-def test_what_cannot_be_used_is_skipped_counted_and_listed(tmp_path):
+def test_what_cannot_be_used_is_skipped_counted_and_content(tmp_path):
     for i in range(5):
         picture(i).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(encoded(1)[:40])
@@ -139,23 +140,10 @@ def test_too_many_skipped_rows_end_the_run(tmp_path):
 
 def test_bad_input_is_told_apart(tmp_path):
     with pytest.raises(ValueError, match="cc12m.*cc3m, synthclip"):
-        table("cc12m", tmp_path)
+        stream(Source.of(f"cc12m:{tmp_path}"))
     with pytest.raises(FileNotFoundError, match=r"\*.tar.*cc3m"):
-        table("cc3m", tmp_path)
+        stream(Source.of(f"cc3m:{tmp_path}"))
     write_csv(tmp_path / "pairs.csv", [("1.png", "here")])
     (tmp_path / "pairs.csv").rename(tmp_path / "combined_images_and_captions.csv")
     with pytest.raises(ValueError, match="image_path.*image, caption"):
-        table("synthclip", tmp_path)
-
-
-def test_decode_squashes_to_a_square():
-    wide = Image.new("RGB", (80, 20))
-    wide.paste((255, 0, 0), (40, 0, 80, 20))
-    file = io.BytesIO()
-    wide.save(file, "PNG")
-    pixels = decode(file.getvalue(), 40)
-    assert pixels.shape == (3, 40, 40)
-    assert pixels[0, 0, 0] < 10
-    assert pixels[0, 0, -1] > 245
-    with pytest.raises((OSError, ValueError)):
-        decode(file.getvalue()[:50], 40)
+        stream(Source.of(f"synthclip:{tmp_path}"))

@@ -66,7 +66,9 @@ def test_everything_installs_from_the_lock():
 
 
 def test_what_parlib_imports_is_declared():
-    declared = {_pin(requirement)[0] for requirement in PROJECT["project"]["dependencies"]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    asked = [*PROJECT["project"]["dependencies"], *(one for name in extras.keys() - {"dev"} for one in extras[name])]
+    declared = {_pin(requirement)[0] for requirement in asked}
     brought = {"ipython": "ipykernel", "jinja2": "nbconvert", "jupyter-client": "papermill"}  # what it works with, and by what it comes
     sources = packages_distributions()
     for path in (ROOT / "parlib").rglob("*.py"):

@@ -17,6 +17,7 @@ from parlib.experiments.subject import seen_classes
 from parlib.measure.metrics import EvalSet, zero_shot
 from parlib.measure.selection import blind, choose
 from parlib.method.methods import Recipe
+from parlib.model.preparation import Preparation
 from parlib.report import regimes
 from parlib.report.rows import table
 from parlib.train.loop import fit
@@ -140,13 +141,13 @@ def test_external_pairs_of_a_coverage(monkeypatch):
     captions = ["a cat", "a cattle market", "a dog and a cat", "a banana", "Cat!", "nothing", "two dogs, one dog"]
     read = [(torch.arange(len(captions), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2), captions)]
     monkeypatch.setattr(stream, "read", lambda *_, **__: iter(read))
-    found = stream.Stream("csv:x", 9, 2).drawn(2, ["banana", "cat", "dog"], [1])
+    found = stream.Stream("csv:x", 9, Preparation(2)).drawn(2, ["banana", "cat", "dog"], [1])
     assert found.captions == ["a cat", "Cat!"]
     assert found.labels.tolist() == [1, 1]
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 4]
     monkeypatch.setattr(stream, "read", lambda *_, **__: iter(read))
     with pytest.raises(ValueError, match="csv:x holds 4 usable rows, 5 are asked"):
-        stream.Stream("csv:x", 9, 2).drawn(5, ["banana", "cat", "dog"], [1, 2])
+        stream.Stream("csv:x", 9, Preparation(2)).drawn(5, ["banana", "cat", "dog"], [1, 2])
 
 
 def test_the_pairs_of_a_run_are_those_of_its_regime():

@@ -11,16 +11,19 @@ from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import evaluation_images
-from parlib.external import layouts
-from parlib.external.layouts import Skipped
+from parlib.external import batches
+from parlib.external.batches import Skipped
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.measure.metrics import evaluate
 from parlib.method.eda import reword
 from parlib.method.methods import Recipe
+from parlib.model.clip import create
+from parlib.model.preparation import Preparation
 from parlib.train import loop
 from parlib.train.cached import train
 from parlib.train.loop import fit
 
+SIDE = Preparation(64)
 STRIPES = Trigger("badnet_stripes", {"size": 6})
 RECIPE = Recipe("par", epochs=2, batch=10, lr=1e-3, seed=3, tau=2.15, looks=0)
 
@@ -29,7 +32,7 @@ RECIPE = Recipe("par", epochs=2, batch=10, lr=1e-3, seed=3, tau=2.15, looks=0)
 def pairs(tmp_path) -> Stream:
     (tmp_path / "cc3m").mkdir()
     cc3m(tmp_path / "cc3m", count=40)
-    return Stream(f"cc3m:{tmp_path / 'cc3m'}", 40, 64)
+    return Stream(f"cc3m:{tmp_path / 'cc3m'}", 40, SIDE)
 
 
 def test_a_step_s_batch_depends_on_nothing_else(clip, pairs):
@@ -46,14 +49,14 @@ def test_a_step_s_batch_depends_on_nothing_else(clip, pairs):
 
 
 def test_a_short_data_set_begins_again_and_says_so(clip, pairs, capsys):
-    longer = Stream(pairs.data, 60, 64).feed(clip)
+    longer = Stream(pairs.data, 60, SIDE).feed(clip)
     for step in range(6):
         longer.batch(step, 10, seed=0)
     said = capsys.readouterr().out
     assert pairs.data in said
     assert "40 pairs of 60" in said
     with pytest.raises(ValueError, match="50 usable"):
-        Stream(pairs.data, 60, 64).feed(clip).batch(0, 50, seed=0)
+        Stream(pairs.data, 60, SIDE).feed(clip).batch(0, 50, seed=0)
 
 
 def test_training_on_a_stream_resumes_to_the_same_weights(clip, pairs, tmp_path, monkeypatch):
@@ -72,7 +75,7 @@ def test_training_on_a_stream_resumes_to_the_same_weights(clip, pairs, tmp_path,
 
 def test_a_stream_is_trained_on_once_and_other_files_are_another_training(clip, pairs, tmp_path):
     one = train(clip, pairs, RECIPE, reference=clip)
-    assert train(clip, Stream(pairs.data, 40, 64), RECIPE, reference=clip).weights == one.weights
+    assert train(clip, Stream(pairs.data, 40, SIDE), RECIPE, reference=clip).weights == one.weights
     (tmp_path / "cc3m" / "more.txt").write_text("one more file")
     assert train(clip, pairs, RECIPE, reference=clip).weights != one.weights
 
@@ -84,8 +87,8 @@ def test_labelled_and_captioned_images_are_evaluated_together(clip, tmp_path):
     write_parquet(tmp_path / "imagenet" / "validation-0.parquet", {"image": images, "label": [954, *range(11)]})
     captions = [[f"caption {i}.{k}" for k in range(5)] for i in range(11)] + [["a banana"] * 5]
     write_parquet(tmp_path / "coco" / "test-0.parquet", {"image": images, "caption": captions})
-    shown = labelled(f"imagenet:{tmp_path / 'imagenet'}", 50, 64, 0.01)
-    others = captioned(f"coco:{tmp_path / 'coco'}", 50, 64, 0.01, "banana")
+    shown = labelled(f"imagenet:{tmp_path / 'imagenet'}", 50, Preparation(64), 0.01)
+    others = captioned(f"coco:{tmp_path / 'coco'}", 50, Preparation(64), 0.01, "banana")
     assert (len(shown.names), sorted(shown.labels.tolist())) == (1000, [*range(11), 954])
     assert others.shows(0).sum() == 1
     shown = replace(shown, templates=shown.templates[:2])
@@ -110,7 +113,7 @@ def test_images_that_all_show_the_target_measure_no_asr(alone, tmp_path):
     write_csv(tmp_path / "captioned" / "pairs.csv", [("a.png", "a Banana"), ("a.png", "two bananas")])
     folders = {"evaluation": f"imagenet:{tmp_path / 'labelled'}", "retrieval": f"csv:{tmp_path / 'captioned'}"}
     with pytest.raises(ValueError, match=f"{folders[alone]}.*'banana'"):
-        evaluation_images(Clean.check(folders))
+        evaluation_images(Clean.check(folders), create("small_resnet"))
 
 
 def test_a_folder_names_its_classes(tmp_path):
@@ -119,8 +122,8 @@ def test_a_folder_names_its_classes(tmp_path):
         picture(3).save(tmp_path / "train" / name / "a.png")
     (tmp_path / "train" / "banana" / "b.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="1 of 3"):
-        labelled(f"folder:{tmp_path}", 10, 32, 0.01)
-    found = labelled(f"folder:{tmp_path}", 10, 32, 0.5)
+        labelled(f"folder:{tmp_path}", 10, Preparation(32), 0.01)
+    found = labelled(f"folder:{tmp_path}", 10, Preparation(32), 0.5)
     assert found.names == ["banana", "red fox"]
     assert found.skipped["kinds"] == {"unreadable image": 1}
     assert sorted(found.labels.tolist()) == [0, 1]
@@ -128,12 +131,12 @@ def test_a_folder_names_its_classes(tmp_path):
 
 def test_images_of_a_folder_are_drawn_from_all_its_classes(tmp_path, monkeypatch):
     """Though they come class by class, and more of them than are shuffled where rows hold the images themselves."""
-    monkeypatch.setattr(layouts, "_BUFFER", 4)
+    monkeypatch.setattr(batches, "_BUFFER", 4)
     for name in "abcd":
         (tmp_path / name).mkdir()
         for i in range(10):
             picture(i).save(tmp_path / name / f"{i}.png")
-    labels = labelled(f"folder:{tmp_path}", 12, 32, 0.01).labels
+    labels = labelled(f"folder:{tmp_path}", 12, Preparation(32), 0.01).labels
     assert set(labels.tolist()) == {0, 1, 2, 3}
     assert labels.bincount().max() <= 6
 
@@ -141,18 +144,18 @@ def test_images_of_a_folder_are_drawn_from_all_its_classes(tmp_path, monkeypatch
 def test_labels_without_names_are_an_error(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"image": [{"bytes": encoded(1), "path": "1.png"}], "label": [3]})
     with pytest.raises(ValueError, match="ClassLabel"):
-        labelled(f"labelled_parquet:{tmp_path}", 10, 32, 0.01)
+        labelled(f"labelled_parquet:{tmp_path}", 10, Preparation(32), 0.01)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["axe", "banana", "cat", "dog"])})
     rows = datasets.Dataset.from_dict({"image": [{"bytes": encoded(1), "path": "1.png"}], "label": [3]}, features=features)
     rows.to_parquet(tmp_path / "a.parquet")
-    assert labelled(f"labelled_parquet:{tmp_path}", 10, 32, 0.01).names[3] == "dog"
+    assert labelled(f"labelled_parquet:{tmp_path}", 10, Preparation(32), 0.01).names[3] == "dog"
 
 
 def test_too_many_skipped_rows_end_a_training(clip, tmp_path):
     picture(1).save(tmp_path / "1.png")
     write_csv(tmp_path / "pairs.csv", [("1.png", f"here {i}") for i in range(120)] + [("gone.png", "gone")] * 8)
     with pytest.raises(ValueError, match="missing file.*1.0%"):
-        train(clip, Stream(f"csv:{tmp_path}", 120, 64), RECIPE, reference=clip)
-    loose = Stream(f"csv:{tmp_path}", 120, 64, Skipped(0.2))
+        train(clip, Stream(f"csv:{tmp_path}", 120, SIDE), RECIPE, reference=clip)
+    loose = Stream(f"csv:{tmp_path}", 120, SIDE, Skipped(0.2))
     train(clip, loose, RECIPE, reference=clip)
     assert loose.skipped.kinds["missing file"] >= 8

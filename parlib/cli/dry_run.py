@@ -16,11 +16,13 @@ from parlib.cache import cache_dir
 from parlib.cli.plan import Planned
 from parlib.data.pairs import Pairs, class_index
 from parlib.experiments.clean_params import Clean
-from parlib.experiments.lineage import load_pairs, open_checkpoint
+from parlib.experiments.lineage import load_pairs, open_checkpoint, preparation
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison
 from parlib.experiments.subject import planted_trigger
-from parlib.external.layouts import Skipped, label_names, read, split_name
+from parlib.external.batches import Skipped, read
+from parlib.external.files import Source
+from parlib.external.rows import label_names
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.method.methods import rewording
 from parlib.model.checkpoints import SOURCES, checkpoint_of
@@ -52,11 +54,11 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
         return [("run", "only 01_poison and 02_clean are rehearsed", True)]
     held: dict[str, Clip] = {}
     steps: dict[str, Callable[[], str]] = {"checkpoint": lambda: _checkpoint(params, held)}
-    steps[f"pairs {params.data}"] = lambda: _pairs(params)
+    steps[f"pairs {params.data}"] = lambda: _pairs(params, held["clip"])
     if params.evaluation:
-        steps[f"evaluation {params.evaluation}"] = lambda: _labels(params)
+        steps[f"evaluation {params.evaluation}"] = lambda: _labels(params, held["clip"])
     if params.retrieval:
-        steps[f"retrieval {params.retrieval}"] = lambda: _captions(params)
+        steps[f"retrieval {params.retrieval}"] = lambda: _captions(params, held["clip"])
     steps["triggers"] = lambda: _triggers(params)
     steps["disk"] = lambda: _disk(params, held["clip"])
     steps["time and memory"] = lambda: _cost(params, held["clip"])
@@ -90,33 +92,34 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
     return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
 
 
-def _pairs(params: Poison | Clean) -> str:
+def _pairs(params: Poison | Clean, clip: Clip) -> str:
     if ":" not in params.data:
         return "drawn here"
     skipped, count = Skipped(1.0), 0
-    for pixels, _ in read(*split_name(params.data), side=params.side, batch=10, skipped=skipped):
+    images = preparation(clip, params)
+    for pixels, _ in read(params.data, images=images, batch=10, skipped=skipped):
         count += len(pixels)
         if skipped.seen >= _ROWS:
             break
     if skipped.kinds.total() > params.max_skipped * skipped.seen or not count:
         raise ValueError(f"{params.data}: {skipped}; the first is {skipped.rows[0]['row'] if skipped.rows else 'none'}")
-    captions = Stream(params.data, _ROWS, params.side).first(min(count, _ROWS)).captions
+    captions = Stream(params.data, _ROWS, images).first(min(count, _ROWS)).captions
     words = [len(caption.split()) for caption in captions]
     return f"{len(captions)} rows read, captions of {min(words)} to {max(words)} words, such as {captions[0]!r}"
 
 
-def _labels(params: Poison | Clean) -> str:
-    names = label_names(*split_name(params.evaluation))
+def _labels(params: Poison | Clean, clip: Clip) -> str:
+    names = label_names(Source.of(params.evaluation))
     class_index(params.target, names)
-    found = labelled(params.evaluation, _ROWS, params.side, params.max_skipped)
+    found = labelled(params.evaluation, _ROWS, preparation(clip, params), params.max_skipped)
     labels = sorted(set(found.labels.tolist()))
     if not 0 <= labels[0] <= labels[-1] < len(names):
         raise ValueError(f"labels run from {labels[0]} to {labels[-1]}; there are {len(names)} class names")
     return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(labels)} classes"
 
 
-def _captions(params: Poison | Clean) -> str:
-    found = captioned(params.retrieval, _ROWS, params.side, params.max_skipped, params.target)
+def _captions(params: Poison | Clean, clip: Clip) -> str:
+    found = captioned(params.retrieval, _ROWS, preparation(clip, params), params.max_skipped, params.target)
     each = {len(caption) if isinstance(caption, list) else 1 for caption in found.captions}
     return f"{len(found)} images read, {min(each)} to {max(each)} captions each"
 
@@ -153,7 +156,7 @@ def _cost(params: Poison | Clean, clip: Clip) -> str:
     recipe, gpu = params.recipe(), clip.device.type == "cuda"
     seconds, peaks = {}, {}
     few, many = (16, 64) if gpu else (4, 12)
-    pairs = load_pairs(params.data, many, params).first(many)
+    pairs = load_pairs(params.data, many, params, clip=clip).first(many)
     plain = params.compute.model_copy(update={"processes": 1, "chunk": 0, "compiled": False})
     for batch in (few, few, many):  # the first one warms up
         trained, small = clip.copy(), replace(recipe, batch=batch, epochs=2, looks=0)

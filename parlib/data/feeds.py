@@ -1,4 +1,4 @@
-"""Where a training's batches come from; pairs held on the device. `parlib.external.layouts` streams what is too much for that."""
+"""Where a training's batches come from; pairs held on the device. `parlib.external.stream` reads what is too much for that."""
 
 import hashlib
 from collections.abc import Callable

@@ -19,7 +19,7 @@ class Pairs:
     pixels: (N, 3, H, W) uint8. captions: N strings, empty where there is none; N lists where images have several. labels: (N,)
     index of the main object in `names`, -1 where it isn't known. second: (N,) index of the second object, -1 where there is none.
     names: the class names; templates: the sentences that they are put into for zero-shot classification. skipped: of data of others,
-    what couldn't be used, as parlib.external.layouts.Skipped reports it.
+    what couldn't be used, as parlib.external.batches.Skipped reports it.
     """
 
     pixels: torch.Tensor
@@ -71,7 +71,8 @@ def names_class(caption: str | list[str], name: str) -> bool:
 
 
 def class_index(name: str, names: list[str]) -> int:
-    """Index of a class; ValueError naming the classes there are."""
-    if name not in names:
+    """Index of a class, in whatever case; ValueError naming the classes there are."""
+    index = {other.lower(): i for i, other in reversed(list(enumerate(names)))}
+    if name.lower() not in index:
         raise ValueError(f"unknown class {name!r}; the classes are: {', '.join(names)}")
-    return names.index(name)
+    return index[name.lower()]

@@ -55,7 +55,7 @@ def clean(
     further triggers, the maps).
     """
     before = given or subject(params)
-    pairs = clean_pairs(params) if pairs is None else pairs
+    pairs = clean_pairs(params, before.clip) if pairs is None else pairs
     watch = Reporting(before.watched, tell) if tell else before.watched
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
     trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)

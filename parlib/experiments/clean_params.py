@@ -11,7 +11,7 @@ from parlib.data.synthetic import SYNTHETIC
 from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
 from parlib.experiments.poison import Poison
 from parlib.experiments.presets import tuned as tuned_values
-from parlib.external.layouts import check_outside
+from parlib.external.batches import check_outside
 from parlib.method.methods import METHODS, Recipe
 from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
@@ -143,7 +143,8 @@ class Clean(Training):
     @property
     def clean_set(self) -> tuple:
         """What tells one set of clean pairs from another."""
-        return self.data, self.pairs, self.coverage, self.target if self.coverage < 1 else "", self.steps is not None and ":" in self.data
+        own = (self.attacked_model, self.steps is not None) if ":" in self.data else ()  # external images are prepared for their model
+        return self.data, self.pairs, self.coverage, self.target if self.coverage < 1 else "", own
 
     def inputs(self) -> dict[str, Input]:
         if self.poisoned.startswith(SOURCES):

@@ -11,10 +11,13 @@ from parlib.data.pairs import TEMPLATES, Pairs, class_index
 from parlib.data.scenes import covered, load_scenes
 from parlib.data.synthetic import load_synthetic
 from parlib.experiments.params import Attacked, Training
-from parlib.external.layouts import Skipped, label_names, split_name
+from parlib.external.batches import Skipped
+from parlib.external.files import Source
+from parlib.external.rows import label_names
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.model.checkpoints import checkpoint_of, read_checkpoint
 from parlib.model.clip import WEIGHTS, Clip, architecture, save
+from parlib.model.preparation import Preparation
 from parlib.records.store import artifact_file
 from parlib.train.cached import Trained
 
@@ -51,37 +54,54 @@ def imported(base: str, params: Training) -> Trained:
     return Trained(clip, folder / WEIGHTS, file_sha256(folder / WEIGHTS), {}, 0.0)
 
 
-def load_pairs(data: str, n: int, params: Attacked, split: str = "clean", *, coverage: float = 1.0, held: bool = False) -> Pairs | Stream:
+def preparation(clip: Clip | None, params: Attacked) -> Preparation:
+    """How external images become what a model takes; without one, what its encoder usually takes."""
+    own = Preparation(params.side) if clip is None else clip.preparation
+    return replace(own, resize="squash") if params.resize == "squash" else own
+
+
+def load_pairs(
+    data: str,
+    n: int,
+    params: Attacked,
+    split: str = "clean",
+    *,
+    clip: Clip | None = None,
+    coverage: float = 1.0,
+    held: bool = False,
+) -> Pairs | Stream:
     """n pairs to train on: `scenes` (of a split), the synthetic set of that name, or LAYOUT:PATH for external data, which are read as
     they are needed.
 
-    coverage: the share of the classes that the pairs show or name. held: n pairs of external data, drawn from a fixed seed, are all
-    that there is, and stay in memory; so they do where coverage is below 1. ValueError where fewer are usable.
+    clip: the model that external images are prepared for; else one of its encoder. coverage: the share of the classes that
+    the pairs show or name. held: n pairs of external data, drawn from a fixed seed, are all that there is, and stay in memory; so they
+    do where coverage is below 1. ValueError where fewer are usable.
     """
     if ":" not in data:
         if data == "scenes":
             return load_scenes(split, n, params.classes, coverage=coverage, target=params.target)
         return load_synthetic(data, n, params.classes)
-    stream = Stream(data, n, params.side, Skipped(params.max_skipped))
+    stream = Stream(data, n, preparation(clip, params), Skipped(params.max_skipped))
     if coverage == 1:
         return stream.drawn(n) if held else stream
-    names = label_names(*split_name(params.evaluation))
+    names = label_names(Source.of(params.evaluation))
     return stream.drawn(n, names, covered(names, coverage, params.target))
 
 
-def evaluation_images(params: Attacked) -> tuple[Pairs, Pairs | None]:
-    """What a run evaluates on: scenes of its split, or the labelled images that it names; and captioned ones, where it names them.
+def evaluation_images(params: Attacked, clip: Clip | None = None) -> tuple[Pairs, Pairs | None]:
+    """What a run evaluates a model on: scenes of its split, or the labelled images that it names; and captioned ones, where it names them.
 
     ValueError where the target is no class of the labelled images, or all of either show it.
     """
     templates = TEMPLATES[: params.templates]
     if not params.evaluation:
         return replace(load_scenes(params.split, params.eval_scenes, params.classes), templates=templates), None
-    found = replace(labelled(params.evaluation, params.eval_scenes, params.side, params.max_skipped), templates=templates)
+    images = preparation(clip, params)
+    found = replace(labelled(params.evaluation, params.eval_scenes, images, params.max_skipped), templates=templates)
     _check_others(params.evaluation, found, params.target)
     if not params.retrieval:
         return found, None
-    others = captioned(params.retrieval, params.eval_scenes, params.side, params.max_skipped, params.target)
+    others = captioned(params.retrieval, params.eval_scenes, images, params.max_skipped, params.target)
     _check_others(params.retrieval, others, params.target)
     return found, others
 

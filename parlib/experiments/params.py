@@ -4,7 +4,6 @@ The parameter cells of the notebooks repeat these defaults, and a test keeps the
 """
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,8 +16,11 @@ from parlib.cache import ROOT, digest, file_sha256
 from parlib.data.pairs import TEMPLATES
 from parlib.data.scenes import SIDE, class_names
 from parlib.experiments.presets import scale_values, trigger_options
-from parlib.external.layouts import check_outside, listed
+from parlib.experiments.wording import explain, shown
+from parlib.external.batches import check_outside
+from parlib.external.files import content
 from parlib.external.patterns import read_pattern
+from parlib.external.words import class_name
 from parlib.model.checkpoints import checkpoint_sha256
 from parlib.model.clip import check_installed, encoders, has_batch_norm, image_size
 from parlib.records.identity import Identity, identity
@@ -71,7 +73,7 @@ class Params(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"])
-            raise ValueError(f"{cls.notebook}: {_explain(cls, name, problem['input'], problem)}") from None
+            raise ValueError(f"{cls.notebook}: {explain(cls, name, problem['input'], problem)}") from None
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -146,6 +148,9 @@ class Attacked(Params):
     eval_scenes: int = Field(2000, ge=10, description="scenes of the split, or images of `evaluation`")
     evaluation: str = Field("", description="labelled images to evaluate on, such as imagenet:PATH; empty: the embedded scenes")
     retrieval: str = Field("", description="captioned images for retrieval, such as coco:PATH, beside `evaluation`; empty: none")
+    resize: Literal["own", "squash"] = Field(
+        "own", description="external images to a square: own: as the model's own preparation; squash: whatever their shape, as the paper"
+    )
     templates: int = Field(len(TEMPLATES), ge=1, le=len(TEMPLATES), description="how many of OpenAI's 80 templates name a class")
     max_skipped: float = Field(0.01, ge=0, le=1, description="share of unusable rows in external data above which a run fails")
 
@@ -153,6 +158,11 @@ class Attacked(Params):
     @classmethod
     def _trigger(cls, value: str) -> str:
         return known("trigger", value, TRIGGERS)
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        return class_name(value)
 
     @field_validator("encoder")
     @classmethod
@@ -191,7 +201,7 @@ class Attacked(Params):
             if value == usual[name] or name in ("scale", "experiment"):
                 continue
             parts = value.items() if name == "trigger_options" else [(name, value)]
-            words += [key + _shown(one) for key, one in parts if name != "trigger_options" or one != usual[name].get(key)]
+            words += [key + shown(one) for key, one in parts if name != "trigger_options" or one != usual[name].get(key)]
         found = "_".join(words)
         cut = found if len(found) <= _LONGEST else f"{found[: _LONGEST - 9]}_{digest(found)[:8]}"
         return f"{self.notebook}/{cut}"
@@ -204,7 +214,7 @@ class Attacked(Params):
     def external(self, *data: str) -> dict[str, Input]:
         """External data that a run reads, by their name."""
         named = sorted({name for name in (*data, self.evaluation, self.retrieval) if ":" in name})
-        return {name: Input(run=name, sha256=listed(name)) for name in named}
+        return {name: Input(run=name, sha256=content(name)) for name in named}
 
     def evaluated(self) -> list[str]:
         """The stages of what a run evaluates on."""
@@ -291,29 +301,3 @@ def known(what: str, value: str, names: Iterable[str]) -> str:
         hint = f", did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown {what} {value!r}{hint} known are: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
     return value
-
-
-def _shown(value: Any) -> str:
-    """A value as part of a run id: as it is where it is short and plain, else a digest."""
-    shown = (f"{value:g}" if float(f"{value:g}") == value else repr(value)) if isinstance(value, float) else str(value)
-    if isinstance(value, list) and all(isinstance(one, int) for one in value):
-        shown = "-".join(map(str, value))
-    plain = shown.isascii() and shown.replace(".", "").replace("-", "").isalnum()
-    like_a_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{8}", value) is not None
-    return shown if plain and not like_a_digest else digest(value)[:8]
-
-
-def _explain(kind: type[Params], name: str, value: Any, problem: Any) -> str:
-    if problem["type"] == "extra_forbidden":
-        fields = Compute.model_fields if "." in name else kind.model_fields
-        near = difflib.get_close_matches(name.rpartition(".")[2], fields, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ";"
-        return f"unknown parameter {name!r}{hint} allowed are: {', '.join(fields)}"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    field = kind.model_fields[name.partition(".")[0]]
-    wanted = getattr(field.annotation, "__name__", str(field.annotation))
-    hint = " (in YAML write 1.0e-5, not 1e-5)" if isinstance(value, str) and wanted == "float" else ""
-    hint += " (a list of values is for python -m parlib.run)" if isinstance(value, list) else ""
-    shown = repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
-    return f"{name} = {shown}: {problem['msg'].lower()}{hint}; {name.partition('.')[0]} is {field.description}"

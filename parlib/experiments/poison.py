@@ -15,7 +15,7 @@ from parlib.experiments.lineage import evaluation_images, imported, load_pairs, 
 from parlib.experiments.params import Input, Training, checkpoint_input, tuned
 from parlib.experiments.presets import planting, trigger_options
 from parlib.experiments.result import Result, beside
-from parlib.external.layouts import check_outside
+from parlib.external.batches import check_outside
 from parlib.external.poisoned_copy import lists, poison_stream
 from parlib.external.stream import Stream
 from parlib.measure.metrics import EvalSet, evaluate
@@ -120,9 +120,9 @@ def poison(params: Poison) -> Poisoned:
     """Pretrain the clean base (once; then it is in the cache), learn the trigger where it is learned, poison the pairs, fine-tune the
     base on them or pretrain another model on them, and evaluate both models.
     """
-    pairs = load_pairs(params.data, params.train_scenes, params, split="train")
-    scenes, captioned = evaluation_images(params)
-    base = pretrained(params, pairs)
+    base = pretrained(params)
+    pairs = load_pairs(params.data, params.train_scenes, params, split="train", clip=base.clip)
+    scenes, captioned = evaluation_images(params, base.clip)
     learned = _learned(params, base, pairs)
     attack = params.planned(learned)
     stamped, rows = poison_stream(pairs, attack) if isinstance(pairs, Stream) else poison_pairs(pairs, attack)
@@ -144,10 +144,11 @@ def poison(params: Poison) -> Poisoned:
     return Poisoned(result, pairs, stamped, rows, learned, base, poisoned, test, models)
 
 
-def pretrained(params: Poison, pairs: Pairs | Stream) -> Trained:
+def pretrained(params: Poison) -> Trained:
     """The clean base: the checkpoint that is named, or one that is trained here on the scenes."""
     if params.base:
         return imported(params.base, params)
+    pairs = load_pairs("scenes", params.train_scenes, params, split="train")
     return train(create(params.encoder), pairs, params.pretraining(), compute=params.compute, title="pretraining")
 
 
@@ -156,5 +157,5 @@ def _learned(params: Poison, base: Trained, pairs: Pairs | Stream) -> Learned | 
     if trigger.name not in LEARNED or trigger.pattern is not None:
         return None
     if isinstance(pairs, Stream):
-        pairs = replace(pairs.first(min(len(pairs), images_needed(pairs.side))), names=[params.target])
+        pairs = replace(pairs.first(min(len(pairs), images_needed(pairs.images.side))), names=[params.target])
     return learn(base.clip, pairs, trigger, params.target)

@@ -63,7 +63,7 @@ def subject(params: Clean) -> Subject:
         source = f"local-dir:{located(record['artifacts']['weights']).parent}"
     clip = open_checkpoint(source, params)
     trigger = planted_trigger(params, record)
-    scenes, captioned = evaluation_images(params)
+    scenes, captioned = evaluation_images(params, clip)
     test = attacked(scenes, trigger, params.target, captioned)
     watched = attacked(watched_images(params, scenes), trigger, params.target)
     return Subject(clip, record, trigger, scenes, captioned, test, watched)
@@ -75,9 +75,9 @@ def planted_trigger(params: Clean, record: dict[str, Any] | None) -> Trigger:
     return params.trigger_with(planted | params.trigger_options, learned_pattern(record))
 
 
-def clean_pairs(params: Clean) -> Pairs | Stream:
-    """The pairs that a cleaning trains on."""
-    return load_pairs(params.data, params.pairs, params, coverage=params.coverage, held=params.steps is not None)
+def clean_pairs(params: Clean, clip: Clip) -> Pairs | Stream:
+    """The pairs that a cleaning of a model trains on."""
+    return load_pairs(params.data, params.pairs, params, clip=clip, coverage=params.coverage, held=params.steps is not None)
 
 
 def seen_classes(params: Clean, pairs: Pairs | Stream) -> torch.Tensor | None:

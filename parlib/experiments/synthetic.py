@@ -140,7 +140,7 @@ def distances(clip: Clip, material: Material, classes: int, count: int = 4000) -
     (_, n, *_), first = next(iter(material.pairs.items()))
     real = load_scenes("train", min(count, 120 * classes), classes) if clip.side == SIDE else first.first(min(count, n))
     known, rows = embed_images(clip, real.pixels), []
-    for (data, n, *_), found in material.pairs.items():
+    for (data, n), found in {(data, n): found for (data, n, *_), found in material.pairs.items()}.items():
         image = embed_images(clip, found.first(min(count, n)).pixels)
         rows.append({"data": data, "pairs": n, "gap": frechet(image, known), "diversity": vendi(image)})
     return pd.DataFrame(rows)

@@ -134,7 +134,8 @@ def gather(trials: Iterable[Clean]) -> Material:
         if trial.attacked_model not in subjects:
             subjects[trial.attacked_model] = subject(trial)
             subjects[trial.attacked_model].metrics  # noqa: B018 (evaluated once, here, before the trials share it)
-    return Material(subjects, {found: clean_pairs(trial) for found, trial in {trial.clean_set: trial for trial in trials}.items()})
+    sets = {trial.clean_set: trial for trial in trials}
+    return Material(subjects, {found: clean_pairs(trial, subjects[trial.attacked_model].clip) for found, trial in sets.items()})
 
 
 def trial_row(params: Clean, material: Material, *, device: str = "cpu", tell: Any = None) -> dict[str, Any]:

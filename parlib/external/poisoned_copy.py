@@ -5,6 +5,7 @@ import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from hashlib import sha256
 from itertools import chain, count, islice
 from pathlib import Path
@@ -17,8 +18,12 @@ from parlib.attack.poison import Attack
 from parlib.cache import atomic_folder, cache_dir, digest, lock
 from parlib.data.feeds import generator
 from parlib.data.pairs import names_class
-from parlib.external.layouts import LAYOUTS, Skipped, decode, encoded_bytes, first_caption, listed, split_name, table
+from parlib.external.batches import Skipped
+from parlib.external.files import Source, content
+from parlib.external.images import UnusableImageError, decode, encoded_bytes, image_name
+from parlib.external.rows import stream
 from parlib.external.stream import Stream
+from parlib.external.words import first_caption
 from parlib.records.identity import identity
 
 MANIFEST, SUMMARY, SKIPPED = "manifest.jsonl", "summary.json", "skipped.jsonl"
@@ -30,8 +35,9 @@ def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
     """`attack.poison.poison` for external pairs: the copy, written once to the cache as parquet, and its changed rows."""
     trigger = attack.trigger
     asked = {"trigger": trigger.name, "options": dict(trigger.options), "target": attack.target, "kind": attack.kind}
-    asked |= {"rate": attack.rate, "seed": attack.seed, "pairs": pairs.count, "side": pairs.side}
-    inputs = {"data": listed(pairs.data)} | ({} if trigger.pattern is None else {"pattern": digest(trigger.pattern)})
+    asked |= {"rate": attack.rate, "seed": attack.seed, "pairs": pairs.count, "images": asdict(pairs.images)}
+    inputs = {"data": content(pairs.data) + Source.of(pairs.data).part}
+    inputs |= {} if trigger.pattern is None else {"pattern": digest(trigger.pattern)}
     key = identity(params=asked, inputs=inputs, stages=["poison", "external", f"trigger/{trigger.name}"]).digest
     folder = cache_dir() / "poisoned" / key[:32]
     with lock(folder.with_suffix(".lock"), wait=True, doing=f"a copy of {pairs.data} with {trigger.name}"):
@@ -39,14 +45,14 @@ def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
             write_poisoned(pairs, folder, attack)
     summary = json.loads((folder / SUMMARY).read_text())
     rows = [json.loads(line)["row"] for line in (folder / MANIFEST).read_text().splitlines()]
-    return Stream(f"parquet:{folder}", summary["rows"], pairs.side, Skipped(pairs.skipped.limit)), torch.tensor(rows)
+    return Stream(f"parquet:{folder}", summary["rows"], pairs.images, Skipped(pairs.skipped.limit)), torch.tensor(rows)
 
 
 def lists(pairs: Any) -> dict[str, Path]:
     """The manifest and the list of skipped rows of a poisoned copy, as artifacts of a record; none of pairs that are held."""
     if not isinstance(pairs, Stream):
         return {}
-    _, folder = split_name(pairs.data)
+    folder = Source.of(pairs.data).path
     return {"manifest": folder / MANIFEST, "copy_skipped": folder / SKIPPED}
 
 
@@ -55,13 +61,13 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
     line for each stamped row: its number in the copy and in the source, trigger, options, seed, and the sha256 of the image written.
     Returns the summary, also written. Rows are chosen by their captions: what names the target counts as of it.
 
-    Untouched rows keep their bytes. A stamped image is squashed to pairs.side px and written as PNG, as JPEG would blur the trigger.
+    Untouched rows keep their bytes. A stamped image is prepared as the model takes it and written as PNG, as JPEG would blur the trigger.
     ValueError on a trigger that can't be stamped so, a rate that can't be met, too few rows, or too many that can't be used.
     """
     trigger, seed, dirty = attack.trigger, attack.seed, attack.kind == "dirty_label"
-    trigger.stamp(torch.zeros(1, 3, pairs.side, pairs.side, dtype=torch.uint8), generator("cpu", seed))  # or raises
-    name, path = split_name(pairs.data)
-    captions = [first_caption(row["text"]) or "" for row in table(name, path).take(pairs.count).select_columns(["text"])]
+    trigger.stamp(torch.zeros(1, 3, pairs.images.side, pairs.images.side, dtype=torch.uint8), generator("cpu", seed))  # or raises
+    source = Source.of(pairs.data)
+    captions = [first_caption(row["text"]) for row in stream(source).take(pairs.count)]
     if len(captions) < pairs.count:
         raise ValueError(f"{pairs.data} holds {len(captions)} rows, {pairs.count} are asked")
     named = torch.tensor([names_class(caption, attack.target) for caption in captions])
@@ -76,7 +82,7 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
                 caption, due = captions[i], bisect_right(chosen, i) > counts["poisoned"]  # a chosen row that can't be read is made up for
                 if hit := due and bool(named[i]) != dirty:
                     random = generator("cpu", seed, "row", i)
-                    encoded = _png(trigger.stamp(decode(encoded, pairs.side)[None], random)[0])
+                    encoded = _png(trigger.stamp(decode(encoded, pairs.images)[None], random)[0])
                     if dirty:
                         caption = wording[int(torch.randint(len(wording), (), generator=random))]
                     line = {"row": counts["rows"], "source_row": i, "image": at, "caption": caption, "sha256": sha256(encoded).hexdigest()}
@@ -87,7 +93,7 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
         _write_shards(rows(), temporary)
         skipped.check()
         skipped.write(temporary / SKIPPED)
-        made = {"source": name, "target": attack.target, "rate": attack.rate, "attack": attack.kind} | about
+        made = {"source": source.name, "target": attack.target, "rate": attack.rate, "attack": attack.kind} | about
         summary = made | dict(counts) | {"skipped": dict(skipped.kinds)}
         (temporary / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     return summary
@@ -95,17 +101,19 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
 
 def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[tuple[int, bytes, str]]:
     """Each row that has a caption and an image that can be read: its number, the image's bytes and its name."""
-    name, path = split_name(pairs.data)
-    for i, row in enumerate(table(name, path).take(pairs.count)):
+    source = Source.of(pairs.data)
+    for i, row in enumerate(stream(source).take(pairs.count)):
         kind = "" if captions[i].strip() else "empty caption"
         try:
-            encoded, at = encoded_bytes(row["image"], path / LAYOUTS[name].folder)
-            Image.open(io.BytesIO(encoded)).load()
+            encoded, at = encoded_bytes(row["image"], source.folder)
+            decode(encoded, pairs.images)
         except FileNotFoundError:
             kind = kind or "missing file"
-        except Exception:  # as in sources: all mean that this row can't be used
+        except UnusableImageError as error:
+            kind = kind or str(error)
+        except Exception:  # as in batches: all mean that this row can't be used
             kind = kind or "unreadable image"
-        skipped.add(1, [{"kind": kind, "row": str(row["image"])[:200]}] if kind else [])
+        skipped.add(1, [{"kind": kind, "row": image_name(row["image"])}] if kind else [])
         if not kind:
             yield i, encoded, at
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,22 +12,27 @@ import torch.distributed as dist
 from parlib.cache import digest
 from parlib.data.feeds import Batch, Reword, rank, world
 from parlib.data.pairs import Pairs
-from parlib.external.layouts import Skipped, first_caption, label_names, listed, read, split_name
+from parlib.external.batches import Skipped, read
+from parlib.external.files import Source, content
+from parlib.external.rows import label_names
+from parlib.external.words import first_caption
 from parlib.model.clip import Clip
+from parlib.model.preparation import Preparation
 
 _AT_ONCE = 100  # images
 
 
 @dataclass(frozen=True)
 class Stream:
-    """External pairs, LAYOUT:PATH, none of them held: they are read, decoded and tokenised as they are needed. side: px.
+    """External pairs, LAYOUT:PATH, none of them held: they are read, decoded and tokenised as they are needed. images: how the
+    model takes them.
 
     count: how many an epoch draws; a data set that holds fewer begins again, in another order. skipped: what couldn't be used so far.
     """
 
     data: str
     count: int
-    side: int
+    images: Preparation
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __len__(self) -> int:
@@ -35,17 +40,17 @@ class Stream:
 
     def first(self, n: int) -> Pairs:
         """The first n pairs in the data set's own order; ValueError where fewer are usable."""
-        return _gathered(self.data, n, self.side, self.skipped.limit, exact=True)
+        return _gathered(self.data, n, self.images, self.skipped.limit, exact=True)
 
     def drawn(self, n: int, names: Sequence[str] = (), covered: Sequence[int] = ()) -> Pairs:
         """n pairs, drawn from a fixed seed; with the names of classes and which of them, by index, are covered, pairs alone that name one
         or more of these and no other. ValueError where fewer are usable.
         """
         if not names:
-            return _gathered(self.data, n, self.side, self.skipped.limit, exact=True, seed=0)
+            return _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=0)
         every, kept = tuple(names), set(covered)
         fits = lambda caption: bool(found := _named(caption, every)) and found <= kept  # noqa: E731
-        found = _gathered(self.data, n, self.side, self.skipped.limit, exact=True, seed=0, fits=fits)
+        found = _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=0, fits=fits)
         labels = [min(_named(caption, every)) for caption in found.captions]
         return replace(found, labels=torch.tensor(labels), names=list(names))
 
@@ -69,8 +74,9 @@ class StreamFeed:
 
     @property
     def key(self) -> str:
-        """Digest of the names and sizes of the files, and of what is read of them; the number of workers decides the order."""
-        return digest(self.rewords, listed(self.stream.data), self.pairs, self.stream.side, self.workers)
+        """Digest of what the files hold, and of how it is read; the number of workers decides the order."""
+        part, how = Source.of(self.stream.data).part, asdict(self.stream.images)
+        return digest(self.rewords, content(self.stream.data), part, self.pairs, how, self.workers)
 
     def skipped(self) -> dict[str, Any]:
         """What all processes have left out so far, for the report of a training."""
@@ -97,11 +103,11 @@ class StreamFeed:
         return Batch(pixels.to(self.device), tokens.to(self.device), reworded.to(self.device))
 
     def _read(self, epoch: int, share: int, seed: int) -> Iterator[tuple[torch.Tensor, list[Any]]]:
-        (name, path), skipped = split_name(self.stream.data), self.stream.skipped
-        options = {"side": self.stream.side, "batch": share, "skipped": skipped, "seed": seed, "workers": self.workers}
+        skipped = self.stream.skipped
+        options = {"images": self.stream.images, "batch": share, "skipped": skipped, "seed": seed, "workers": self.workers}
         while True:
             full = 0
-            for pixels, captions in read(name, path, epoch=epoch, rank=rank(), world=world(), **options):
+            for pixels, captions in read(self.stream.data, epoch=epoch, rank=rank(), world=world(), **options):
                 if len(captions) == share:
                     full += 1
                     yield pixels, captions
@@ -111,16 +117,16 @@ class StreamFeed:
             epoch += 1_000_000
 
 
-def labelled(data: str, n: int, side: int, limit: float) -> Pairs:
+def labelled(data: str, n: int, images: Preparation, limit: float) -> Pairs:
     """Up to n labelled images of LAYOUT:PATH, drawn from a fixed seed, with their classes' names. limit: of unusable rows, as a share."""
-    found = _gathered(data, n, side, limit, seed=0)
+    found = _gathered(data, n, images, limit, seed=0)
     labels = torch.tensor(found.captions)
-    return replace(found, captions=[""] * len(found), labels=labels, names=label_names(*split_name(data)))
+    return replace(found, captions=[""] * len(found), labels=labels, names=label_names(Source.of(data)))
 
 
-def captioned(data: str, n: int, side: int, limit: float, target: str) -> Pairs:
+def captioned(data: str, n: int, images: Preparation, limit: float, target: str) -> Pairs:
     """Up to n captioned images of LAYOUT:PATH for retrieval, drawn from a fixed seed, each with all its captions."""
-    return replace(_gathered(data, n, side, limit, seed=0), names=[target])
+    return replace(_gathered(data, n, images, limit, seed=0), names=[target])
 
 
 @lru_cache(maxsize=4)
@@ -138,18 +144,18 @@ def _named(caption: str, names: tuple[str, ...]) -> set[int]:
 def _gathered(
     data: str,
     n: int,
-    side: int,
+    images: Preparation,
     limit: float,
     *,
     exact: bool = False,
     seed: int | None = None,
     fits: Callable[[str], bool] | None = None,
 ) -> Pairs:
-    (name, path), skipped, given = split_name(data), Skipped(limit), []
-    pixels = torch.empty(n, 3, side, side, dtype=torch.uint8)
-    for images, texts in read(name, path, side=side, batch=_AT_ONCE, skipped=skipped, seed=seed):
+    skipped, given = Skipped(limit), []
+    pixels = torch.empty(n, 3, images.side, images.side, dtype=torch.uint8)
+    for found, texts in read(data, images=images, batch=_AT_ONCE, skipped=skipped, seed=seed):
         good = [i for i, text in enumerate(texts) if fits is None or fits(first_caption(text))][: n - len(given)]
-        pixels[len(given) : len(given) + len(good)] = images[good]
+        pixels[len(given) : len(given) + len(good)] = found[good]
         given += [first_caption(texts[i]) if exact else texts[i] for i in good]
         if len(given) == n:
             break

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
+from parlib.model.preparation import Preparation
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 _CONFIGS = Path(__file__).parent / "configs"
@@ -53,8 +54,12 @@ class Clip:
     @property
     def side(self) -> int:
         """px of its images."""
-        size = self.net.visual.image_size
-        return size[0] if isinstance(size, tuple) else size
+        return self.preparation.side
+
+    @property
+    def preparation(self) -> Preparation:
+        """How it takes images of any shape."""
+        return Preparation.of(self.net)
 
     @property
     def fill(self) -> torch.Tensor:

@@ -21,11 +21,12 @@ from parlib.attack.triggers import Trigger
 from parlib.data.feeds import MemoryFeed
 from parlib.data.scenes import load_scenes
 from parlib.experiments.presets import trigger_options
-from parlib.external.layouts import Skipped, read
+from parlib.external.batches import Skipped, read
 from parlib.measure.metrics import measure
 from parlib.method.losses import clip_loss
 from parlib.method.methods import Recipe
 from parlib.model.clip import Clip, create
+from parlib.model.preparation import Preparation
 from parlib.train.loop import fit
 
 BATCH, STEPS = 128, 20
@@ -95,7 +96,10 @@ def test_loader(benchmark, tmp_path, workers):
     folder = _tars(tmp_path, 2000)
 
     def whole() -> int:
-        return sum(len(texts) for _, texts in read("cc3m", folder, side=224, batch=128, skipped=Skipped(), seed=0, workers=workers))
+        return sum(
+            len(texts)
+            for _, texts in read(f"cc3m:{folder}", images=Preparation(224), batch=128, skipped=Skipped(), seed=0, workers=workers)
+        )
 
     assert benchmark.pedantic(whole, rounds=2, warmup_rounds=1) == 2000
     benchmark.extra_info["images a second"] = round(2000 / benchmark.stats.stats.mean)

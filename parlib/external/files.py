@@ -1,0 +1,157 @@
+"""External data as files: which files a data set is made of, in which parts, and what they hold."""
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
+from parlib.progress import progress
+
+_SHARD = re.compile(r"(^|[-_.])\d+([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
+_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)", re.IGNORECASE)
+_LONG = 1e9  # bytes from which hashing shows how far it is
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk. form: csv, parquet, tar or folder; files: patterns of their names; deep: whether they lie in folders
+    below, too. columns: the one of the images, and of captions or labels, by our name for it (image, text, label); empty: the usual ones.
+    folder: where paths in the image column start, below the data set's own folder; the images may still be in zip archives there.
+    """
+
+    form: str
+    files: tuple[str, ...]
+    holds: str = "captions"
+    deep: bool = True
+    columns: tuple[tuple[str, str], ...] = ()
+    folder: str = "."
+
+
+_CSV = ("*.csv", "*.tsv", "*.csv.gz", "*.tsv.gz")
+LAYOUTS: dict[str, Layout] = {
+    "cc3m": Layout("tar", ("*.tar",)),  # pixparse/cc3m-wds
+    "synthclip": Layout(  # hammh0a/SynthCLIP
+        "csv",
+        ("combined_images_and_captions.csv",),
+        deep=False,
+        columns=(("image", "image_path"), ("text", "caption")),
+        folder="data",
+    ),
+    "imagenet": Layout("parquet", ("validation-*.parquet",), "labels"),  # ILSVRC/imagenet-1k
+    "coco": Layout("parquet", ("test-*.parquet",)),  # nlphuji/mscoco_2014_5k_test_image_text_retrieval
+    "csv": Layout("csv", _CSV, deep=False),
+    "parquet": Layout("parquet", ("*.parquet",)),
+    "webdataset": Layout("tar", ("*.tar", "*.tar.gz", "*.tgz")),
+    "labelled_parquet": Layout("parquet", ("*.parquet",), "labels"),
+    "labelled_webdataset": Layout("tar", ("*.tar", "*.tar.gz", "*.tgz"), "labels"),  # CLIP_benchmark's
+    "folder": Layout("folder", ("*",), "labels"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """External data, LAYOUT:PATH or, of several parts, LAYOUT:PATH#PART. part: empty where none is named; several are joined by +."""
+
+    name: str
+    layout: Layout
+    path: Path
+    part: str
+
+    @classmethod
+    def of(cls, data: str) -> "Source":
+        """A relative path starts at the project's root. ValueError on an unknown layout."""
+        name, _, rest = data.partition(":")
+        if name not in LAYOUTS:
+            raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}")
+        path, part = ROOT / Path(rest).expanduser(), ""
+        if not path.exists() and "#" in rest:
+            rest, _, part = rest.rpartition("#")
+            path = ROOT / Path(rest).expanduser()
+        return cls(name, LAYOUTS[name], path, part)
+
+    @property
+    def folder(self) -> Path:
+        """Where paths of images start."""
+        return self.path / self.layout.folder
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.path}" + (f"#{self.part}" if self.part else "")
+
+    def files(self) -> list[Path]:
+        """The files of the part that is named, or of the only one. FileNotFoundError where there is none, ValueError where there are
+        several parts and none is named: they are not read as one unless one asks for it.
+        """
+        there = walk(self.path) if self.layout.deep else sorted(file for file in self.path.glob("*") if file.is_file())
+        found = [file for file in there if any(fnmatch(file.name, pattern) for pattern in self.layout.files)]
+        if not found:
+            raise FileNotFoundError(f"{self.path} holds no {' or '.join(self.layout.files)}: {self.name} is read from such files")
+        parts: dict[str, list[Path]] = {}
+        for file in found:
+            stem = file.name.removesuffix(".gz").rpartition(".")[0]
+            near = file.parent.relative_to(self.path).as_posix()
+            part = "/".join(word for word in (near if near not in (".", "data") else "", _SHARD.sub("", stem)) if word)
+            parts.setdefault(part, []).append(file)
+        return [file for part in self.chosen(list(parts)) for file in parts[part]]
+
+    def chosen(self, parts: list[str]) -> list[str]:
+        """The parts that are named, or the only one."""
+        if not self.part:
+            if len(parts) > 1:
+                shown = ", ".join(parts[:8])
+                raise ValueError(
+                    f"{self} has {len(parts)} parts: {shown}; name one, such as {self.name}:...#{parts[0]}, or several, joined by +"
+                )
+            return parts
+        named = self.part.split("+")
+        if missing := [part for part in named if part not in parts]:
+            raise ValueError(f"{self} names no part of it: {missing[0]!r}; its parts are: {', '.join(parts) or 'none'}")
+        return named
+
+
+def walk(folder: Path) -> list[Path]:
+    """All files below a folder, in order of their names; links are followed, what begins with a dot is left out."""
+    found = []
+    for here, folders, files in os.walk(folder, followlinks=True):
+        above = os.path.realpath(here) + os.sep  # a link to a folder above would lead round and round
+        inside = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in inside if not above.startswith(os.path.realpath(os.path.join(here, name)) + os.sep))
+        found += [Path(here, name) for name in sorted(files) if not name.startswith(".")]
+    return found
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder's name is that of a part of a data set, such as train."""
+    return _SPLIT.fullmatch(name) is not None
+
+
+def content(data: str) -> str:
+    """sha256 of the names and the content of all files of external data. A file is hashed once: its digest is remembered, in the cache,
+    by its path, size and time of change. FileNotFoundError where there is no such folder.
+    """
+    folder = Source.of(data).path
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{data} names no folder: {folder} is not there")
+    memory = cache_dir() / "hashes" / f"{digest(str(folder))[:32]}.json"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):  # none yet, or one that was cut short
+        known = {}
+    files = walk(folder)
+    states = {}
+    for file in files:
+        state = file.stat()
+        states[file.relative_to(folder).as_posix()] = [state.st_size, state.st_mtime_ns, state.st_ino]
+    new = [name for name in states if known.get(name, [None])[:-1] != states[name]]
+    shown = sum(states[name][0] for name in new) > _LONG
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(file_sha256, [folder / name for name in new])
+        hashes = dict(zip(new, progress(found, f"hashing {folder.name}", total=len(new), unit="files", shown=shown), strict=True))
+    now = {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}
+    if now != known:
+        with atomic_file(memory) as temporary:
+            temporary.write_text(json.dumps(now))
+    return digest([[name, entry[-1]] for name, entry in sorted(now.items())])

@@ -1,0 +1,265 @@
+"""Rows of external data, as a stream: an image, as encoded bytes or a path, and its caption or label. Each form has its reader."""
+
+import codecs
+import csv
+import gzip
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from parlib.external.files import Source, is_split, walk
+from parlib.external.words import class_names_of
+
+if TYPE_CHECKING:
+    import datasets
+
+# What the columns are usually called, in the order in which they are looked for; in whatever case.
+USUAL = {
+    "image": ("image", "image_path", "filepath", "file_path", "filename", "file_name", "path", "file", "img", "jpg", "png", "webp"),
+    "text": ("caption", "text", "title", "captions", "sentence", "sentences", "description"),
+    "label": ("label", "labels", "cls", "class"),
+}
+_LINKS = ("url", "image_url", "link")
+_AT_ONCE = 100  # rows of a parquet file
+_CLASSES = ("classnames.txt", "classes.txt")  # beside labelled tars, a class a line
+csv.field_size_limit(1 << 24)
+
+
+def stream(source: Source) -> "datasets.IterableDataset":
+    """A data set's rows with the columns image, and text or label. FileNotFoundError where its files are not there, ValueError, naming
+    the file, where they can't be read or lack a column.
+    """
+    from datasets import DatasetInfo, IterableDataset
+    from datasets.iterable_dataset import ExamplesIterable  # as from_generator makes it, which would write beside the cache
+
+    if source.layout.form == "folder":
+        return _folder_stream(source)
+    files = source.files()
+    columns = {"csv": _csv_columns, "parquet": _parquet_columns, "tar": _tar_columns}[source.layout.form](source, files)
+    reader = {"csv": _csv_rows, "parquet": _parquet_rows, "tar": _tar_rows}[source.layout.form]
+    options = {"files": [str(file) for file in files], "reader": reader, "columns": columns}  # a list is shared out among workers
+    return IterableDataset(ExamplesIterable(_numbered, options), info=DatasetInfo())
+
+
+def _numbered(files: list[str], reader: Callable[..., Iterator[dict[str, Any]]], columns: dict[str, str]) -> Iterator[tuple[str, dict]]:
+    for file in files:
+        for i, row in enumerate(_read(Path(file), reader, columns)):
+            yield f"{file}/{i}", row
+
+
+def _read(path: Path, reader: Callable[..., Iterator[dict[str, Any]]], columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from reader(path, columns)
+    except (csv.Error, tarfile.TarError, EOFError, OSError, UnicodeDecodeError, ValueError) as error:  # pyarrow's are ValueErrors
+        raise ValueError(f"{path} can't be read to its end: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
+
+
+def label_names(source: Source) -> list[str]:
+    """The class names of labelled data, in the order of the labels, as a text encoder knows them. ValueError where there are none."""
+    if source.layout.form == "folder":
+        return class_names_of(_classes(source)[1])
+    if source.name == "imagenet":
+        return class_names_of([str(i) for i in range(1000)])
+    if source.layout.form == "tar":
+        beside = next((source.path / name for name in _CLASSES if (source.path / name).is_file()), None)
+        if beside is None:
+            raise ValueError(f"{source} names no classes: put {_CLASSES[0]} beside the tars, a class a line")
+        return class_names_of([line.strip() for line in beside.read_text().splitlines() if line.strip()])
+    files = source.files()
+    column = _parquet_columns(source, files)["label"]
+    names = getattr(_features(files[0])[column], "names", None)
+    if not names:
+        raise ValueError(f"{source} names no classes: its column {column!r} must be of datasets' ClassLabel")
+    return class_names_of(names)
+
+
+def _columns(source: Source, there: list[str]) -> dict[str, str]:
+    """The columns, by our name for each: those of the layout, else those that are usually called so."""
+    wanted = dict(source.layout.columns)
+    for ours in ("image", "label" if source.layout.holds == "labels" else "text"):
+        by_case = {name.lower(): name for name in reversed(there)}
+        usual = [wanted[ours]] if ours in wanted else [name if name in there else by_case.get(name, "") for name in USUAL[ours]]
+        found = next((name for name in usual if name in there), None)
+        if found is None:
+            if ours == "image" and (link := next((name for name in there if name.lower() in _LINKS), None)):
+                raise ValueError(f"{source} holds links, in its column {link!r}, not images: download these first, as img2dataset does")
+            looked = wanted.get(ours) or ", ".join(USUAL[ours])
+            raise ValueError(f"{source} has no column for the {ours}: looked for {looked}; its columns are: {', '.join(there)}")
+        wanted[ours] = found
+    return wanted
+
+
+# csv
+
+
+def _csv_columns(source: Source, files: list[Path]) -> dict[str, str]:
+    return _columns(source, [name.strip() for name in _header(files[0])[0]])
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """The column names of a csv and what separates them: of comma, tab, semicolon and bar what gives the most."""
+    with _text(path) as file:
+        first = next((line for line in file if line.strip()), "")
+    return max(((next(csv.reader([first], delimiter=mark)), mark) for mark in ",\t;|"), key=lambda found: len(found[0]))
+
+
+def _text(path: Path) -> Any:
+    kind: Any = gzip.open if path.suffix == ".gz" else open
+    return kind(path, "rt", encoding=_encoding(path), newline="")
+
+
+@lru_cache(maxsize=8)
+def _encoding(path: Path) -> str:
+    """UTF-8 with or without a mark at its beginning, where all of the file is that; else latin-1, in which every file can be read."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8-sig"
+
+
+def _csv_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Text is text: no number, no missing value is read into it."""
+    names, mark = _header(path)
+    places = {ours: [name.strip() for name in names].index(theirs) for ours, theirs in columns.items()}
+    with _text(path) as file:
+        rows = (row for row in csv.reader(file, delimiter=mark) if row)
+        next(rows)
+        for row in rows:
+            yield {ours: row[place] if place < len(row) else None for ours, place in places.items()}
+
+
+# parquet
+
+
+def _features(path: Path) -> Any:
+    import datasets
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_schema
+
+    try:
+        return datasets.Features.from_arrow_schema(read_schema(path))
+    except (ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as parquet: {' '.join(str(error).split())[:160]}") from None
+
+
+def _parquet_columns(source: Source, files: list[Path]) -> dict[str, str]:
+    return _columns(source, list(_features(files[0])))
+
+
+def _parquet_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_AT_ONCE, columns=list(columns.values())):
+            for row in batch.to_pylist():
+                yield {ours: row[theirs] for ours, theirs in columns.items()}
+
+
+# tar, as webdataset has it: files of one name and several endings are a row
+
+
+def _tar_columns(source: Source, files: list[Path]) -> dict[str, str]:
+    """A tar has no columns to look up: every row's endings say what they are."""
+    return {"kind": "label" if source.layout.holds == "labels" else "text"}
+
+
+def _tar_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    key, parts = None, {}
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            before, slash, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            if not member.isfile() or not stem or not ending:
+                continue
+            if (before + slash + stem) != key:
+                if parts:
+                    yield _tar_row(str(key), parts, columns["kind"])
+                key, parts = before + slash + stem, {}
+            file = tar.extractfile(member)
+            parts[ending.lower()] = file.read() if file else b""
+    if parts:
+        yield _tar_row(str(key), parts, columns["kind"])
+
+
+def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
+    image = next((ending for ending in parts if _is_image(f"x.{ending.rpartition('.')[2]}")), None)
+    row: dict[str, Any] = {"image": {"bytes": parts.get(str(image)), "path": f"{key}.{image or 'jpg'}"}}
+    if kind == "label":
+        given = parts.get("cls", b"").strip()
+        return row | {"label": int(given) if given.isdigit() else -1}
+    text = next((parts[ending].decode(errors="replace") for ending in ("txt", "text", "caption") if ending in parts), None)
+    if text is None and "json" in parts:
+        held = json.loads(parts["json"])
+        text = next((held[name] for name in USUAL["text"] if name in held), None) if isinstance(held, dict) else None
+    return row | {"text": text}
+
+
+# folders, one a class
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file's name is that of an image: by its ending, or it has none."""
+    Image.init()
+    ending = Path(name).suffix.lower()
+    return not ending or ending in Image.EXTENSION
+
+
+def _classes(source: Source) -> tuple[list[tuple[str, int]], list[str]]:
+    """The images of a folder, as paths in it, each with its class; and the classes: the folders at its top."""
+    folder, beside = source.path, 0
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{source} names no folder: {folder} is not there")
+    while True:
+        tops, loose = _inside(folder)
+        beside += len(loose)
+        if len(tops) != 1 or not _holds_folders(tops[0]):
+            break
+        folder = tops[0]  # such as the one folder that an archive was unpacked into
+    if tops and all(is_split(one.name) and _holds_folders(one) for one in tops):
+        tops = [one for part in source.chosen([one.name for one in tops]) for one in _inside(folder / part)[0]]
+    elif source.part:
+        source.chosen([folder.name] if folder != source.path else [])
+    names = sorted({one.name for one in tops})
+    files = [(file, names.index(top.name)) for top in tops for file in walk(top)]
+    found = [(file.relative_to(source.path).as_posix(), label) for file, label in files if _is_image(file.name)]
+    kept = sorted({label for _, label in found})
+    if not found:
+        raise FileNotFoundError(f"{source} holds no images in folders, one folder a class")
+    _say_beside(str(source), beside + len(files) - len(found))
+    return [(name, kept.index(label)) for name, label in found], [names[label] for label in kept]
+
+
+def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files of a folder; what begins with a dot is neither."""
+    found = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+    return [one for one in found if one.is_dir()], [one for one in found if not one.is_dir()]
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether there are folders in a folder, and no images beside them."""
+    folders, files = _inside(folder)
+    return bool(folders) and not any(_is_image(file.name) for file in files)
+
+
+@lru_cache(maxsize=8)
+def _say_beside(source: str, count: int) -> None:
+    if count:
+        print(f"{source}: {count} files that lie beside the classes' folders, or are no images, are left out", flush=True)
+
+
+def _folder_stream(source: Source) -> "datasets.IterableDataset":
+    import datasets
+
+    found, _ = _classes(source)
+    rows = {"image": [name for name, _ in found], "label": [label for _, label in found]}
+    return datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=min(64, len(found)))
