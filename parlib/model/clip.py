@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
+from parlib.model.files import foreign
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 _CONFIGS = Path(__file__).parent / "configs"
@@ -33,11 +34,14 @@ _EXTRA = "pip install '.[lite0]'"
 
 @dataclass
 class Clip:
-    """An open_clip model. net: its module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L)."""
+    """An open_clip model. net: its module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L).
+    form: how the checkpoint that it was read from holds its weights, in words.
+    """
 
     net: Any
     config: dict
     tokenizer: Callable[[list[str]], torch.Tensor]
+    form: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +145,13 @@ def check_installed(encoder: str) -> None:
         raise ValueError(f"encoder {encoder} takes {foreign_names[0]} from a hub: refused; {only}")
 
 
+def create_from(config: dict[str, Any], preprocessing: dict[str, Any]) -> Clip:
+    """An open_clip model with random weights by its model_cfg, whose towers are open_clip's own, and its preprocess_cfg."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))
+        return _create(f"local-dir:{folder}", config)
+
+
 def packaged(name: str) -> Path:
     """The file or folder of a tower that a package brings; ValueError, naming the command, where it is not installed."""
     module, inside = _PACKAGED[name]
@@ -169,11 +180,15 @@ def load(source: str) -> Clip:
         else:
             clip = _create(f"local-dir:{folder}", config, require_pretrained=True)
         with safe_open(folder / WEIGHTS, "pt") as file:  # open_clip would stretch positional embeddings, silently
-            other = [name for name, value in clip.net.state_dict().items() if file.get_slice(name).get_shape() != list(value.shape)]
+            own = {name: list(value.shape) for name, value in clip.net.state_dict().items() if value.ndim}
+            other = [name for name, shape in own.items() if file.get_slice(name).get_shape() != shape]
         if other:
             raise ValueError(f"{other[0]} has another shape than its configuration says")
+        clip.form = "open_clip's folder"
         return clip
     except Exception as error:  # open_clip, safetensors and torch each have their own; all mean the same here
+        if known := foreign(folder / WEIGHTS):
+            raise ValueError(f"{folder / WEIGHTS} {known}") from None
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} is not a readable open_clip checkpoint in safetensors: {type(error).__name__}: {reason}") from None
 
