@@ -89,6 +89,7 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
     clip.net.to(params.compute.device)
     count = sum(parameter.numel() for parameter in clip.net.parameters())
     said = f"{source or 'pretrained here'}, {clip.side} px, {count / 1e6:.1f} million weights"
+    said += f", {clip.form}" if clip.form else ""
     return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
 
 

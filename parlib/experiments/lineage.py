@@ -16,7 +16,7 @@ from parlib.external.files import Source
 from parlib.external.rows import label_names
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.model.checkpoints import checkpoint_of, read_checkpoint
-from parlib.model.clip import WEIGHTS, Clip, architecture, save
+from parlib.model.clip import WEIGHTS, Clip, save
 from parlib.model.preparation import Preparation
 from parlib.records.store import artifact_file
 from parlib.train.cached import Trained
@@ -25,23 +25,8 @@ from parlib.train.cached import Trained
 def open_checkpoint(source: str, params: Training) -> Clip:
     """A checkpoint on the device that it is trained on. ValueError where it takes other images than the encoder named."""
     clip = read_checkpoint(source, encoder=params.encoder, normalised=params.normalised)
-    if other := _unlike(clip.config, architecture(params.encoder)):
-        raise ValueError(f"{source} is no {params.encoder}: its {other}; name its encoder")
     clip.net.to(params.compute.device)
     return clip
-
-
-def _unlike(config: dict[str, Any], named: dict[str, Any]) -> str:
-    """In what a model's configuration differs from that of the encoder named; empty where it doesn't. QuickGELU may differ."""
-    flat = []
-    for one in (config, named):
-        text = {f"text {name}": value for name, value in one["text_cfg"].items()}
-        flat.append({"embed_dim": one["embed_dim"]} | one["vision_cfg"] | text)
-    for name in ("image_size", "embed_dim", "layers", "width", "patch_size", "timm_model_name", "text width", "text layers"):
-        here, there = (one.get(name) for one in flat)
-        if here != there:
-            return f"{name} is {here}, not {there}"
-    return ""
 
 
 def imported(base: str, params: Training) -> Trained:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
+from parlib.model.files import foreign
 from parlib.model.preparation import Preparation
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -34,11 +35,14 @@ _EXTRA = "pip install '.[lite0]'"
 
 @dataclass
 class Clip:
-    """An open_clip model. net: its module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L)."""
+    """An open_clip model. net: its module, whose attributes its types don't tell. config: its model_cfg. tokenizer: strings to (B, L).
+    form: how the checkpoint that it was read from holds its weights, in words.
+    """
 
     net: Any
     config: dict
     tokenizer: Callable[[list[str]], torch.Tensor]
+    form: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +109,7 @@ def create(encoder: str, seed: int = 0, pretrained: str | None = None) -> Clip:
     open_clip.add_model_config(_CONFIGS)
     if encoder not in open_clip.list_models():
         raise ValueError(f"unknown encoder {encoder!r}; known are: {', '.join(encoders())}")
+    check_installed(encoder)
     config = architecture(encoder)
     if pretrained is None:
         clip = _create(encoder, config, seed=seed)
@@ -133,11 +138,23 @@ def has_batch_norm(encoder: str) -> bool:
 
 
 def check_installed(encoder: str) -> None:
-    """ValueError, naming the command, where an encoder's towers come from packages that are not installed."""
+    """ValueError, naming the command, where an encoder's towers come from packages that are not installed, or from a hub."""
     config = architecture(encoder)
-    for name in (config.get("text_cfg", {}).get("hf_model_name"), config.get("vision_cfg", {}).get("timm_model_name")):
+    text = config.get("text_cfg", {})
+    for name in (text.get("hf_model_name"), config.get("vision_cfg", {}).get("timm_model_name")):
         if name in _PACKAGED:
             packaged(name)
+    if foreign_names := [text[name] for name in ("hf_model_name", "hf_tokenizer_name") if text.get(name) and text[name] not in _PACKAGED]:
+        # transformers would fetch it, and what is saved of it would not be read again: `_check_text_tower`
+        only = f"of the encoders that need the package transformers ({_EXTRA}), lite0_minilm alone can be used"
+        raise ValueError(f"encoder {encoder} takes {foreign_names[0]} from a hub: refused; {only}")
+
+
+def create_from(config: dict[str, Any], preprocessing: dict[str, Any]) -> Clip:
+    """An open_clip model with random weights by its model_cfg, whose towers are open_clip's own, and its preprocess_cfg."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))
+        return _create(f"local-dir:{folder}", config)
 
 
 def packaged(name: str) -> Path:
@@ -168,11 +185,15 @@ def load(source: str) -> Clip:
         else:
             clip = _create(f"local-dir:{folder}", config, require_pretrained=True)
         with safe_open(folder / WEIGHTS, "pt") as file:  # open_clip would stretch positional embeddings, silently
-            other = [name for name, value in clip.net.state_dict().items() if file.get_slice(name).get_shape() != list(value.shape)]
+            own = {name: list(value.shape) for name, value in clip.net.state_dict().items() if value.ndim}
+            other = [name for name, shape in own.items() if file.get_slice(name).get_shape() != shape]
         if other:
             raise ValueError(f"{other[0]} has another shape than its configuration says")
+        clip.form = "open_clip's folder"
         return clip
     except Exception as error:  # open_clip, safetensors and torch each have their own; all mean the same here
+        if known := foreign(folder / WEIGHTS):
+            raise ValueError(f"{folder / WEIGHTS} {known}") from None
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} is not a readable open_clip checkpoint in safetensors: {type(error).__name__}: {reason}") from None
 
