@@ -29,6 +29,7 @@ def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 
     """
     os.environ |= dict.fromkeys(("RAY_USAGE_STATS_ENABLED", "RAY_CHDIR_TO_TRIAL_DIR", "RAY_AIR_NEW_OUTPUT"), "0")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves a training a thirtieth of a core beside any other process
     # Several nodes need the cache in a folder that they share.
     environment = {"py_modules": [str(ROOT / "parlib")], "env_vars": {"PAR_CACHE": str(cache_dir())}}
     options: dict[str, Any] = {"address": address, "runtime_env": environment}
