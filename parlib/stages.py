@@ -37,6 +37,7 @@ STAGES: dict[str, int] = {
     "method/cleanclip": 1,
     "method/roclip": 1,
     "method/par": 1,
+    "method/distil": 1,
     "method/finetune_augmented": 1,
     "method/perturb_only": 1,
     # what is measured, and what is read from elsewhere

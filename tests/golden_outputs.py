@@ -116,6 +116,7 @@ def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
     """Six steps of a method from random weights: the terms of its loss, and how far its weights moved."""
     pairs, start = _pairs(), create("small_resnet", seed=0)
     options: dict[str, Any] = {"tau": 2.15} if "tau" in METHODS[method].options else {"self_weight": 0.3, "pool": 0.5}
+    options |= {"varied": 0.5} if method == "distil" else {}
     recipe = Recipe(method, 2, _SCENES // 3, 1e-3, seed=1, schedule="cosine", batch_norm=batch_norm, looks=0, **options)
     trained = start.copy()
     history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, reference=start, title=method)

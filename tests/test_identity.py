@@ -186,6 +186,7 @@ _VALUES = {
         "tau": _FLOATS,
         "self_weight": _FLOATS,
         "pool": _SHARES,
+        "varied": _SHARES,
         "wordnet": [""],
         "schedule": ["paper", "cosine", "warmup_cosine"],
         "batch_norm": ["frozen", "train"],

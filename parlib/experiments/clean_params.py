@@ -17,7 +17,7 @@ from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
 from parlib.records.store import read
 
-_OWN = ("tau", "self_weight", "pool")  # options of one method alone
+_OWN = ("tau", "self_weight", "pool", "varied")  # options of one method alone
 ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
 
 
@@ -41,10 +41,11 @@ class Clean(Training):
     )
     steps: int = tuned("steps of cleaning, however few the pairs are; None: as many as the epochs have", ge=1)
     tests: list[str] = Field([], description="further triggers to try before and after")
-    method: str = Field("par", description="par, finetune, cleanclip, roclip, or the ablations finetune_augmented and perturb_only")
+    method: str = Field("par", description="par, finetune, cleanclip, roclip, distil, or the ablations finetune_augmented and perturb_only")
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
     pool: float = Field(0.1, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
+    varied: float = Field(0.0, ge=0, le=1, description="share of the clean images that distillation flips, crops, recolours and mixes")
     wordnet: str = Field(
         "",
         description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own",

@@ -6,7 +6,7 @@ import pandas as pd
 
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
 MARGINS = (0.01, 0.02, 0.03, 0.06)
-_KNOBS = ("tau", "self_weight", "pool")
+_KNOBS = ("tau", "self_weight", "pool", "varied")
 
 
 def kept(runs: pd.DataFrame, margin: float = MARGIN, of: str = "clean_accuracy") -> pd.Series:
@@ -26,8 +26,8 @@ def choose(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
 
 def blind(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
     """The label of the run that the blind rule chooses, which knows no trigger and only the user's own data: the highest rate whose clean
-    accuracy on the classes that the clean pairs show is within the margin, then the largest own option (tau, self_weight, pool); where
-    there is none, the highest such accuracy.
+    accuracy on the classes that the clean pairs show is within the margin, then the largest option of the method's
+    own; where there is none, the highest such accuracy.
     """
     own = runs.assign(**{f"{start}own": seen_accuracy(runs, start) for start in ("", "poisoned_")})
     good = own[kept(own, margin, "own")]

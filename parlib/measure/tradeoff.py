@@ -6,7 +6,7 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-_AXES = """encoder trigger seed data coverage pairs tau self_weight pool lr schedule batch_norm epochs steps batch wordnet planted
+_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied lr schedule batch_norm epochs steps batch wordnet planted
 base_epochs""".split()
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
 
@@ -39,7 +39,7 @@ def below(one: pd.DataFrame, other: pd.DataFrame) -> float | None:
 
 
 def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A grid's trade-off curves by label: two or more trials that differ only in their method's own knob (tau, self_weight, pool,
+    """A grid's trade-off curves by label: two or more trials that differ only in their method's own knob (tau, self_weight, pool, varied,
     or else lr), in its order, with the columns `knob` and `value`.
     """
     found = {}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutout
+from parlib.method.distil import distil, foreign_content, varied
 from parlib.method.eda import reword
 from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
 from parlib.method.wordnet import folder_of, synonyms
@@ -22,7 +23,8 @@ class Recipe:
 
     lr: the peak. weight_decay: on weights with >= 2 dims; None: the method's own. batch_norm: frozen (running statistics
     used, not updated) or train. tau: PAR's threshold on S. self_weight: of CleanCLIP's own term. pool: RoCLIP's, as a
-    share of the pairs. steps: where it ends; None: after its epochs. looks: how often the history records accuracy and ASR.
+    share of the pairs. varied: the share of clean images that distillation varies. steps: where it ends; None: after its
+    epochs. looks: how often the history records accuracy and ASR.
     wordnet: folder of WordNet's files for rewording; empty: our own list.
     """
 
@@ -38,6 +40,7 @@ class Recipe:
     looks: int = 4
     self_weight: float = 0.0
     pool: float = 0.0
+    varied: float = 0.0
     wordnet: str = ""
     steps: int | None = None
 
@@ -75,15 +78,18 @@ class Step:
 @dataclass(frozen=True)
 class Method:
     """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it
-    needs, and which options of the recipe are its own. Where the recipe names WordNet's folder, the rewording is called with
+    needs, whether it learns from captions, and which options of the recipe are its own. vary: what is done to the share `varied` of the
+    images (pixels, share, generator) before all else. Where the recipe names WordNet's folder, the rewording is called with
     its `synonyms`, too.
     """
 
     loss: Callable[[Step], dict[str, torch.Tensor]]
     augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
     reword: Callable[..., list[str]] | None = None
+    vary: Callable[[torch.Tensor, float, torch.Generator], torch.Tensor] | None = None
     learns_scale: bool = False
     needs_reference: bool = False
+    captions: bool = True
     weight_decay: float = 1e-4
     options: tuple[str, ...] = ()
 
@@ -130,6 +136,7 @@ METHODS: dict[str, Method] = {
     "cleanclip": Method(cleanclip, auto_augment, reword, learns_scale=True, weight_decay=0.1, options=("self_weight",)),
     "roclip": Method(roclip, crop_and_jitter, reword, learns_scale=True, weight_decay=0.1, options=("pool",)),
     "par": Method(par, noise_and_cutout, needs_reference=True, options=("tau",)),
+    "distil": Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",)),
     "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
 }

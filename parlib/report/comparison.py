@@ -18,7 +18,7 @@ from parlib.report.style import ACCURACY, REMOVED, STYLE, attack_of, colour, fin
 POINTS = f"{100 * MARGIN:.0f} points of clean accuracy"
 HOLLOW = f"Hollow: costs more than {POINTS}. The grey band is linear, down to 0."
 _SAME = ["encoder", "method", "trigger", "attack", "seed", "data", "pairs", "epochs", "batch", "schedule", "batch_norm", "split"]
-_KNOBS = ["tau", "self_weight", "pool"]
+_KNOBS = ["tau", "self_weight", "pool", "varied"]
 
 
 def at_each_rate(rows: pd.DataFrame) -> pd.DataFrame:

@@ -29,7 +29,7 @@ def trials(rows: pd.DataFrame, experiment: str = "regimes") -> pd.DataFrame:
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
-    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight"])
+    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied"])
 
 
 def today(rows: pd.DataFrame) -> pd.DataFrame:

@@ -17,8 +17,8 @@ from parlib.report.style import in_order, rank
 ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack from those of others
 MAIN = ("main", "second_encoder", "other_attacks")  # the experiments of the main table
 COLUMNS = """
-notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted base_epochs method
-data pairs coverage tau self_weight pool lr schedule batch_norm epochs steps batch seed split rule clean_accuracy ca_ci_low ca_ci_high
+notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted base_epochs method data
+pairs coverage tau self_weight pool varied lr schedule batch_norm epochs steps batch seed split rule clean_accuracy ca_ci_low ca_ci_high
 clean_accuracy_seen clean_accuracy_unseen attack_success_rate asr_ci_low asr_ci_high asr_with_target_class triggered_accuracy tr_at_1
 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy base_retrieval_asr poisoned_clean_accuracy
 poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image share_above_tau_text seconds

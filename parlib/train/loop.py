@@ -158,19 +158,21 @@ class _Losses:
         if self.method.needs_reference and reference is not None:
             reference.net.eval()
             self.frozen = GradCache(reference, share, compute.chunk, precision)
-            if isinstance(feed, MemoryFeed):  # the captions stay, and so do their embeddings
+            if self.method.captions and isinstance(feed, MemoryFeed):  # the captions stay, and so do their embeddings
                 with torch.autocast(clip.device.type, precision, enabled=precision is not None):
                     self.known_text = embed_texts(reference, feed.tokens).float()
 
     def at(self, step: int) -> dict[str, torch.Tensor]:
         """The loss of a step and the terms that the history keeps."""
         recipe, given = self.recipe, self.feed.batch(step, self.recipe.batch, self.recipe.seed)
-        plain = view = given.pixels.float() / 255
+        plain, part = given.pixels.float() / 255, [rank()] if rank() else []
+        if self.method.vary is not None and recipe.varied:
+            plain = self.method.vary(plain, recipe.varied, generator(self.clip.device, recipe.seed, "vary", step, *part))
+        view = plain
         if self.method.augment is not None:
-            part = [rank()] if rank() else []
             view = self.method.augment(plain, self.clip.fill, generator(self.clip.device, recipe.seed, "augment", step, *part))
         state = Step(self.trainee, self.frozen, recipe, plain, view, given.tokens, given.reworded)
-        if self.frozen is not None:
+        if self.frozen is not None and self.method.captions:
             state.reference_text = self.frozen.known(given.tokens) if self.known_text is None else self.known_text[given.rows]
         state.epoch, state.pairs, state.memory = step // (self.feed.pairs // recipe.batch), self.feed.pairs, self.memory
         return self.method.loss(state)
