@@ -12,12 +12,12 @@ from parlib.experiments.params import Input, Training, checkpoint_input, known, 
 from parlib.experiments.poison import Poison
 from parlib.experiments.presets import tuned as tuned_values
 from parlib.external.batches import check_outside
+from parlib.measure.selection import KNOBS
 from parlib.method.methods import METHODS, Recipe
 from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
 from parlib.records.store import read
 
-_OWN = ("tau", "self_weight", "pool", "varied")  # options of one method alone
 ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
 
 
@@ -95,7 +95,7 @@ class Clean(Training):
 
     def _filled(self) -> Self:
         filled = {name: value for name, value in tuned_values(self.method, self.encoder).items() if getattr(self, name) is None}
-        filled |= dict.fromkeys(set(_OWN) - set(METHODS[self.method].options))  # None: no option of this method
+        filled |= dict.fromkeys(set(KNOBS) - set(METHODS[self.method].options))  # None: no option of this method
         return self.model_copy(update=filled)
 
     def _check_coverage(self) -> None:

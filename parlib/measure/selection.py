@@ -6,7 +6,7 @@ import pandas as pd
 
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
 MARGINS = (0.01, 0.02, 0.03, 0.06)
-_KNOBS = ("tau", "self_weight", "pool", "varied")
+KNOBS = ("tau", "self_weight", "pool", "varied")  # of one method alone
 
 
 def kept(runs: pd.DataFrame, margin: float = MARGIN, of: str = "clean_accuracy") -> pd.Series:
@@ -33,7 +33,7 @@ def blind(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
     good = own[kept(own, margin, "own")]
     if not len(good):
         return own["own"].sort_values(ascending=False).index[0]
-    return good.sort_values(["lr", *(knob for knob in _KNOBS if knob in good)], ascending=False).index[0]
+    return good.sort_values(["lr", *(knob for knob in KNOBS if knob in good)], ascending=False).index[0]
 
 
 def seen_accuracy(runs: pd.DataFrame, start: str = "") -> pd.Series:

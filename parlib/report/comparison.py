@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from parlib.measure.selection import MARGIN, kept
+from parlib.measure.selection import KNOBS, MARGIN, kept
 from parlib.report import style
 from parlib.report.rows import ATTACK, MAIN, of, trials
 from parlib.report.style import ACCURACY, REMOVED, STYLE, attack_of, colour, finished, in_order, label_ends, listed, name, rate, rate_axis
@@ -18,15 +18,14 @@ from parlib.report.style import ACCURACY, REMOVED, STYLE, attack_of, colour, fin
 POINTS = f"{100 * MARGIN:.0f} points of clean accuracy"
 HOLLOW = f"Hollow: costs more than {POINTS}. The grey band is linear, down to 0."
 _SAME = ["encoder", "method", "trigger", "attack", "seed", "data", "pairs", "epochs", "batch", "schedule", "batch_norm", "split"]
-_KNOBS = ["tau", "self_weight", "pool", "varied"]
 
 
 def at_each_rate(rows: pd.DataFrame) -> pd.DataFrame:
     """The trials that differ from a search's chosen one in their learning rate alone: by encoder, method and rate; `chosen`, `kept`."""
-    searched, unused = trials(rows), dict.fromkeys(_KNOBS, -1.0)
+    searched, unused = trials(rows), dict.fromkeys(KNOBS, -1.0)
     best = searched[searched["chosen"]]
     tried = rows.dropna(subset=["clean_accuracy"]).sort_values("notebook", kind="stable")  # 02 first: a sweep may repeat its settings
-    found = tried.fillna(unused).merge(best[[*_SAME, *_KNOBS]].fillna(unused)).drop_duplicates(["encoder", "method", "lr"])
+    found = tried.fillna(unused).merge(best[[*_SAME, *KNOBS]].fillna(unused)).drop_duplicates(["encoder", "method", "lr"])
     return in_order(found.assign(chosen=found["run"].isin(best["run"]), kept=kept(found)), ["encoder", "method", "lr"])
 
 

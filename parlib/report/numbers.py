@@ -14,7 +14,7 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table regime_overview where_trials
+GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide where_trials
 least_rate reproduced minutes""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -159,6 +159,11 @@ def regime_overview() -> str:
     """What a removal costs by regime and method, of backdoors planted in fine-tuning, as Markdown."""
     table = _regime_costs()
     return tables.markdown(regimes.overview(table[table["planted"] == "finetuning"]))
+
+
+def regime_guide() -> str:
+    """The cheapest method of each regime, its setting, and what to expect, as Markdown."""
+    return tables.markdown(regimes.guide(_regime_costs()))
 
 
 def _regime_costs() -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from parlib.measure.selection import MARGIN, MARGINS, blind, choose, kept
+from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept
 from parlib.report import style
 from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, number, rate, rate_axis
 
@@ -71,6 +71,7 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
         row |= {"removed": best is not None, "within_asr": runs.loc[kept(runs), "attack_success_rate"].min()}
         if best is not None:
             row |= {end: 100 * best[end] for end in ("cost", "cost_seen", "cost_unseen")}
+            row |= {knob: best[knob] for knob in KNOBS}
             row |= {"lr": best["lr"], "asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
         for rule, chosen in (("informed", runs.loc[choose(runs)]), ("blind", runs.loc[blind(runs)])):
             row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": 100 * chosen["cost"], f"{rule}_lr": chosen["lr"]}
@@ -110,6 +111,28 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
         least, most = (f"{ours['blind_asr'].agg(end):.2f}" for end in ("min", "max"))
         rows.append(row | {"blind rule: ASR": least if least == most else f"{least} to {most}"})
     return pd.DataFrame(rows).fillna("")
+
+
+def guide(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a regime: the method whose removal is the cheapest, its setting, and what to expect. Strings."""
+    rows = []
+    for _, ours in table.groupby(REGIME, sort=False):
+        row = {"clean pairs": title_of(ours.iloc[0])}
+        able = ours[ours["removed"]]
+        if able.empty:
+            rows.append(row | {"use": f"none of {listed(map(name, ours['method']))}"})
+            continue
+        best = able.loc[able["cost"].idxmin()]
+        row |= {"use": name(best["method"]), "at the rate": f"`{rate(best['lr'])}`" + _knob(best)}
+        row |= {"expect to lose, points": f"{best['cost']:.1f}"}
+        row |= {"on unseen classes": "" if pd.isna(best["cost_unseen"]) else f"{best['cost_unseen']:.1f}"}
+        rows.append(row | {"ASR": number(best["asr"]), "accuracy under the trigger": number(best["under"])})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _knob(best: pd.Series) -> str:
+    """A setting's own option, as its parameter is called."""
+    return "".join(f", `{knob} {best[knob]:g}`" for knob in KNOBS if pd.notna(best[knob]))
 
 
 def at_margins(found: pd.DataFrame) -> pd.DataFrame:
