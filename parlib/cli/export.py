@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from parlib.cache import check_surroundings
 from parlib.model.export import export_model
 from parlib.records.store import outputs, read
 
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scale", default="small")
     asked = parser.parse_args(arguments)
     try:
+        check_surroundings()
         folder = export_model(read(asked.scale, asked.run), asked.folder or outputs(asked.scale) / f"{asked.run}_model")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
