@@ -13,7 +13,7 @@ import torch
 from small_records import record
 
 from parlib.attack.triggers import Trigger
-from parlib.cache import ROOT, atomic_folder, cache_dir, digest, lock
+from parlib.cache import ROOT, atomic_folder, cache_dir, check_writable, digest, lock
 from parlib.cli import export, verify
 from parlib.cli.make import expected_seconds
 from parlib.cli.plan import Planned, plan
@@ -53,6 +53,18 @@ def test_a_record_is_complete_and_names_no_machine(own_outputs):
     text = record_path("small", POISONED).read_text()
     assert str(own_outputs) not in text
     assert str(cache_dir()) not in text
+
+
+def test_all_files_of_a_run_with_the_longest_id_can_be_written(own_outputs):
+    many = {"data": "csv:a", "evaluation": "imagenet:a", "target": "axe", "split": "validation", "classes": 20, "eval_scenes": 50}
+    many |= {"templates": 3, "max_skipped": 0.5, "normalised": False, "base": "openai", "train_scenes": 100, "batch": 10, "lr": 1e-5}
+    params = check("01_poison", many)
+    assert len(params.id) > 150
+    for name in (f"{params.id}.running.ipynb", f"{params.id}_embedding_points.csv", f"{params.id}.01234567.old", f"{params.id}_model"):
+        with atomic_folder(outputs("small") / name) as temporary:  # the longest of temporary names
+            assert len(temporary.name.encode()) < 255
+    check_writable(record_path("small", params.id))
+    check_writable(cache_dir() / f"{params.id.partition('/')[2]}_embedding_points.safetensors")
 
 
 def test_states(own_outputs):
