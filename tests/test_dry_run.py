@@ -220,6 +220,14 @@ def test_the_command_says_what_will_not_do_and_exits_so(own, own_outputs, tmp_pa
     assert not (own_outputs / "outputs" / "small" / "02_clean").exists()
 
 
+def test_a_search_is_as_long_as_its_samples(own):
+    shared = {"evaluation": own["evaluation"], "eval_scenes": 10, "epochs": 1, "pairs": 40, "search": "optuna", "samples": 3}
+    space = [{"poisoned": [own["poisoned"]], "data": [own["data"]], "batch": [20], "lr": [1e-4, 1e-3], "tau": [0.1, 1.0]}]
+    found = _rehearsed_all(shared | {"space": space}, "03_tau_sweep")
+    assert "3 trials" in found[-1][1]
+    assert "120 pairs" in found[-1][1]
+
+
 def test_a_sweep_of_a_run_that_is_not_made_names_its_command(own_outputs):
     found = {what: (said, fine) for what, said, fine in _rehearsed_all({"scale": "smoke"}, "03_tau_sweep")}
     said, fine = found["checkpoint 01_poison/badnet_stripes_s0"]

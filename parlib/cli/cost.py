@@ -16,7 +16,6 @@ from parlib.experiments.poison import Poison
 from parlib.external.layouts import label_names, split_name
 from parlib.method.methods import rewording
 from parlib.model.clip import Clip, embed_images, embed_texts, has_batch_norm
-from parlib.train.compute import Compute
 from parlib.train.loop import check_recipe, fit
 
 GB = 1e9
@@ -63,9 +62,9 @@ def work(params: Poison | Clean, *, trial: bool = False) -> Work:
     return Work(pairs, images, sentences, held)
 
 
-def cost(runs: Sequence[Poison | Clean], clip: Clip) -> str:
+def cost(runs: Sequence[Poison | Clean], clip: Clip, at_once: int = 1) -> str:
     """Time and memory of a run, or of a sweep's trials one after another, by short trainings of the first with two batches of made-up
-    pairs: what a pair costs is their difference. ValueError where the memory does not do.
+    pairs: what a pair costs is their difference. at_once: trials that share the memory. ValueError where it does not do.
     """
     params, trial = runs[0], len(runs) > 1
     recipe, gpu, compute = params.recipe(), clip.device.type == "cuda", params.compute
@@ -87,25 +86,28 @@ def cost(runs: Sequence[Poison | Clean], clip: Clip) -> str:
     said = f"about {span(training + looking)}: {span(training)} of training ({seen:,} pairs at {1000 * each:.0f} ms, decoding apart)"
     said += f", {span(looking)} of looks and evaluations ({images:,} images, {sentences:,} prompts and captions)"
     if trial:
-        said = f"{len(runs)} trials one after another, all like the first: {said}"
+        said = f"{len(runs)} trials one after another, as if all were like the first: {said}"
     share = compute.chunk or recipe.batch // compute.processes
-    memory = peaks[many] + max(0, peaks[many] - peaks[few]) / (many - few) * max(0, share - many)
+    of = f"{share:,} pairs at once" + (f" in each of {at_once} trials" if at_once > 1 else "")
+    memory = (
+        at_once * (1 if gpu else compute.processes) * (peaks[many] + max(0, peaks[many] - peaks[few]) / (many - few) * max(0, share - many))
+    )
     try:
-        return f"{said}; {_memory(memory, 3 * clip.side**2 * works[0].held, share, compute, gpu=gpu)}"
+        return f"{said}; {_memory(memory, 3 * clip.side**2 * works[0].held, of, gpu=gpu)}"
     except ValueError as error:
         raise ValueError(f"{said}; {error}") from None
 
 
-def _memory(training: float, held: float, share: int, compute: Compute, *, gpu: bool) -> str:
-    """The memory that a training and the images held beside it want. ValueError, with the numbers, where there is less."""
-    here = (0 if gpu else training * compute.processes) + held
+def _memory(training: float, held: float, of: str, *, gpu: bool) -> str:
+    """The memory that trainings and the images held beside them want. ValueError, with the numbers, where there is less."""
+    here = (0 if gpu else training) + held
     wanted = [("GPU memory", training, torch.cuda.mem_get_info()[1])] if gpu else []
     wanted.append(("memory", here, machine_memory()))
     for kind, needed, has in wanted:
         if needed > has:
             remedy = "a smaller batch, or chunk" if kind == "GPU memory" or training > held else "fewer eval_scenes or pairs"
-            raise ValueError(f"about {needed / GB:.1f} GB of {kind} for {share} pairs at once, there are {has / GB:.1f} GB: take {remedy}")
-    return ", ".join(f"{needed / GB:.1f} GB of {kind} of {has / GB:.1f}" for kind, needed, has in wanted) + f" for {share} pairs at once"
+            raise ValueError(f"about {needed / GB:.1f} GB of {kind} for {of}, there are {has / GB:.1f} GB: take {remedy}")
+    return ", ".join(f"{needed / GB:.1f} GB of {kind} of {has / GB:.1f}" for kind, needed, has in wanted) + f" for {of}"
 
 
 def machine_memory(limits: Sequence[Path] = (Path("/sys/fs/cgroup/memory.max"),)) -> int:

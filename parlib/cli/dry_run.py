@@ -1,5 +1,6 @@
 """`parlib.run PARAMS --dry-run`: everything that can go wrong in a training is looked at before it begins, in less than a minute."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from parlib.experiments.lineage import open_checkpoint
 from parlib.experiments.params import Params, Training
 from parlib.experiments.poison import Poison
 from parlib.experiments.subject import planted_trigger
-from parlib.experiments.trials import Cleanings
+from parlib.experiments.trials import Cleanings, Sweep
 from parlib.external.layouts import label_names, split_name
 from parlib.external.stream import captioned, labelled
 from parlib.model.checkpoints import SOURCES, checkpoint_of
@@ -93,9 +94,11 @@ def _of_many(params: Cleanings) -> Steps:
     steps += [(f"pairs {trial.data}", lambda trial=trial: _pairs(trial)) for trial in sets.values()]
     for trial in {(trial.side, trial.target): trial for trial in models}.values():
         steps += _evaluated(trial)
-    steps += [("settings", lambda: _settings(trials)), ("disk", lambda: _disk(trials, held["clip"]))]
     dearest = sorted(trials, key=lambda trial: trial.encoder != models[-1].encoder)  # the model that is held last is timed
-    return [*steps, ("time and memory", lambda: cost(dearest, held["clip"]) if there else _UNKNOWN)]
+    asked = dearest[:1] * params.samples if isinstance(params, Sweep) and params.samples else dearest  # optuna's corners are no trials
+    at_once = int(1 / min(1, params.gpus)) if params.gpus else max(1, (os.cpu_count() or 1) // params.cpus)
+    steps += [("settings", lambda: _settings(trials)), ("disk", lambda: _disk(asked, held["clip"]))]
+    return [*steps, ("time and memory", lambda: cost(asked, held["clip"], min(at_once, len(asked))) if there else _UNKNOWN)]
 
 
 def _on_device(params: _Run) -> tuple[Steps, _Run, bool]:
@@ -117,8 +120,7 @@ def _device(compute: Compute) -> str:
 def _settings(trials: list[Clean]) -> str:
     """How the trials train: what they share, and what differs."""
     said = [settings(trial) for trial in trials]
-    others = f"; {len(said)} trials, the last one: {said[-1]}" if len(said) > 1 else ""
-    return said[0] + others
+    return said[0] + (f"; the last of {len(said)} settings: {said[-1]}" if len(said) > 1 else "")
 
 
 def _evaluated(params: Poison | Clean) -> Steps:
