@@ -58,7 +58,7 @@ def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 
 def _short_folder() -> dict[str, str]:
     """/tmp as Ray's folder where the usual one is so long that its sockets, of at most 107 bytes, could not be opened."""
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    return {"_temp_dir": "/tmp/ray"} if len(os.fsencode(usual)) > 107 - _IN_SOCKETS else {}
+    return {"_temp_dir": os.path.join("/tmp", "ray")} if len(os.fsencode(usual)) > 107 - _IN_SOCKETS else {}
 
 
 def nbytes(held: Any) -> int:
