@@ -11,6 +11,7 @@ from parlib.cli.dry_run import rehearse
 from parlib.cli.rows import look_at_pairs
 from parlib.cli.run import main
 from parlib.data.scenes import covered
+from parlib.experiments.clean import clean
 from parlib.experiments.registry import check
 from parlib.experiments.result import prepare
 from parlib.model.clip import save
@@ -92,6 +93,13 @@ def test_too_few_pairs_are_marked_with_their_number(own, change, named):
     said, fine = _pairs(own | change)
     assert not fine
     assert all(name in said for name in named), said
+
+
+def test_a_cleaning_of_too_few_pairs_ends_before_it_trains(own, monkeypatch):
+    """S can't be measured on them in the end."""
+    monkeypatch.setattr("parlib.experiments.clean.train", lambda *arguments, **options: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="40.*50"):
+        clean(check("02_clean", own | {"pairs": 50}))
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def _of_many(params: Cleanings) -> Steps:
     device = "cuda" if params.gpus else "cpu"
     trials = [trial.model_copy(update={"compute": trial.compute.model_copy(update={"device": device})}) for trial in params.trials()]
     steps, _, there = _on_device(trials[0])
+    steps = [] if params.ray_address else steps  # the GPUs are the cluster's
     trials = [_on_device(trial)[1] for trial in trials]
     models = list({trial.attacked_model: trial for trial in reversed(trials)}.values())[::-1]
     for trial in models:
@@ -94,8 +95,8 @@ def _of_many(params: Cleanings) -> Steps:
     steps += [(f"pairs {trial.data}", lambda trial=trial: _pairs(trial)) for trial in sets.values()]
     for trial in {(trial.side, trial.target): trial for trial in models}.values():
         steps += _evaluated(trial)
-    dearest = sorted(trials, key=lambda trial: trial.encoder != models[-1].encoder)  # the model that is held last is timed
-    asked = dearest[:1] * params.samples if isinstance(params, Sweep) and params.samples else dearest  # optuna's corners are no trials
+    first = sorted(trials, key=lambda trial: trial.encoder != models[-1].encoder)  # the model that is held last is timed
+    asked = first[:1] * params.samples if isinstance(params, Sweep) and params.samples else first  # optuna's corners are no trials
     at_once = int(1 / min(1, params.gpus)) if params.gpus else max(1, (os.cpu_count() or 1) // params.cpus)
     steps += [("settings", lambda: _settings(trials)), ("disk", lambda: _disk(asked, held["clip"]))]
     return [*steps, ("time and memory", lambda: cost(asked, held["clip"], min(at_once, len(asked))) if there else _UNKNOWN)]

@@ -41,8 +41,8 @@ class Result:
 
 
 def prepare(params: Params) -> None:
-    """Raise, before any work is done, ValueError where the record of this id is another run's, FileNotFoundError where what a run
-    builds on is missing, and OSError where outputs or cache can't be written; ValueError, too, where a GPU is asked for and there is none.
+    """Raise, before any work is done, ValueError where the record of this id is another run's, or a GPU is asked for that is not there;
+    FileNotFoundError where what a run builds on is missing; and OSError where outputs or cache can't be written.
     """
     if (compute := getattr(params, "compute", None)) is not None:
         check_device(compute)
