@@ -17,8 +17,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def cache_dir() -> Path:
-    """Folder of weights and rendered scenes: PAR_CACHE, else ~/.cache/par."""
-    return Path(os.environ.get("PAR_CACHE", "~/.cache/par")).expanduser().resolve()
+    """Folder of weights and rendered scenes: PAR_CACHE, where it is unset or empty ~/.cache/par. ValueError where it is relative, as
+    notebooks, the runner and Ray's workers start in different folders.
+    """
+    named = os.environ.get("PAR_CACHE") or "~/.cache/par"
+    path = Path(named).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f"PAR_CACHE = {named!r} is a relative path; name the folder from the root on, such as {path.absolute()}")
+    return path.resolve()
+
+
+def check_surroundings() -> None:
+    """Raise, before anything is done, FileNotFoundError where parlib was installed without its repository, and ValueError where the cache
+    can't be named.
+    """
+    if not (ROOT / "notebooks").is_dir():
+        raise FileNotFoundError(f"{ROOT} holds no notebooks: parlib is used from its repository; there, run: pip install -e .")
+    cache_dir()
 
 
 def digest(*parts) -> str:

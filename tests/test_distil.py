@@ -34,7 +34,7 @@ def test_foreign_content_comes_from_other_images(scenes):
     assert found.shape == pixels.shape
     assert 0 <= found.min() <= found.max() <= 1
     changed = (found != pixels).any(dim=(1, 2, 3)).float().mean()
-    assert 0.8 < changed  # 1 - 0.4 * 0.4 * 0.5 * 0.5 of them, when all differ
+    assert changed > 0.8  # 1 - 0.4 * 0.4 * 0.5 * 0.5 of them, when all differ
     flat = torch.linspace(0, 1, 10).view(10, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()
     pasted = foreign_content(flat, torch.zeros(3, 1, 1), generator("cpu", "flat"))
     assert (pasted.flatten(1).std(dim=1) > 0).any()

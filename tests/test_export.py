@@ -23,7 +23,14 @@ def test_a_model_is_loaded_by_open_clip_alone_and_says_how_it_was_made(own_outpu
     assert f"local-dir:{folder}" in capsys.readouterr().out
     card = (folder / "README.md").read_text()
     source = record["identity"]["inputs"]["poisoned"]
-    for line in ("# 02_clean/par_badnet_stripes_s0_tau1", "| attack success rate | 0.100 |", "| tau | 1.0 |", source):
+    for line in (
+        "# 02_clean/par_badnet_stripes_s0_tau1",
+        "| attack success rate | 0.100 |",
+        "| tau | 1.0 |",
+        source,
+        "## Under each trigger",
+        "## Load it",
+    ):
         assert line in card
     assert str(tmp_path) not in card
     code = (

@@ -16,6 +16,8 @@ from parlib.cache import ROOT, digest
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison
+from parlib.experiments.synthetic import Synthetic
+from parlib.experiments.trials import Sweep
 from parlib.method.methods import METHODS, Recipe
 from parlib.records.identity import Identity, differences, environment, identity
 from parlib.records.status import stale
@@ -237,6 +239,31 @@ def test_each_parameter_alone_makes_another_id(kind):
             except ValueError:
                 continue
             assert (run.id == other.id) is (run.asked() == other.asked()), (name, value)
+
+
+@pytest.mark.parametrize("kind", [Sweep, Synthetic])
+def test_an_id_that_is_shortened_is_of_one_run_alone(kind):
+    """Whatever comes last, and however long a name is; what is short stays whole."""
+    many = {"evaluation": "imagenet:a", "split": "validation", "target": "banana", "max_skipped": 0.5, "templates": 3, "classes": 20}
+    many |= {
+        "eval_scenes": 50,
+        "epochs": 9,
+        "pairs": 100,
+        "coverage": 1.0,
+        "steps": 5,
+        "cpus": 2,
+        "gpus": 0.5,
+        "trigger": "blended_triangles",
+    }
+    runs = [kind.check(many | {"attack": "label_consistent", "base_epochs": 3, "steps": steps}) for steps in range(1, 40)]
+    ids = {run.id for run in runs}
+    assert len(ids) == len(runs)
+    assert all(len(run.id.encode()) <= 170 for run in runs)
+    if kind is Sweep:
+        named = [kind.check({"name": 300 * "a" + end}) for end in ("a", "b")]
+        assert len({run.id for run in named}) == 2
+        assert all(len(run.id) <= 170 for run in named)
+        assert re.search("_[0-9a-f]{8}$", named[0].id)
 
 
 def test_runs_of_a_large_encoder_have_ids():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ RUNS = ("01_poison/badnet_stripes_s0", "02_clean/par_badnet_stripes_s0")
 
 
 def _environment(checkout: Path, cache: str) -> dict[str, str]:
-    return os.environ | {"PAR_CACHE": str(checkout / cache), "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PAR_CACHE": str(checkout / cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}  # the kernel, too
 
 
 def _run(checkout: Path, cache: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -177,6 +178,63 @@ def test_what_papermill_is_told_stays_though_it_is_a_default(own_outputs):
     assert (start("01_poison", own).params.train_scenes, start("01_poison", own).params.batch) == (400, 32)
     told = _namespace("scale: str = 'small'\ntrain_scenes: int = 24000", "scale = 'smoke'\ntrain_scenes = 24000")
     assert start("01_poison", told).params.train_scenes == 24000
+
+
+def _saved(folder: Path, *changes: tuple[str, str]) -> None:
+    """Save notebook 02 in a folder as JupyterLab would, with changes in its parameters cell."""
+    path = folder / "notebooks" / "02_clean.ipynb"
+    notebook = nbformat.read(path, 4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for old, new in changes:
+        assert old in cell.source
+        cell.source = cell.source.replace(old, new)
+    nbformat.write(notebook, path)
+
+
+def test_a_notebook_saved_with_other_defaults_makes_the_run_that_is_asked(made):
+    path = made / "notebooks" / "02_clean.ipynb"
+    whole, record = path.read_text(), _records(made)[RUNS[1]]
+    others = set((made / "outputs/smoke/02_clean").glob("*.json"))
+    (made / f"outputs/smoke/{RUNS[1]}.json").unlink()
+    try:
+        _saved(made, ("tau: float = 2.15", "tau: float = 1.0"), ("pairs: int = 12000", "pairs: int = 100"), ('"small"', '"paper"'))
+        done = _run(made, "cache", "params/smoke", "--only", RUNS[1])
+    finally:
+        path.write_text(whole)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: value for name, value in _records(made)[RUNS[1]].items() if name in ("params", "identity", "metrics")} == {
+        name: record[name] for name in ("params", "identity", "metrics")
+    }
+    assert set((made / "outputs/smoke/02_clean").glob("*.json")) == others
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Saves notebook 02 with changes, in a project of its own."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "02_clean.ipynb", tmp_path / "notebooks")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    return lambda *changes: _saved(tmp_path, *changes)
+
+
+def test_a_notebook_is_told_what_it_would_take_otherwise_and_no_more(saved):
+    run = Planned({"seed": 1}, check("02_clean", {"seed": 1}))
+    assert notebooks.told(run) == {"seed": 1}
+    saved(
+        ("tau: float = 2.15", "tau: float = 2.0 + 0.1"),
+        ("lr: float | None = None", "lr: float | None = 0.5"),
+        ("seed: int = 0", "seed = 3"),
+    )
+    assert notebooks.told(run) == {"seed": 1, "tau": 2.15, "lr": run.params.lr}
+    saved(("tau: float = 2.0 + 0.1", "%time"))
+    assert notebooks.told(run) == run.params.model_dump() | {"seed": 1}
+
+
+def test_a_notebook_whose_parameters_cell_lost_its_tag_is_not_run(saved, tmp_path):
+    path = tmp_path / "notebooks" / "02_clean.ipynb"
+    path.write_text(path.read_text().replace('"parameters"', '"old"'))
+    with pytest.raises(ValueError, match=r"02_clean\.ipynb.*'parameters'"):
+        notebooks.execute(Planned({}, check("02_clean", {})))
 
 
 def test_a_name_in_the_parameters_cell_that_is_no_parameter_is_refused(own_outputs):

@@ -88,7 +88,10 @@ def test_a_run_that_is_asked_for_in_two_ways_is_refused(tmp_path):
     [
         ("experimnt: x\nruns: []\n", r"bad\.yaml.*'experimnt'.*'experiment'"),
         ("- tau\n", r"bad\.yaml.*list"),
-        ("runs: [tau\n", r"bad\.yaml.*YAML"),
+        ("runs: [tau\n", r"bad\.yaml.*YAML.*line 2"),  # what is left open is noticed at the end
+        ("experiment: x\nruns:\n\t- {notebook: 02_clean}\n", r"bad\.yaml.*line 3.*'- {notebook: 02_clean}'"),
+        ("experiment: 'x\n", r"bad\.yaml.*YAML.*quotes"),
+        ("experiment: \0\n", r"bad\.yaml.*YAML.*character"),
         ("runs: [{tau: 1.0}]\n", r"bad\.yaml.*notebook.*02_clean"),
         ("runs: [tau]\n", r"bad\.yaml.*notebook.*02_clean"),
         ("runs: {notebook: 02_clean}\n", r"bad\.yaml.*runs"),
@@ -109,6 +112,12 @@ def test_a_file_that_does_not_fit_ends_in_one_line_that_names_it(tmp_path, capsy
         plan(path)
     assert main([str(path)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"experiment: \xff\xfe")
+    with pytest.raises(ValueError, match=r"bad\.yaml.*UTF-8"):
+        plan(tmp_path / "bad.yaml")
 
 
 def test_a_path_that_does_not_exist_names_the_folders(capsys):

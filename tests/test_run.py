@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,7 +14,8 @@ import torch
 from small_records import record
 
 from parlib.attack.triggers import Trigger
-from parlib.cache import ROOT, atomic_folder, cache_dir, digest, lock
+from parlib.cache import ROOT, atomic_folder, cache_dir, check_writable, digest, lock
+from parlib.cli import export, verify
 from parlib.cli.make import expected_seconds
 from parlib.cli.plan import Planned, plan
 from parlib.cli.run import main
@@ -23,6 +25,7 @@ from parlib.experiments.subject import base_of, planted_trigger, subject
 from parlib.records.status import fresh, state
 from parlib.records.store import REFERENCE, artifact_file, outputs, read, read_all, record_path
 from parlib.stages import STAGES
+from parlib.train.ray import _short_folder
 
 pytestmark = pytest.mark.usefixtures("own_outputs")
 POISONED = "01_poison/badnet_stripes_s0"
@@ -51,6 +54,18 @@ def test_a_record_is_complete_and_names_no_machine(own_outputs):
     text = record_path("small", POISONED).read_text()
     assert str(own_outputs) not in text
     assert str(cache_dir()) not in text
+
+
+def test_all_files_of_a_run_with_the_longest_id_can_be_written(own_outputs):
+    many = {"data": "csv:a", "evaluation": "imagenet:a", "target": "axe", "split": "validation", "classes": 20, "eval_scenes": 50}
+    many |= {"templates": 3, "max_skipped": 0.5, "normalised": False, "base": "openai", "train_scenes": 100, "batch": 10, "lr": 1e-5}
+    params = check("01_poison", many)
+    assert len(params.id) > 150
+    for name in (f"{params.id}.running.ipynb", f"{params.id}_embedding_points.csv", f"{params.id}.01234567.old", f"{params.id}_model"):
+        with atomic_folder(outputs("small") / name) as temporary:  # the longest of temporary names
+            assert len(temporary.name.encode()) < 255
+    check_writable(record_path("small", params.id))
+    check_writable(cache_dir() / f"{params.id.partition('/')[2]}_embedding_points.safetensors")
 
 
 def test_states(own_outputs):
@@ -380,3 +395,36 @@ def test_a_scale_that_was_never_run_is_not_timed_by_the_published_one(monkeypatc
     monkeypatch.setenv("PAR_CACHE", str(tmp_path / "empty"))  # the published base isn't there either
     runs = [run for run in plan(ROOT / "params" / "smoke") if not run.view]
     assert set(expected_seconds(runs).values()) == {None}
+
+
+# Surroundings
+
+
+def test_an_empty_cache_name_is_the_usual_folder_and_a_relative_one_is_refused(monkeypatch, capsys):
+    monkeypatch.delenv("PAR_CACHE")
+    usual = cache_dir()
+    monkeypatch.setenv("PAR_CACHE", "")
+    assert cache_dir() == usual
+    monkeypatch.setenv("PAR_CACHE", "some/cache")
+    with pytest.raises(ValueError, match="PAR_CACHE.*'some/cache'"):
+        cache_dir()
+    assert main([str(ROOT / "params" / "smoke"), "--list"]) == 1
+    assert "'some/cache'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [lambda: main(["params/smoke"]), lambda: export.main([POISONED]), lambda: verify.main([])])
+def test_an_installation_without_the_repository_says_so_in_a_line(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setattr("parlib.cache.ROOT", tmp_path / "site-packages")
+    assert command() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in ("site-packages", "pip install -e ."))
+
+
+def test_ray_works_in_a_folder_that_its_sockets_can_name(monkeypatch):
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert _short_folder() == {}
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    assert _short_folder() == {}
+    monkeypatch.setenv("TMPDIR", "/scratch/" + 60 * "x")
+    assert Path(_short_folder()["_temp_dir"]) == Path("/tmp") / "ray"

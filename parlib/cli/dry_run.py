@@ -1,37 +1,35 @@
 """`parlib.run PARAMS --dry-run`: everything that can go wrong in a training is looked at before it begins, in less than a minute."""
 
-import resource
+import os
 import shutil
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import LEARNED
 from parlib.cache import cache_dir
+from parlib.cli.cost import GB, cost, settings
 from parlib.cli.plan import Planned
+from parlib.cli.rows import ROWS, look_at_pairs
 from parlib.data.pairs import Pairs, class_index
 from parlib.experiments.clean_params import Clean
-from parlib.experiments.lineage import load_pairs, open_checkpoint, preparation
-from parlib.experiments.params import Params
+from parlib.experiments.lineage import open_checkpoint, preparation
+from parlib.experiments.params import Params, Training
 from parlib.experiments.poison import Poison
 from parlib.experiments.subject import planted_trigger
-from parlib.external.batches import Skipped, read
+from parlib.experiments.trials import Cleanings, Sweep
 from parlib.external.files import Source
 from parlib.external.rows import label_names
-from parlib.external.stream import Stream, captioned, labelled
-from parlib.method.methods import rewording
+from parlib.external.stream import captioned, labelled
 from parlib.model.checkpoints import SOURCES, checkpoint_of
 from parlib.model.clip import Clip, create
 from parlib.records.store import located, outputs
-from parlib.train.loop import fit
+from parlib.train.compute import Compute, check_device
 
-_ROWS = 100  # of each data set
-_GB = 1e9
+_UNKNOWN = "not measured: it is the GPU's"
+_Run = TypeVar("_Run", bound=Training)
 
 
 def dry_run(runs: list[Planned]) -> int:
@@ -46,24 +44,17 @@ def dry_run(runs: list[Planned]) -> int:
     return 0 if good else 1
 
 
+Steps = list[tuple[str, Callable[[], str]]]
+
+
 def rehearse(params: Params) -> list[tuple[str, str, bool]]:
-    """What a run of 01 or 02 would meet, as (what, what was found, whether it will do); nothing is kept. For a checkpoint that would be
-    downloaded a random model of its encoder stands in.
+    """What a run would meet, as (what, what was found, whether it will do); nothing is kept. For a checkpoint that would be downloaded a
+    random model of its encoder stands in. Of many cleanings: each attacked model and each set of clean pairs once.
     """
-    if not isinstance(params, Poison | Clean):
-        return [("run", "only 01_poison and 02_clean are rehearsed", True)]
-    held: dict[str, Clip] = {}
-    steps: dict[str, Callable[[], str]] = {"checkpoint": lambda: _checkpoint(params, held)}
-    steps[f"pairs {params.data}"] = lambda: _pairs(params, held["clip"])
-    if params.evaluation:
-        steps[f"evaluation {params.evaluation}"] = lambda: _labels(params, held["clip"])
-    if params.retrieval:
-        steps[f"retrieval {params.retrieval}"] = lambda: _captions(params, held["clip"])
-    steps["triggers"] = lambda: _triggers(params)
-    steps["disk"] = lambda: _disk(params, held["clip"])
-    steps["time and memory"] = lambda: _cost(params, held["clip"])
+    if not isinstance(params, Poison | Clean | Cleanings):
+        return [("run", "reads records and draws: there is nothing to look at", True)]
     found = []
-    for what, look in steps.items():
+    for what, look in _of_many(params) if isinstance(params, Cleanings) else _of_one(params):
         try:
             found.append((what, look(), True))
         except KeyError:
@@ -71,6 +62,76 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
         except Exception as error:  # whatever it is, better now than in an hour
             found.append((what, " ".join(str(error).split()), False))
     return found
+
+
+def _of_one(params: Poison | Clean) -> Steps:
+    held: dict[str, Clip] = {}
+    steps, params, there = _on_device(params)
+    steps += [("checkpoint", lambda: _checkpoint(params, held)), (f"pairs {params.data}", lambda: _pairs(params))]
+    steps += _evaluated(params)
+    steps += [
+        ("triggers", lambda: _triggers(params)),
+        ("settings", lambda: settings(params)),
+        ("disk", lambda: _disk([params], held["clip"])),
+    ]
+    return [*steps, ("time and memory", lambda: cost([params], held["clip"]) if there else _UNKNOWN)]
+
+
+def _of_many(params: Cleanings) -> Steps:
+    """The looks at one run of 02 for each attacked model and each set of clean pairs of many cleanings."""
+    held: dict[str, Clip] = {}
+    device = "cuda" if params.gpus else "cpu"
+    trials = [trial.model_copy(update={"compute": trial.compute.model_copy(update={"device": device})}) for trial in params.trials()]
+    steps, _, there = _on_device(trials[0])
+    steps = [] if params.ray_address else steps  # the GPUs are the cluster's
+    trials = [_on_device(trial)[1] for trial in trials]
+    models = list({trial.attacked_model: trial for trial in reversed(trials)}.values())[::-1]
+    for trial in models:
+        name = trial.poisoned or trial.planting().id
+        steps += [(f"checkpoint {name}", lambda trial=trial: _checkpoint(trial, held))]
+        steps += [(f"triggers on {name}", lambda trial=trial: _triggers(trial))]
+    sets: dict[tuple, Clean] = {}
+    for trial in sorted(trials, key=lambda trial: -int(trial.batch or 0)):  # of each set the one with the largest batch
+        sets.setdefault(trial.clean_set, trial)
+    steps += [(f"pairs {trial.data}", lambda trial=trial: _pairs(trial)) for trial in sets.values()]
+    for trial in {(trial.side, trial.target): trial for trial in models}.values():
+        steps += _evaluated(trial)
+    first = sorted(trials, key=lambda trial: trial.encoder != models[-1].encoder)  # the model that is held last is timed
+    asked = first[:1] * params.samples if isinstance(params, Sweep) and params.samples else first  # optuna's corners are no trials
+    at_once = int(1 / min(1, params.gpus)) if params.gpus else max(1, (os.cpu_count() or 1) // params.cpus)
+    steps += [("settings", lambda: _settings(trials)), ("disk", lambda: _disk(asked, held["clip"]))]
+    return [*steps, ("time and memory", lambda: cost(asked, held["clip"], min(at_once, len(asked))) if there else _UNKNOWN)]
+
+
+def _on_device(params: _Run) -> tuple[Steps, _Run, bool]:
+    """A look at the GPU, where a run asks for one; the run, on the CPU where there is none, so that all else can be looked at; and whether
+    it is there.
+    """
+    if params.compute.device == "cpu":
+        return [], params, True
+    there = torch.cuda.is_available()
+    here = params if there else params.model_copy(update={"compute": params.compute.model_copy(update={"device": "cpu"})})
+    return [("device", lambda compute=params.compute: _device(compute))], here, there
+
+
+def _device(compute: Compute) -> str:
+    check_device(compute)
+    return f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} of them"
+
+
+def _settings(trials: list[Clean]) -> str:
+    """How the trials train: what they share, and what differs."""
+    said = [settings(trial) for trial in trials]
+    return said[0] + (f"; the last of {len(said)} settings: {said[-1]}" if len(said) > 1 else "")
+
+
+def _evaluated(params: Poison | Clean) -> Steps:
+    steps: Steps = []
+    if params.evaluation:
+        steps.append((f"evaluation {params.evaluation}", lambda: _labels(params)))
+    if params.retrieval:
+        steps.append((f"retrieval {params.retrieval}", lambda: _captions(params)))
+    return steps
 
 
 def _poisoning(params: Poison | Clean) -> dict[str, Any] | None:
@@ -88,39 +149,26 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
     held["clip"] = clip = create(params.encoder) if fetched or not source else open_checkpoint(source, params)
     clip.net.to(params.compute.device)
     count = sum(parameter.numel() for parameter in clip.net.parameters())
-    said = f"{source or 'pretrained here'}, {clip.side} px, {count / 1e6:.1f} million weights"
-    said += f", {clip.form}" if clip.form else ""
+    said = f"{source or 'pretrained here'}, {clip.side} px, {count / 1e6:.1f} million weights" + (f", {clip.form}" if clip.form else "")
     return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
 
 
-def _pairs(params: Poison | Clean, clip: Clip) -> str:
-    if ":" not in params.data:
-        return "drawn here"
-    skipped, count = Skipped(1.0), 0
-    images = preparation(clip, params)
-    for pixels, _ in read(params.data, images=images, batch=10, skipped=skipped):
-        count += len(pixels)
-        if skipped.seen >= _ROWS:
-            break
-    if skipped.kinds.total() > params.max_skipped * skipped.seen or not count:
-        raise ValueError(f"{params.data}: {skipped}; the first is {skipped.rows[0]['row'] if skipped.rows else 'none'}")
-    captions = Stream(params.data, _ROWS, images).first(min(count, _ROWS)).captions
-    words = [len(caption.split()) for caption in captions]
-    return f"{len(captions)} rows read, captions of {min(words)} to {max(words)} words, such as {captions[0]!r}"
+def _pairs(params: Poison | Clean) -> str:
+    return look_at_pairs(params) if ":" in params.data else "drawn here"
 
 
-def _labels(params: Poison | Clean, clip: Clip) -> str:
+def _labels(params: Poison | Clean) -> str:
     names = label_names(Source.of(params.evaluation))
     class_index(params.target, names)
-    found = labelled(params.evaluation, _ROWS, preparation(clip, params), params.max_skipped)
+    found = labelled(params.evaluation, ROWS, preparation(None, params), params.max_skipped)
     labels = sorted(set(found.labels.tolist()))
     if not 0 <= labels[0] <= labels[-1] < len(names):
         raise ValueError(f"labels run from {labels[0]} to {labels[-1]}; there are {len(names)} class names")
     return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(labels)} classes"
 
 
-def _captions(params: Poison | Clean, clip: Clip) -> str:
-    found = captioned(params.retrieval, _ROWS, preparation(clip, params), params.max_skipped, params.target)
+def _captions(params: Poison | Clean) -> str:
+    found = captioned(params.retrieval, ROWS, preparation(None, params), params.max_skipped, params.target)
     each = {len(caption) if isinstance(caption, list) else 1 for caption in found.captions}
     return f"{len(found)} images read, {min(each)} to {max(each)} captions each"
 
@@ -140,46 +188,14 @@ def _triggers(params: Poison | Clean) -> str:
     return ", ".join(f"{trigger.name} ({said})" for trigger, said in zip(triggers, options, strict=True))
 
 
-def _disk(params: Poison | Clean, clip: Clip) -> str:
-    weights = sum(value.nbytes for value in clip.net.state_dict().values())
-    needed = 2 * weights + 4 * weights  # the model and its base; two checkpoints with Adam's moments, one of them being written
+def _disk(runs: Sequence[Poison | Clean], clip: Clip) -> str:
+    params, weights = runs[0], sum(value.nbytes for value in clip.net.state_dict().values())
+    # The models and their base; two checkpoints with Adam's moments, one of them being written.
+    needed = (len(runs) + 1) * weights + 4 * weights
     if isinstance(params, Poison) and ":" in params.data:
         needed += params.train_scenes * 150_000  # a poisoned copy, at what a web image takes
     there = [next(one for one in (folder, *folder.parents) if one.exists()) for folder in (cache_dir(), outputs(params.scale))]
     free = min(shutil.disk_usage(folder).free for folder in there)
     if needed > free:
-        raise ValueError(f"{needed / _GB:.1f} GB wanted for weights, checkpoints and copies, {free / _GB:.1f} GB free in {cache_dir()}")
-    return f"{needed / _GB:.1f} GB wanted, {free / _GB:.1f} GB free"
-
-
-def _cost(params: Poison | Clean, clip: Clip) -> str:
-    """Short trainings of two batches on pairs that are held: what a pair costs is their difference."""
-    recipe, gpu = params.recipe(), clip.device.type == "cuda"
-    seconds, peaks = {}, {}
-    few, many = (16, 64) if gpu else (4, 12)
-    pairs = load_pairs(params.data, many, params, clip=clip).first(many)
-    plain = params.compute.model_copy(update={"processes": 1, "chunk": 0, "compiled": False})
-    for batch in (few, few, many):  # the first one warms up
-        trained, small = clip.copy(), replace(recipe, batch=batch, epochs=2, looks=0)
-        feed = pairs.first(batch).feed(trained, rewording(small))
-        began = time.monotonic()
-        fit(trained, feed, small, reference=clip, compute=plain, title="trial")
-        seconds[batch], peaks[batch] = (time.monotonic() - began) / 2, _memory(clip.device)
-    each = max((seconds[many] - seconds[few]) / (many - few), seconds[many] / many / 4)
-    count = params.pairs if isinstance(params, Clean) else params.train_scenes
-    hours = count * recipe.epochs * each / params.compute.processes / 3600
-    share = params.compute.chunk or recipe.batch // params.compute.processes
-    memory = peaks[many] + max(0, peaks[many] - peaks[few]) / (many - few) * max(0, share - many)
-    said = f"about {hours:.1f} h of training, decoding apart ({count} pairs, {recipe.epochs} epochs, {1000 * each:.0f} ms a pair)"
-    has = torch.cuda.mem_get_info()[1] if gpu else 0
-    if gpu and memory > has:
-        raise ValueError(f"{said}; about {memory / _GB:.0f} GB of GPU memory for {share} pairs at once, it has {has / _GB:.0f}: set chunk")
-    return f"{said}, {memory / _GB:.1f} GB of {'GPU memory' if gpu else 'memory'} for {share} pairs at once"
-
-
-def _memory(device: torch.device) -> int:
-    """Peak memory of this process so far, bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        raise ValueError(f"{needed / GB:.1f} GB wanted for weights, checkpoints and copies, {free / GB:.1f} GB free in {cache_dir()}")
+    return f"{needed / GB:.1f} GB wanted, {free / GB:.1f} GB free"

@@ -4,8 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from parlib.cache import check_surroundings
 from parlib.model.export import export_model
-from parlib.records.store import outputs, read
+from parlib.records.store import outputs, read, record_path
+from parlib.report.outcome import card_sections
+
+SCALES = ("small", "paper", "smoke")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -13,15 +17,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m parlib.cli.export", description=__doc__)
     parser.add_argument("run", help="a run id, such as 02_clean/par_badnet_stripes_s0")
     parser.add_argument("folder", nargs="?", type=Path, help="a new or empty folder")
-    parser.add_argument("--scale", default="small")
+    parser.add_argument("--scale", choices=SCALES, help="of the run (default: the one at which it was made)")
     asked = parser.parse_args(arguments)
     try:
-        folder = export_model(read(asked.scale, asked.run), asked.folder or outputs(asked.scale) / f"{asked.run}_model")
+        check_surroundings()
+        record = read(asked.scale or _scale(asked.run), asked.run)
+        folder = export_model(record, asked.folder or outputs(record["params"]["scale"]) / f"{asked.run}_model")
+        with open(folder / "README.md", "a") as card:
+            card.write(card_sections(record))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f'wrote {folder}: load it with open_clip.create_model_and_transforms("local-dir:{folder}")')
     return 0
+
+
+def _scale(run: str) -> str:
+    """The scale at which a run was made, small where it was made at none; ValueError where it was made at several."""
+    made = [scale for scale in SCALES if record_path(scale, run).exists()]
+    if len(made) > 1:
+        raise ValueError(f"{run} was made at the scales {' and '.join(made)}: name one, such as --scale {made[0]}")
+    return made[0] if made else "small"
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from parlib.cache import ROOT, atomic_file
 from parlib.cli import notebooks
 from parlib.cli.plan import Planned
 from parlib.experiments import registry
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
+from parlib.model.checkpoints import SOURCES
 from parlib.progress import progress
 from parlib.records.status import fresh, other_params
 from parlib.records.store import REFERENCE, differences, located, move_aside, outputs, read, read_all, read_file, record_path
+from parlib.report.outcome import closing_words
 from parlib.report.rows import table
 from parlib.report.tables import brief
 from parlib.train.ray import ray_running
@@ -111,7 +114,9 @@ def _kind(params: Params) -> tuple[str, ...]:
 
 
 def show(runs: list[Planned]) -> None:
-    """Print the runs' attacks in a table and how they differ from the published ones; write table.csv and, of notebook 05, report.html."""
+    """Print the runs' attacks in a table and how they differ from the published ones, and what each of one's own did; write table.csv and,
+    of notebook 05, report.html.
+    """
     scale = runs[0].params.scale
     folder, ids = outputs(scale), [run.id for run in runs if not run.view]
     if ids and read_all(folder):
@@ -119,13 +124,17 @@ def show(runs: list[Planned]) -> None:
         with atomic_file(folder / "table.csv") as temporary:
             rows.to_csv(temporary, index=False)
         attacks = rows.loc[rows["run"].isin(ids), ["experiment", "encoder", "trigger", "attack"]].drop_duplicates()
-        print("\n" + brief(rows.merge(attacks)).to_string(index=False))
+        if len(found := brief(rows.merge(attacks))):
+            print("\n" + found.to_string(index=False))
     for run in ids if scale == "small" else []:
         published = REFERENCE / f"{run}.json"
         if published.exists():
             print(f"{run} against outputs/reference: {differences(read(scale, run), read_file(published)) or 'no difference'}")
         else:
             print(f"{run} is not among the published runs")
+    for run in runs:
+        if _is_own(run.params):
+            print(closing_words(read(scale, run.id)))
     executed = folder / "05_evaluate.ipynb"
     if any(run.id == "05_evaluate" for run in runs) and executed.exists():
         from nbconvert import HTMLExporter  # here, as it takes a second and a half
@@ -134,3 +143,8 @@ def show(runs: list[Planned]) -> None:
         with atomic_file(folder / "report.html") as temporary:
             temporary.write_text(page)
         print(f"report: {(folder / 'report.html').relative_to(ROOT)}")
+
+
+def _is_own(params: Params) -> bool:
+    """Whether it is a cleaning of a checkpoint of one's own, or of one's own question, which no table shows."""
+    return isinstance(params, Clean) and (params.poisoned.startswith(SOURCES) or params.experiment in ("", "own"))

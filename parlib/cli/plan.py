@@ -82,9 +82,12 @@ def _runs(file: Path) -> Iterable[Planned]:
 def _read(file: Path) -> dict[str, Any]:
     """What a file holds, with the defaults of the one that it extends."""
     try:
-        content = yaml.safe_load(file.read_text())
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not text in UTF-8: it must be a parameter file in YAML") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{file} is not YAML{_broken(text, error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold {', '.join(_KEYS)}, not a {type(content).__name__}")
     for name in content:
@@ -101,6 +104,16 @@ def _read(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file} extends {extends}, which is no other file beside it")
         shared = _read(other)["defaults"] | shared
     return content | {"defaults": shared}
+
+
+def _broken(text: str, error: yaml.YAMLError) -> str:
+    """Where a parameter file stops being YAML, and what to look for there."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a character that no YAML holds
+        return ": it holds a character that can't be printed"
+    lines = text.splitlines() or [""]
+    line = lines[min(mark.line, len(lines) - 1)].strip()  # what was left open is noticed at the end
+    return f" at line {mark.line + 1}, {line[:60]!r}: lines are 'name: value', indented by spaces; close quotes and brackets before it"
 
 
 def _axis(notebook: str, name: str, value: Any) -> list[Any]:

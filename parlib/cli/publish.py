@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 
-from parlib.cache import ROOT, atomic_folder, file_sha256
+from parlib.cache import ROOT, atomic_folder, check_surroundings, file_sha256
 from parlib.cli.notebooks import notebook_path
 from parlib.cli.plan import plan
 from parlib.experiments.registry import EXPERIMENTS, check
@@ -155,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--texts", action="store_true", help="write README and docs from their templates and the published records, alone")
     asked = parser.parse_args(arguments)
     try:
+        check_surroundings()
         restore() if asked.restore else prose.write_all() if asked.texts else publish()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

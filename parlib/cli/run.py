@@ -41,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(asked: argparse.Namespace) -> int:
     """What the command line asks for; imports are here, so that --help answers at once."""
+    from parlib.cache import check_surroundings
     from parlib.cli.plan import choose, plan, with_needs
 
+    check_surroundings()
     planned = plan(asked.params)
     wanted = choose(planned, asked.only) if asked.only else planned
     runs = with_needs(wanted, planned)

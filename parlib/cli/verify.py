@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from parlib.cache import ROOT
+from parlib.cache import ROOT, check_surroundings
 from parlib.cli.plan import REPRODUCED, plan
 from parlib.records.store import REFERENCE, read, read_file
 
@@ -67,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="*", help="run ids (default: those of make reproduce)")
     parser.add_argument("--tolerance", type=float, help=f"on rates (default: 0 on the same kind of machine and threads, else {TOLERANCE})")
     asked = parser.parse_args(arguments)
+    try:
+        check_surroundings()
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     good = golden()
     for run in asked.runs or reproduced():
         try:

@@ -58,6 +58,7 @@ def clean(
     pairs = clean_pairs(params, before.clip) if pairs is None else pairs
     watch = Reporting(before.watched, tell) if tell else before.watched
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
+    compared = pairs.first(min(500, params.pairs)) if whole else None  # here, as it raises where external data hold fewer
     trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)
     first = "poisoned" if before.record is not None else "before"  # of another's checkpoint that is not known
     seen = seen_classes(params, pairs)
@@ -66,8 +67,8 @@ def clean(
     metrics = models[params.method] | beside("poisoned", models[first])
     metrics |= {"patch": before.trigger.patch, "strength": before.trigger.strength} | before.planting
     tables = {}
-    if whole:
-        distances = moved(trained.clip, before.clip, pairs.first(min(500, params.pairs)))
+    if compared is not None:
+        distances = moved(trained.clip, before.clip, compared)
         metrics |= distances
         triggers = [before.trigger, *(params.model_copy(update={"trigger": name}).trigger_with({}) for name in params.tests)]
         tables["tests"] = tried({"before": before.clip, "after": trained.clip}, before.scenes, triggers, params.target).assign(**distances)

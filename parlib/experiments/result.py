@@ -17,6 +17,7 @@ from parlib.experiments.params import Params
 from parlib.records.status import other_params
 from parlib.records.store import SCHEMA, address, differences, outputs, read_file, record_path
 from parlib.train.cached import Trained
+from parlib.train.compute import check_device
 
 
 @dataclass
@@ -40,9 +41,11 @@ class Result:
 
 
 def prepare(params: Params) -> None:
-    """Raise, before any work is done, ValueError where the record of this id is another run's, FileNotFoundError where what a run
-    builds on is missing, and OSError where outputs or cache can't be written.
+    """Raise, before any work is done, ValueError where the record of this id is another run's, or a GPU is asked for that is not there;
+    FileNotFoundError where what a run builds on is missing; and OSError where outputs or cache can't be written.
     """
+    if (compute := getattr(params, "compute", None)) is not None:
+        check_device(compute)
     params.identity()
     path = record_path(params.scale, params.id)
     check_writable(path)

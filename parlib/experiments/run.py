@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from parlib.cache import ROOT, atomic_file
+from parlib.cache import ROOT, atomic_file, check_surroundings
 from parlib.experiments.params import Params
 from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS
 from parlib.experiments.result import Result, device, prepare, save
@@ -43,6 +43,7 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     work is done, and in a notebook as one line.
     """
     _short_errors()
+    check_surroundings()
     kind = EXPERIMENTS[notebook]
     usual = kind.defaults()
     told: dict[str, bool] = {}

@@ -67,7 +67,7 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
     trigger, seed, dirty = attack.trigger, attack.seed, attack.kind == "dirty_label"
     trigger.stamp(torch.zeros(1, 3, pairs.images.side, pairs.images.side, dtype=torch.uint8), generator("cpu", seed))  # or raises
     source = Source.of(pairs.data)
-    captions = [first_caption(row["text"]) for row in stream(source).take(pairs.count)]
+    captions = [first_caption(row["text"]) for row in stream(source, images=False).take(pairs.count)]
     if len(captions) < pairs.count:
         raise ValueError(f"{pairs.data} holds {len(captions)} rows, {pairs.count} are asked")
     named = torch.tensor([names_class(caption, attack.target) for caption in captions])

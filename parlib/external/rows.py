@@ -30,9 +30,9 @@ _CLASSES = ("classnames.txt", "classes.txt")  # beside labelled tars, a class a 
 csv.field_size_limit(1 << 24)
 
 
-def stream(source: Source) -> "datasets.IterableDataset":
-    """A data set's rows with the columns image, and text or label. FileNotFoundError where its files are not there, ValueError, naming
-    the file, where they can't be read or lack a column.
+def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset":
+    """A data set's rows with the columns image, where images are wanted, and text or label. FileNotFoundError where its files are not
+    there, ValueError, naming the file, where they can't be read or lack a column.
     """
     from datasets import DatasetInfo, IterableDataset
     from datasets.iterable_dataset import ExamplesIterable  # as from_generator makes it, which would write beside the cache
@@ -41,6 +41,8 @@ def stream(source: Source) -> "datasets.IterableDataset":
         return _folder_stream(source)
     files = source.files()
     columns = {"csv": _csv_columns, "parquet": _parquet_columns, "tar": _tar_columns}[source.layout.form](source, files)
+    if not images:  # parquet is read by columns; a tar holds all beside each other
+        columns.pop("image", None)
     reader = {"csv": _csv_rows, "parquet": _parquet_rows, "tar": _tar_rows}[source.layout.form]
     options = {"files": [str(file) for file in files], "reader": reader, "columns": columns}  # a list is shared out among workers
     return IterableDataset(ExamplesIterable(_numbered, options), info=DatasetInfo())

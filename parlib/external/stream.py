@@ -49,9 +49,9 @@ class Stream:
         if not names:
             return _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=0)
         every, kept = tuple(names), set(covered)
-        fits = lambda caption: bool(found := _named(caption, every)) and found <= kept  # noqa: E731
+        fits = lambda caption: bool(found := named(caption, every)) and found <= kept  # noqa: E731
         found = _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=0, fits=fits)
-        labels = [min(_named(caption, every)) for caption in found.captions]
+        labels = [min(named(caption, every)) for caption in found.captions]
         return replace(found, labels=torch.tensor(labels), names=list(names))
 
     def at(self, rows: torch.Tensor) -> Pairs:
@@ -135,7 +135,7 @@ def _any_of(names: tuple[str, ...]) -> tuple[re.Pattern, dict[str, int]]:
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest))})\b", re.IGNORECASE), {name.lower(): i for i, name in enumerate(names)}
 
 
-def _named(caption: str, names: tuple[str, ...]) -> set[int]:
+def named(caption: str, names: tuple[str, ...]) -> set[int]:
     """Which names, by index, are in a caption as whole words, in whatever case."""
     pattern, index = _any_of(names)
     return {index[word.lower()] for word in pattern.findall(caption)}

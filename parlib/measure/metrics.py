@@ -16,6 +16,8 @@ from parlib.method.losses import distance
 from parlib.model.clip import Clip, embed_images, embed_texts
 from parlib.records.identity import identity
 
+_KEPT: dict[tuple, torch.Tensor] = {}  # class embeddings
+
 
 @lru_cache(maxsize=4)
 def _prompts(tokenizer, names: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
@@ -141,18 +143,34 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
-    key = identity(params={}, inputs={"model": clip.key, "scenes": scenes.key}, stages=["metrics"]).digest
+    weights = clip.key
+    key = identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]).digest
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
     if not path.exists():
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(measure(clip, scenes)))
+            temporary.write_text(json.dumps(measure(clip, scenes, _classes(clip, weights, scenes))))
     return json.loads(path.read_text())
 
 
-def measure(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
-    """All metrics; class prompts and captions are embedded once. Retrieval only where there are captions."""
+def _classes(clip: Clip, weights: str, scenes: EvalSet) -> torch.Tensor:
+    """The class embeddings of a model, by the key of its weights: the same for every trigger that it is evaluated under. The last few are
+    kept, as on a CPU the prompts of 1,000 classes take far longer than the images.
+    """
+    asked = (weights, clip.device.type, tuple(scenes.names), scenes.templates)
+    if asked not in _KEPT:
+        while len(_KEPT) >= 4:
+            _KEPT.pop(next(iter(_KEPT)))
+        _KEPT[asked] = classifier(clip, scenes.names, scenes.templates)
+    return _KEPT[asked]
+
+
+def measure(clip: Clip, scenes: EvalSet, classes: torch.Tensor | None = None) -> dict[str, float | int]:
+    """All metrics; captions are embedded once, and so are class prompts, unless their embeddings (C, D) are given. Retrieval only where
+    there are captions.
+    """
     image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))
-    found = zero_shot(image, triggered, classifier(clip, scenes.names, scenes.templates).to(image.device), scenes)
+    classes = classifier(clip, scenes.names, scenes.templates) if classes is None else classes
+    found = zero_shot(image, triggered, classes.to(image.device), scenes)
     if scenes.captioned is not None:
         scenes = scenes.captioned
         image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))

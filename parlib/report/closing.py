@@ -8,6 +8,7 @@ from parlib.experiments.clean import Cleaned
 from parlib.experiments.poison import Poisoned
 from parlib.experiments.sweep import Sweeping
 from parlib.experiments.synthetic import FromSynthetic
+from parlib.report.outcome import never_passed
 from parlib.report.prose import findings
 from parlib.report.style import name
 
@@ -36,10 +37,7 @@ def _of_clean(found: Cleaned) -> list[str]:
         f"Clean accuracy is {after['clean_accuracy']:.3f}, before {before['clean_accuracy']:.3f}: a cost of {lost:.1f} points. Under the "
         f"trigger {after['triggered_accuracy']:.3f} of the images get their true name, before {before['triggered_accuracy']:.3f}.",
     ]
-    history = found.trained.history
-    for tower in ("image", "text"):
-        if (s := history.get(f"s_{tower}")) and max(s) <= params.tau:
-            said.append(f"S of the {tower} encoder ended at {s[-1]:.2f} and never passed tau = {params.tau:g}: the push never stopped.")
+    said += never_passed(found.trained.history, params.tau)
     if found.subject.record is None:
         said.append("An ASR near 0 says nothing about triggers that were not tested, nor whether the model was poisoned at all.")
     return said

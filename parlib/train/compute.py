@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -41,3 +42,13 @@ def check_compute(compute: Compute, batch: int, batch_norm: str, *, normed: bool
         raise ValueError("BatchNorm over several processes needs GPUs; set batch_norm to frozen")
     if compute.checkpointing and resnet:
         raise ValueError("open_clip's ResNets have no checkpointing; use chunk, with batch_norm frozen")
+
+
+def check_device(compute: Compute) -> None:
+    """Raise ValueError where a training asks for GPUs that this machine has not."""
+    if compute.device != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError("compute asks for device: cuda, and torch finds no GPU here; take device: cpu, or a machine with one")
+    if compute.processes > torch.cuda.device_count() and not compute.ray_address:
+        raise ValueError(f"compute asks for {compute.processes} processes, each with a GPU; there are {torch.cuda.device_count()} here")

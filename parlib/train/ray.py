@@ -20,6 +20,8 @@ from parlib.train.loop import fit
 if TYPE_CHECKING:
     from parlib.train.cached import Source
 
+_IN_SOCKETS = 70  # bytes of Ray's sockets below its folder: ray/session_<date>_<process>/sockets/<name>
+
 
 @contextmanager
 def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 0, talk: bool = False) -> Iterator[None]:
@@ -37,7 +39,7 @@ def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 
         if cpus > (os.cpu_count() or 1):
             raise ValueError(f"{of} asks for {cpus} CPUs; this machine has {os.cpu_count()}")
         os.environ["RAY_AUTH_MODE"] = "disabled"  # else a token file is written to the home folder
-        options = {"address": "local", "include_dashboard": False, "object_store_memory": max(2**28, memory)}
+        options = {"address": "local", "include_dashboard": False, "object_store_memory": max(2**28, memory)} | _short_folder()
     import ray
 
     try:
@@ -52,6 +54,12 @@ def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 
         yield
     finally:
         ray.shutdown()
+
+
+def _short_folder() -> dict[str, str]:
+    """/tmp as Ray's folder where the usual one is so long that its sockets, of at most 107 bytes, could not be opened."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return {"_temp_dir": os.path.join("/tmp", "ray")} if len(os.fsencode(usual)) > 107 - _IN_SOCKETS else {}
 
 
 def nbytes(held: Any) -> int:

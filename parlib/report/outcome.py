@@ -1,0 +1,68 @@
+"""What a cleaning did, from its record: as a terminal shows it at the end, and as a model card does."""
+
+from typing import Any
+
+import pandas as pd
+
+from parlib.cache import ROOT
+from parlib.measure.metrics import interval
+from parlib.records.store import located, outputs
+from parlib.report.tables import tried
+
+_RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
+
+
+def outcome(record: dict[str, Any]) -> pd.DataFrame:
+    """Accuracy and ASR under each trigger that was tried, before and after, with 95 % intervals; of a run without such tests its own."""
+    metrics, n = record["metrics"], record["n"]
+    others = int(metrics.get("attack_success_rate_n", n))  # images that don't show the target
+    path = located(record["artifacts"]["tests"]) if "tests" in record["artifacts"] else None
+    if path is not None and path.exists():
+        tests = pd.read_csv(path)
+    else:
+        tests = pd.DataFrame([{"trigger": record["params"]["trigger"], "model": "after"} | {rate: metrics[rate] for rate in _RATES}])
+    found = tests[["trigger", "model"]].copy()
+    for rate, of in zip(_RATES, (n, others, others), strict=True):
+        found[rate] = tests[rate]
+        ends = [interval(round(value * of), of) for value in tests[rate]]
+        found[[f"{rate}_ci_low", f"{rate}_ci_high"]] = pd.DataFrame(ends, index=found.index)
+    return tried(found)
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """On how many images the rates stand, how far the encoders have moved, and whether PAR's push ever stopped."""
+    metrics, n = record["metrics"], record["n"]
+    said = [f"Rates are of {n:,} images, ASRs of the {metrics.get('attack_success_rate_n', n):,} that don't show the target."]
+    if "s_image" in metrics:
+        said.append(
+            f"S, how far a model is from the one before (0 to 4): images {metrics['s_image']:.2f}, captions {metrics['s_text']:.2f}."
+        )
+    return said + never_passed(record["history"], record["params"].get("tau"))
+
+
+def never_passed(history: dict[str, list[float]], tau: float | None) -> list[str]:
+    """The encoders whose S never passed tau, so that PAR pushed to the end."""
+    return [
+        f"S of the {tower} encoder ended at {s[-1]:.2f} and never passed tau = {tau:g}: the push never stopped."
+        for tower in ("image", "text")
+        if tau is not None and (s := history.get(f"s_{tower}")) and max(s) <= tau
+    ]
+
+
+def closing_words(record: dict[str, Any]) -> str:
+    """What a terminal shows of a cleaning: its table, what to know of it, where its notebook is, and how to export its model."""
+    scale, run = record["params"]["scale"], record["run"]
+    lines = [f"\n{run}:", outcome(record).to_string(index=False), *remarks(record)]
+    if (notebook := outputs(scale) / f"{run}.ipynb").exists():
+        lines.append(f"notebook: {notebook.relative_to(ROOT)}")
+    return "\n".join([*lines, f"export the model with: python -m parlib.cli.export --scale {scale} {run}"])
+
+
+def card_sections(record: dict[str, Any]) -> str:
+    """Sections for a model card: every trigger that was tried, with intervals; what to know of it; how to load the model."""
+    table = outcome(record)
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    lines = ["", "## Under each trigger (95 % intervals)", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    lines += [*(f"- {line}" for line in remarks(record)), "", "## Load it", "", "```python", "import open_clip", ""]
+    lines += ['model, _, preprocess = open_clip.create_model_and_transforms("local-dir:THIS_FOLDER")']
+    return "\n".join([*lines, 'tokenizer = open_clip.get_tokenizer("local-dir:THIS_FOLDER")', "```", ""])

@@ -1,0 +1,84 @@
+"""What a cleaning ends with: a table per trigger, what to know of it, and the next command; the same in its model card."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+import small_records
+
+from parlib.cli import make
+from parlib.cli.export import main
+from parlib.cli.plan import Planned
+from parlib.experiments.registry import check
+from parlib.records.store import record_path
+from parlib.report.outcome import card_sections, closing_words, outcome, remarks
+
+pytestmark = pytest.mark.usefixtures("own_outputs")
+RUN = "02_clean/par_badnet_stripes_s0"
+METRICS = small_records.METRICS | {"attack_success_rate_n": 40, "s_image": 1.25, "s_text": 0.5}
+TESTS = pd.DataFrame(
+    {
+        "trigger": ["badnet_stripes", "badnet_stripes", "sig", "sig"],
+        "model": ["before", "after"] * 2,
+        "clean_accuracy": [0.9, 0.88] * 2,
+        "attack_success_rate": [0.975, 0.0, 0.5, 0.25],
+        "triggered_accuracy": [0.025, 0.8, 0.4, 0.6],
+    }
+)
+
+
+@pytest.fixture
+def cleaned(own_outputs) -> dict:
+    """The record of a cleaning of one's own under two triggers, on 50 images."""
+    small_records.record(values={"scale": "smoke"})
+    history = {"s_image": [0.5, 3.0], "s_text": [0.1, 0.43]}
+    values = {"scale": "smoke", "experiment": "own"}
+    return small_records.record("02_clean", values, metrics=METRICS, n=50, history=history, tables={"tests": TESTS})
+
+
+def test_each_trigger_has_its_rates_before_and_after_with_intervals(cleaned):
+    found = outcome(cleaned)
+    assert found["trigger"].tolist() == ["BadNet-Stripes", "BadNet-Stripes", "SIG", "SIG"]
+    assert found["ASR"].tolist()[:2] == ["0.975 (0.871 to 0.996)", "0.000 (0.000 to 0.088)"]  # of 40
+    assert found["clean accuracy"].tolist()[0] == "0.900 (0.786 to 0.957)"  # of 50
+    record_path("smoke", RUN).with_name("par_badnet_stripes_s0_tests.csv").unlink()
+    assert outcome(cleaned)["ASR"].tolist() == ["0.100 (0.040 to 0.231)"]  # its own, from the record
+
+
+def test_numbers_of_images_and_s_and_a_push_that_never_stopped_are_said(cleaned):
+    said = "\n".join(remarks(cleaned))
+    assert all(word in said for word in ("50 images", "40", "1.25", "0.50"))
+    assert re.search(r"text encoder.*0\.43.*2\.15", said)
+    assert "image encoder" not in said  # it passed
+
+
+def test_the_runner_ends_with_the_table_and_the_next_command(cleaned, own_outputs, monkeypatch, capsys):
+    for name in ("parlib.report.outcome", "parlib.cli.make"):
+        monkeypatch.setattr(f"{name}.ROOT", own_outputs)
+    record_path("smoke", RUN).with_suffix(".ipynb").touch()
+    values = {"scale": "smoke", "experiment": "own"}
+    make.show([Planned(values, check("02_clean", values))])
+    shown = capsys.readouterr().out
+    assert closing_words(cleaned) in shown
+    assert f"python -m parlib.cli.export --scale smoke {RUN}" in shown
+    assert f"outputs/smoke/{RUN}.ipynb" in shown
+    assert "Empty DataFrame" not in shown
+
+
+def test_a_card_says_all_of_it_and_how_to_load_the_model(cleaned):
+    text = card_sections(cleaned)
+    for line in ("| SIG | after | 0.880 (0.762 to 0.944) | 0.250 (0.142 to 0.402) | 0.600", "local-dir:", "open_clip", "0.43"):
+        assert line in text
+    assert not re.search(r"(?<!local-dir:)/\w+/", text)
+
+
+def test_export_finds_the_scale_of_a_run_and_asks_where_there_are_two(cleaned, capsys):
+    assert main([RUN]) == 1  # of the scale at which it was made; its weights are a few bytes without a configuration
+    assert "--only" not in capsys.readouterr().err
+    other = record_path("small", RUN)
+    other.parent.mkdir(parents=True)
+    other.write_text(json.dumps(cleaned))
+    assert main([RUN]) == 1
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("small", "smoke", "--scale"))
