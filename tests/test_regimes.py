@@ -174,8 +174,8 @@ def _searched() -> pd.DataFrame:
         ("par", 2.15, 1e-3, 0.60, 0.85, 0.52, 0.04),
     ]
     names = ["method", "tau", "lr", "clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "attack_success_rate"]
-    found = pd.DataFrame(rows, columns=names).assign(**usual, triggered_accuracy=0.5, self_weight=None, notebook="03_tau_sweep")
-    return found.assign(run=[f"a:{i}" for i in range(len(found))])
+    found = pd.DataFrame(rows, columns=names).assign(**usual, triggered_accuracy=0.5, notebook="03_tau_sweep")
+    return found.assign(run=[f"a:{i}" for i in range(len(found))], self_weight=None, pool=None, varied=None)
 
 
 def test_what_a_removal_costs_by_hand():
@@ -193,6 +193,28 @@ def test_what_a_removal_costs_by_hand():
     assert set(regimes.summary(none).iloc[:, 2]) == {"not reached"}
 
 
+def test_what_to_use_and_what_held_for_other_triggers():
+    table = regimes.costs(regimes.trials(_searched()))
+    assert regimes.overview(table).to_dict("records") == [
+        {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "36.0 at `1e-3`"}
+    ]
+    (best,) = regimes.guide(table).to_dict("records")
+    assert (best["use"], best["at the rate"], best["expect to lose, points"], best["ASR"]) == ("fine-tuning", "`4e-3`", "26.0", "0.010")
+    (none,) = regimes.guide(regimes.costs(regimes.trials(_searched().assign(attack_success_rate=0.9)))).to_dict("records")
+    assert none["use"] == "none of fine-tuning and PAR"
+    runs = (
+        _searched()
+        .iloc[[1, 2, 4]]
+        .assign(experiment=["scarce", "regimes_triggers", "scarce"], notebook="02_clean", trigger="badnet_stripes")
+    )
+    other = runs.iloc[[1]].assign(trigger="blended_stripes", attack_success_rate=0.2)
+    shown = regimes.by_trigger(pd.concat([runs, other])).to_dict("records")
+    assert shown == [
+        {"trigger": "BadNet-Stripes", "fine-tuning": "0.010 at 26.0", "PAR": "0.040 at 36.0"},
+        {"trigger": "Blended-Stripes", "fine-tuning": "0.200 at 26.0", "PAR": ""},
+    ]
+
+
 def test_a_frontier_holds_what_no_other_trial_beats():
     runs = pd.DataFrame({"cost": [0.1, 0.2, 0.3, 0.4], "attack_success_rate": [0.5, 0.6, 0.1, 0.1]})
     assert regimes.frontier(runs).index.tolist() == [0, 2]
@@ -208,6 +230,10 @@ def test_the_figures_have_a_panel_a_regime_and_none_without_trials():
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles == ["720 pairs, 25 % of the classes", "720 pairs, all classes, planted in pretraining"]
     assert regimes.frontiers(found.iloc[:0], made.iloc[:0]) is None
+    figure = regimes.by_regime(pd.concat([found, found.assign(coverage=1.0)], ignore_index=True))
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["720\nall classes", "720\n25 % of the classes"]
+    assert regimes.by_regime(other) is None  # planted in pretraining alone
     assert regimes.by_tau(found) is None  # one tau
     assert regimes.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
 

@@ -9,7 +9,7 @@ from typing import Any
 from open_clip import IMAGENET_CLASSNAMES
 from timm.data.imagenet_info import ImageNetInfo
 
-_SYNSET, _NUMBERED = re.compile(r"n\d{8}"), re.compile(r"\d+[._]\s*(?=\D)")
+_SYNSET, _NUMBERED = re.compile(r"n\d{8}"), re.compile(r"\d{2,}[._]\s*(?=\D)")
 
 
 def captions_of(given: Any) -> Any:

@@ -14,8 +14,8 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide where_trials
-least_rate reproduced minutes""".split()
+GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
+regime_triggers where_trials least_rate reproduced minutes""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -164,6 +164,11 @@ def regime_overview() -> str:
 def regime_guide() -> str:
     """The cheapest method of each regime, its setting, and what to expect, as Markdown."""
     return tables.markdown(regimes.guide(_regime_costs()))
+
+
+def regime_triggers() -> str:
+    """What the settings chosen on one trigger do on each, as Markdown."""
+    return tables.markdown(regimes.by_trigger(rows()))
 
 
 def _regime_costs() -> pd.DataFrame:

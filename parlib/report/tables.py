@@ -10,6 +10,7 @@ from parlib.experiments.registry import check
 from parlib.measure.selection import kept
 from parlib.method.methods import ABLATIONS, METHODS
 from parlib.report.paper import published, stands_for
+from parlib.report.regimes import GRIDS
 from parlib.report.rows import ATTACK, MAIN, of
 from parlib.report.style import attack_of, in_order, name, number, rate
 
@@ -74,7 +75,7 @@ def search_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """Every run beside the main table, that of the new triggers, and the searches."""
-    others = rows[~rows["experiment"].isin([*MAIN, "new_triggers", "search", "regimes", "scarce"])].sort_values(
+    others = rows[~rows["experiment"].isin([*MAIN, "new_triggers", "search", "scarce", *GRIDS])].sort_values(
         ["experiment", "run"], kind="stable"
     )
     return readable(others, ["experiment", "encoder", *_OPTIONS, *_MEASURED])
