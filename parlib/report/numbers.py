@@ -14,7 +14,7 @@ from parlib.report import regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = """run where one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
+GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
 regime_triggers where_trials least_rate reproduced minutes""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -125,6 +125,11 @@ def where(**wanted: Any) -> pd.DataFrame:
     if found.empty:
         raise ValueError(f"no published row has {wanted | ({'sweep': sweep} if sweep else {})}")
     return found
+
+
+def has(**wanted: Any) -> bool:
+    """Whether there are rows with these values."""
+    return len(_having(rows(), wanted)) > 0
 
 
 def where_trials(experiment: str, **wanted: Any) -> pd.DataFrame:
