@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
-from math import copysign
 from typing import Any
 
 import pandas as pd
@@ -24,7 +23,7 @@ FILTERS: dict[str, Callable[..., Any]] = {name: lambda value, form=form: format(
 FILTERS |= {
     "pct": lambda value: f"{100 * value:.1f} %",
     "pct0": lambda value: f"{100 * value:.0f} %",
-    "points": lambda value: f"{round(100 * value, 6) + copysign(1e-9, value):.1f}",  # halves away from 0, whatever their binary form
+    "points": lambda value: f"{style.points(value):.1f}",
     "rate": style.rate,
     "name": style.name,
     "combine": lambda given, **more: given | more,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept
 from parlib.report import style
-from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, number, rate, rate_axis
+from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, number, points, rate, rate_axis
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 GRIDS = ("regimes", "regimes_tau", "regimes_triggers")  # the experiments of this study, beside that of `make reproduce`, scarce
@@ -71,28 +71,28 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
         best = least_cost(runs)
         row |= {"removed": best is not None, "within_asr": runs.loc[kept(runs), "attack_success_rate"].min()}
         if best is not None:
-            row |= {end: 100 * best[end] for end in ("cost", "cost_seen", "cost_unseen")}
+            row |= {end: points(best[end]) for end in ("cost", "cost_seen", "cost_unseen")}
             row |= {knob: best[knob] for knob in KNOBS}
             row |= {"lr": best["lr"], "asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
         for rule, chosen in (("informed", runs.loc[choose(runs)]), ("blind", runs.loc[blind(runs)])):
-            row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": 100 * chosen["cost"], f"{rule}_lr": chosen["lr"]}
+            row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": points(chosen["cost"]), f"{rule}_lr": chosen["lr"]}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """`costs` as people read it: strings."""
-    points = lambda value: "" if pd.isna(value) else f"{value:.1f}"  # noqa: E731
+    shown = lambda value: "" if pd.isna(value) else f"{value:.1f}"  # noqa: E731
     rows = [
         {
             "clean pairs": title_of(row),
             "method": name(row["method"]),
-            f"cost of an ASR of {GONE:g}, points": points(row["cost"]) if row["removed"] else "not reached",
-            "on seen classes": points(row["cost_seen"]) if row["removed"] else "",
-            "on unseen classes": points(row["cost_unseen"]) if row["removed"] else "",
+            f"cost of an ASR of {GONE:g}, points": shown(row["cost"]) if row["removed"] else "not reached",
+            "on seen classes": shown(row["cost_seen"]) if row["removed"] else "",
+            "on unseen classes": shown(row["cost_unseen"]) if row["removed"] else "",
             "at the rate": rate(row["lr"]) if row["removed"] else "",
             "blind rule: ASR": f"{row['blind_asr']:.3f}",
-            "its cost": points(row["blind_cost"]),
+            "its cost": shown(row["blind_cost"]),
             "its rate": rate(row["blind_lr"]),
         }
         for row in table.to_dict("records")
@@ -139,7 +139,7 @@ def by_trigger(rows: pd.DataFrame) -> pd.DataFrame:
     found = found.sort_values("experiment", ascending=False).drop_duplicates(["trigger", "method"], keep="last")  # scarce's first
     made: dict[str, dict[str, str]] = {}
     for run in in_order(found, ["trigger", "method"]).to_dict("records"):
-        cost = 100 * (run["poisoned_clean_accuracy"] - run["clean_accuracy"])
+        cost = points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
         said = f"{run['attack_success_rate']:.3f} at {cost:.1f}"
         made.setdefault(name(run["trigger"]), {"trigger": name(run["trigger"])})[name(run["method"])] = said
     return pd.DataFrame(list(made.values())).fillna("")

@@ -3,6 +3,7 @@
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from math import copysign
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -67,6 +68,11 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     if std is not None and not pd.isna(std):
         return f"{value:.3f} ± {std:.3f}"
     return f"{value:.3f}" if low is None or pd.isna(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def points(share: float) -> float:
+    """A share in points, so that a half of the decimal that is shown goes away from 0, whatever its binary form."""
+    return round(100 * share, 6) + copysign(1e-9, share)
 
 
 def rate(value: float) -> str:
