@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from parlib.model import checkpoints
 from parlib.model.checkpoints import checkpoint_sha256, read_checkpoint
-from parlib.model.clip import WEIGHTS, Clip, create, load, save
+from parlib.model.clip import CONFIG, WEIGHTS, Clip, create, load, save
 from parlib.model.forms import recognise
 
 OPENAI = {"input_resolution": torch.tensor(64), "context_length": torch.tensor(32), "vocab_size": torch.tensor(49408)}
@@ -434,6 +434,17 @@ def test_other_models_of_transformers_are_refused_by_name(tmp_path):
     refused("1000 tokens", some, towers | {"text_config": {"vocab_size": 1000}})
     refused("text_config", some, towers | {"text_config": 3})
     refused("not what its config.json says: .*missing|it must be", some, towers)
+
+
+@pytest.mark.parametrize("tower", ["hf-hub:someone/tower", "local-dir:/somewhere"])
+def test_a_checkpoint_can_name_no_image_tower_from_elsewhere(clip, tmp_path, monkeypatch, tower):
+    save(clip, tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["model_cfg"]["vision_cfg"] = {"timm_model_name": tower, "image_size": 64}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    monkeypatch.setattr("open_clip.create_model", None)
+    with pytest.raises(ValueError, match=f"timm_model_name.*{tower}.*refused"):
+        load(f"local-dir:{tmp_path}")
 
 
 @pytest.mark.parametrize("encoder", ["ViT-B-16-SigLIP", "xlm-roberta-base-ViT-B-32"])

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
-from parlib.model.files import foreign
+from parlib.model.files import foreign, read_file
 from parlib.model.preparation import Preparation
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -145,7 +145,7 @@ def check_installed(encoder: str) -> None:
         if name in _PACKAGED:
             packaged(name)
     if foreign_names := [text[name] for name in ("hf_model_name", "hf_tokenizer_name") if text.get(name) and text[name] not in _PACKAGED]:
-        # transformers would fetch it, and what is saved of it would not be read again: `_check_text_tower`
+        # transformers would fetch it, and what is saved of it would not be read again: `_check_towers`
         only = f"of the encoders that need the package transformers ({_EXTRA}), lite0_minilm alone can be used"
         raise ValueError(f"encoder {encoder} takes {foreign_names[0]} from a hub: refused; {only}")
 
@@ -178,7 +178,7 @@ def load(source: str) -> Clip:
             raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads((folder / CONFIG).read_text())["model_cfg"]
-        _check_text_tower(config)
+        _check_towers(config)
         if config["text_cfg"].get("hf_model_name") in _PACKAGED:
             clip = _create(folder.name, config)
             clip.net.load_state_dict(load_file(folder / WEIGHTS), strict=True)
@@ -270,15 +270,18 @@ def _create(name: str, config: dict, seed: int = 0, **options) -> Clip:
     return Clip(net, config, tokenizer)
 
 
-def _check_text_tower(config: dict) -> None:
-    """ValueError where a checkpoint's configuration names a text tower or tokenizer of transformers' that is not our own: open_clip would
-    fetch what it names and, with tokenizer_kwargs, could run its code.
+def _check_towers(config: dict) -> None:
+    """ValueError where a checkpoint's configuration names towers from elsewhere: an image tower by a source, such as hf-hub:ID, which timm
+    would ask; a text tower or tokenizer of transformers' that is not our own, which open_clip would fetch and, with tokenizer_kwargs,
+    whose code it could run.
     """
-    text, ours = config["text_cfg"], architecture("lite0_minilm")["text_cfg"]
-    if not any(name.startswith("hf_") for name in text):  # open_clip's own tokenizer takes no code from its options
-        return
-    if foreign := [name for name in text if name.startswith(("hf_", "tokenizer_")) and text[name] != ours.get(name)]:
-        raise ValueError(f"its configuration names {foreign[0]} = {text[foreign[0]]!r}, which is none of ours: refused")
+    named, text, ours = [], config["text_cfg"], architecture("lite0_minilm")["text_cfg"]
+    if ":" in str(config["vision_cfg"].get("timm_model_name", "")):  # timm's own names have no source
+        named.append(("timm_model_name", config["vision_cfg"]["timm_model_name"]))
+    if any(name.startswith("hf_") for name in text):  # open_clip's own tokenizer takes no code from its options
+        named += [(name, text[name]) for name in text if name.startswith(("hf_", "tokenizer_")) and text[name] != ours.get(name)]
+    if named:
+        raise ValueError(f"its configuration names {named[0][0]} = {named[0][1]!r}, which is none of ours: refused")
 
 
 def _resolved(name: str, config: dict) -> str:
@@ -303,7 +306,7 @@ def _load_packaged(clip: Clip) -> None:
     """Give an image tower the weights that its package brings, which lie in timm's order."""
     if (name := clip.config["vision_cfg"].get("timm_model_name")) not in _PACKAGED:
         return
-    given = torch.load(packaged(name), weights_only=True)
+    given, _ = read_file(packaged(name))
     trunk = clip.net.visual.trunk
     wanted = trunk.state_dict()
     pairs = zip(wanted, given.values(), strict=False)  # the classifier comes last, and is not wanted
