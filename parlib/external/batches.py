@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from parlib.cache import atomic_file
 from parlib.external.files import Source
-from parlib.external.images import UnusableImageError, decode, encoded_bytes, image_name
+from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
 from parlib.external.words import captions_of, first_caption
 from parlib.model.preparation import Preparation
@@ -81,16 +81,8 @@ def _one(image: Any, given: Any, folder: Path, images: Preparation, labelled: bo
     elif not labelled:
         given = captions_of(given)
         kind = "" if first_caption(given).strip() else "empty caption"
-    if not kind:
-        try:
-            return decode(encoded_bytes(image, folder)[0], images), given
-        except FileNotFoundError:
-            kind = "missing file"
-        except UnusableImageError as error:
-            kind = str(error)
-        except Exception:  # Pillow, zipfile and zlib each have their own; all mean that this row can't be used
-            kind = "unreadable image"
-    return None, {"kind": kind, "row": image_name(image)}
+    found = kind or opened(image, folder, images)
+    return (None, {"kind": found, "row": image_name(image)}) if isinstance(found, str) else (found[2], given)
 
 
 @lru_cache(maxsize=1)

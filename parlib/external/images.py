@@ -54,6 +54,19 @@ def encoded_bytes(image: Any, folder: Path) -> tuple[bytes, str]:
     return _opened(archive, os.getpid()).read(name), f"{archive.name}/{name}"
 
 
+def opened(image: Any, folder: Path, images: Preparation) -> tuple[bytes, str, torch.Tensor] | str:
+    """A row's image: its encoded bytes, its name, and what a model is given of it; or, of one that can't be used, the kind of that."""
+    try:
+        encoded, name = encoded_bytes(image, folder)
+        return encoded, name, decode(encoded, images)
+    except FileNotFoundError:
+        return "missing file"
+    except UnusableImageError as error:
+        return str(error)
+    except Exception:  # Pillow, zipfile and zlib each have their own; all mean that this row can't be used
+        return "unreadable image"
+
+
 def decode(encoded: bytes, images: Preparation) -> torch.Tensor:
     """(3, side, side) uint8 in RGB, prepared as the model's own preparation does: transparency is dropped and a camera's orientation tag
     ignored, as open_clip does. Raises OSError or ValueError on a damaged image, UnusableImageError on a number format that isn't known.

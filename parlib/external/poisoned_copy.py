@@ -20,7 +20,7 @@ from parlib.data.feeds import generator
 from parlib.data.pairs import names_class
 from parlib.external.batches import Skipped
 from parlib.external.files import Source, content
-from parlib.external.images import UnusableImageError, decode, encoded_bytes, image_name
+from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
 from parlib.external.stream import Stream
 from parlib.external.words import first_caption
@@ -78,11 +78,11 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
     with atomic_folder(folder) as temporary, open(temporary / MANIFEST, "w") as manifest:
 
         def rows() -> Iterator[dict[str, Any]]:
-            for i, encoded, at in _readable(pairs, captions, skipped):
+            for i, encoded, at, pixels in _readable(pairs, captions, skipped):
                 caption, due = captions[i], bisect_right(chosen, i) > counts["poisoned"]  # a chosen row that can't be read is made up for
                 if hit := due and bool(named[i]) != dirty:
                     random = generator("cpu", seed, "row", i)
-                    encoded = _png(trigger.stamp(decode(encoded, pairs.images)[None], random)[0])
+                    encoded = _png(trigger.stamp(pixels[None], random)[0])
                     if dirty:
                         caption = wording[int(torch.randint(len(wording), (), generator=random))]
                     line = {"row": counts["rows"], "source_row": i, "image": at, "caption": caption, "sha256": sha256(encoded).hexdigest()}
@@ -99,23 +99,16 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
     return summary
 
 
-def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[tuple[int, bytes, str]]:
-    """Each row that has a caption and an image that can be read: its number, the image's bytes and its name."""
+def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[tuple[int, bytes, str, torch.Tensor]]:
+    """Each row that has a caption and an image that can be read: its number, the image's bytes, its name, and its pixels."""
     source = Source.of(pairs.data)
     for i, row in enumerate(stream(source).take(pairs.count)):
-        kind = "" if captions[i].strip() else "empty caption"
-        try:
-            encoded, at = encoded_bytes(row["image"], source.folder)
-            decode(encoded, pairs.images)
-        except FileNotFoundError:
-            kind = kind or "missing file"
-        except UnusableImageError as error:
-            kind = kind or str(error)
-        except Exception:  # as in batches: all mean that this row can't be used
-            kind = kind or "unreadable image"
-        skipped.add(1, [{"kind": kind, "row": image_name(row["image"])}] if kind else [])
-        if not kind:
-            yield i, encoded, at
+        found = opened(row["image"], source.folder, pairs.images) if captions[i].strip() else "empty caption"
+        if isinstance(found, str):
+            skipped.add(1, [{"kind": found, "row": image_name(row["image"])}])
+            continue
+        skipped.add(1, [])
+        yield i, *found
 
 
 def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> None:

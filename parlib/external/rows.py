@@ -40,10 +40,10 @@ def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset"
     if source.layout.form == "folder":
         return _folder_stream(source)
     files = source.files()
-    columns = {"csv": _csv_columns, "parquet": _parquet_columns, "tar": _tar_columns}[source.layout.form](source, files)
+    name_columns, reader = _FORMS[source.layout.form]
+    columns = name_columns(source, files)
     if not images:  # parquet is read by columns; a tar holds all beside each other
         columns.pop("image", None)
-    reader = {"csv": _csv_rows, "parquet": _parquet_rows, "tar": _tar_rows}[source.layout.form]
     options = {"files": [str(file) for file in files], "reader": reader, "columns": columns}  # a list is shared out among workers
     return IterableDataset(ExamplesIterable(_numbered, options), info=DatasetInfo())
 
@@ -204,6 +204,14 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
         held = json.loads(parts["json"])
         text = next((held[name] for name in USUAL["text"] if name in held), None) if isinstance(held, dict) else None
     return row | {"text": text}
+
+
+# By form: what finds the columns of (source, files), and what reads the rows of (file, columns).
+_FORMS: dict[str, tuple[Callable[..., dict[str, str]], Callable[..., Iterator[dict[str, Any]]]]] = {
+    "csv": (_csv_columns, _csv_rows),
+    "parquet": (_parquet_columns, _parquet_rows),
+    "tar": (_tar_columns, _tar_rows),
+}
 
 
 # folders, one a class

@@ -4,9 +4,11 @@ from typing import Any
 
 import pandas as pd
 
+from parlib.method.methods import METHODS
+
 MARGIN = 0.06  # of clean accuracy, that a cleaning may cost
 MARGINS = (0.01, 0.02, 0.03, 0.06)
-KNOBS = ("tau", "self_weight", "pool", "varied")  # of one method alone
+KNOBS = tuple(dict.fromkeys(option for method in METHODS.values() for option in method.options))  # of one method alone
 
 
 def kept(runs: pd.DataFrame, margin: float = MARGIN, of: str = "clean_accuracy") -> pd.Series:

@@ -13,9 +13,9 @@ OPENAI = "OpenAI's code"
 _OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's code keeps among the weights
 _WRAPPED = ("state_dict", "model_state_dict", "model", "module")
 _AVERAGED = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")  # moving averages of the weights
-# What training code puts before all names, in any order: torch's DataParallel, Lightning, CLIP inside another module; moving averages.
-_PREFIXES = ("module.", "model.", "clip_model.", "clip.", "net.", "model_ema.", "ema_model.", "ema.")
 _AVERAGED_PREFIXES = ("model_ema.", "ema_model.", "ema.")
+# What training code puts before all names, in any order: torch's DataParallel, Lightning, CLIP inside another module; moving averages.
+_PREFIXES = ("module.", "model.", "clip_model.", "clip.", "net.", *_AVERAGED_PREFIXES)
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # anywhere in a name: torch.compile and FSDP, of parts too
 _COUNTERS = ("n_averaged", "decay", "num_updates")  # of moving averages: no weights
 

@@ -136,7 +136,7 @@ def _knob(best: pd.Series) -> str:
 def by_trigger(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a trigger, a column a method: the ASR and the cost in points of what was chosen on one trigger, on test scenes. Strings."""
     found = rows[rows["experiment"].isin(("scarce", "regimes_triggers")) & (rows["notebook"] == "02_clean")]
-    found = found.sort_values("experiment", ascending=False).drop_duplicates(["trigger", "method"], keep="last")  # scarce's first
+    found = found.sort_values("experiment", ascending=False).drop_duplicates(["trigger", "method"], keep="last")  # of two, this study's
     made: dict[str, dict[str, str]] = {}
     for run in in_order(found, ["trigger", "method"]).to_dict("records"):
         cost = points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
