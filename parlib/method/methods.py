@@ -24,7 +24,7 @@ class Recipe:
     lr: the peak. weight_decay: on weights with >= 2 dims; None: the method's own. batch_norm: frozen (running statistics
     used, not updated) or train. tau: PAR's threshold on S. self_weight: of CleanCLIP's own term. pool: RoCLIP's, as a
     share of the pairs. varied: the share of clean images that distillation varies. steps: where it ends; None: after its
-    epochs. looks: how often the history records accuracy and ASR.
+    epochs. looks: how often the history records accuracy and ASR; look_at: after which steps, in the place of that.
     wordnet: folder of WordNet's files for rewording; empty: our own list.
     """
 
@@ -43,6 +43,7 @@ class Recipe:
     varied: float = 0.0
     wordnet: str = ""
     steps: int | None = None
+    look_at: tuple[int, ...] = ()
 
 
 @dataclass

@@ -100,7 +100,7 @@ def fit(
     clip.net.logit_scale.requires_grad_(method.learns_scale)
     per_epoch = feed.pairs // recipe.batch
     steps = recipe.steps or per_epoch * recipe.epochs
-    looks = {round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set()
+    looks = set(recipe.look_at) or ({round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set())
     losses = _Losses(clip, reference, feed, recipe, compute)
     scaler = torch.amp.GradScaler(clip.device.type, enabled=compute.precision == "fp16")
     optimizer, history, first, began = _optimizer(clip.net, recipe), {}, 0, time.monotonic()
