@@ -42,6 +42,7 @@ STAGES: dict[str, int] = {
     "method/perturb_only": 1,
     # what is measured, and what is read from elsewhere
     "metrics": 1,
+    "rebound": 1,
     "external": 2,
 }
 # The packages whose version decides numbers, compared as major.minor.patch.

@@ -31,7 +31,9 @@ from parlib.method.methods import METHODS, Recipe
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import create
 from parlib.model.preparation import Preparation
+from parlib.model.weights import between, refreshed
 from parlib.stages import STAGES
+from parlib.train.head import fit_head
 from parlib.train.loop import fit
 
 FOLDER = ROOT / "tests" / "golden"
@@ -137,6 +139,20 @@ def _metrics() -> dict[str, Any]:
     return found | {f"a model's {name}": value for name, value in measure(create("small_resnet", seed=0), scenes).items()}
 
 
+def _rebound() -> dict[str, Any]:
+    """New statistics of BatchNorm, half-way between two models, and two steps of a head."""
+    pairs, start = _pairs(), create("small_resnet", seed=0)
+    fresh = refreshed(start, pairs.pixels)
+    halves = between(start, create("small_resnet", seed=1), 0.5)
+    classes = F.normalize(torch.randn(_CLASSES, 128, generator=generator("cpu", "golden", "head")), dim=1)
+    tuned, options = start.copy(), {"lr": 1e-3, "batch": 16, "steps": 2, "seed": 1, "look_at": (), "look": lambda *_: None}
+    head = fit_head(tuned, pairs, classes, **options)
+    found = {"new mean": fresh.net.visual.bn1.running_mean, "new variance": fresh.net.visual.bn1.running_var}
+    found |= {"half-way": halves.net.visual.conv1.weight, "head": head - classes}
+    found["encoder"] = tuned.net.visual.conv1.weight - start.net.visual.conv1.weight
+    return {name: value.norm().item() for name, value in found.items()}
+
+
 def _external() -> dict[str, Any]:
     import io
 
@@ -154,6 +170,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "learned": _learned,
     "loop": _loop,
     "metrics": _metrics,
+    "rebound": _rebound,
     "external": _external,
 }
 _FAMILIES: dict[str, Callable[[str], dict[str, Any]]] = {"trigger": _trigger, "method": _steps, "synthetic": _synthetic}

@@ -15,8 +15,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.poison import Poison
 from parlib.external.files import Source
 from parlib.external.rows import label_names
-from parlib.measure.selection import KNOBS
-from parlib.method.methods import rewording
+from parlib.method.methods import METHODS, rewording
 from parlib.model.clip import Clip, embed_images, embed_texts, has_batch_norm
 from parlib.train.loop import check_recipe, fit
 
@@ -39,8 +38,14 @@ def settings(params: Poison | Clean) -> str:
     check_recipe(recipe, pairs)
     steps = recipe.steps or pairs // recipe.batch * recipe.epochs
     norm = f"BatchNorm {recipe.batch_norm}" if has_batch_norm(params.encoder) else "no BatchNorm"
-    own = [f"{name} {value:g}" for name in KNOBS if (value := getattr(params, name, None)) is not None]
-    said = [getattr(params, "method", "poisoning"), *own, f"lr {recipe.lr:g}", f"schedule {recipe.schedule}", f"{recipe.epochs} epochs"]
+    own = [f"{name} {getattr(recipe, name):g}" for name in METHODS[recipe.method].options]
+    said = [
+        recipe.method if isinstance(params, Clean) else "poisoning",
+        *own,
+        f"lr {recipe.lr:g}",
+        f"schedule {recipe.schedule}",
+        f"{recipe.epochs} epochs",
+    ]
     return ", ".join([*said, f"batches of {recipe.batch:,}", f"{steps:,} steps", norm, f"{pairs:,} pairs"])
 
 

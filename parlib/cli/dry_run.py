@@ -18,6 +18,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import open_checkpoint, preparation
 from parlib.experiments.params import Params, Training
 from parlib.experiments.poison import Poison
+from parlib.experiments.rebound import Rebound
 from parlib.experiments.subject import planted_trigger
 from parlib.experiments.trials import Cleanings, Sweep
 from parlib.external.files import Source
@@ -67,7 +68,10 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
 def _of_one(params: Poison | Clean) -> Steps:
     held: dict[str, Clip] = {}
     steps, params, there = _on_device(params)
-    steps += [("checkpoint", lambda: _checkpoint(params, held)), (f"pairs {params.data}", lambda: _pairs(params))]
+    steps += [("checkpoint", lambda: _checkpoint(params, held))]
+    if isinstance(params, Rebound):
+        steps += [("model to treat", lambda: _treated(params))]
+    steps += [(f"pairs {params.data}", lambda: _pairs(params))]
     steps += _evaluated(params)
     steps += [
         ("triggers", lambda: _triggers(params)),
@@ -151,6 +155,11 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
     count = sum(parameter.numel() for parameter in clip.net.parameters())
     said = f"{source or 'pretrained here'}, {clip.side} px, {count / 1e6:.1f} million weights" + (f", {clip.form}" if clip.form else "")
     return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
+
+
+def _treated(params: Rebound) -> str:
+    found = params.inputs()["poisoned" if params.method == "none" else "cleaned"]
+    return f"{params.method}, {found.run}"
 
 
 def _pairs(params: Poison | Clean) -> str:

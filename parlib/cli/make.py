@@ -147,4 +147,4 @@ def show(runs: list[Planned]) -> None:
 
 def _is_own(params: Params) -> bool:
     """Whether it is a cleaning of a checkpoint of one's own, or of one's own question, which no table shows."""
-    return isinstance(params, Clean) and (params.poisoned.startswith(SOURCES) or params.experiment in ("", "own"))
+    return type(params) is Clean and (params.poisoned.startswith(SOURCES) or params.experiment in ("", "own"))

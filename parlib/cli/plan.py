@@ -16,6 +16,7 @@ import yaml
 from parlib.attack.triggers import TRIGGERS
 from parlib.cache import ROOT
 from parlib.experiments.params import Params, known
+from parlib.experiments.rebound import CONTROLS
 from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS, check
 from parlib.method.methods import METHODS
 from parlib.records.status import state
@@ -144,7 +145,7 @@ def _named(run: str, scale: str) -> Planned | None:
     notebook, _, name = run.partition("/")
     longest = sorted(TRIGGERS, key=len, reverse=True)  # badnet_stripes before badnet
     attacked = rf"(?P<trigger>{'|'.join(longest)})(?:_(?P<attack>label_consistent))?"
-    found = re.fullmatch(rf"(?:(?P<method>{'|'.join(METHODS)})_)?{attacked}(?:_(?P<encoder>.+))?_s(?P<seed>\d+)", name)
+    found = re.fullmatch(rf"(?:(?P<method>{'|'.join([*METHODS, *CONTROLS])})_)?{attacked}(?:_(?P<encoder>.+))?_s(?P<seed>\d+)", name)
     if notebook not in EXPERIMENTS or found is None:
         return None
     values = {key: value for key, value in found.groupdict().items() if value is not None} | {"seed": int(found["seed"]), "scale": scale}

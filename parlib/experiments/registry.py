@@ -7,14 +7,16 @@ from parlib.experiments.clean import clean
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison, poison
+from parlib.experiments.rebound import Rebound, rebound
 from parlib.experiments.result import prepare, save
 from parlib.experiments.sweep import sweep
 from parlib.experiments.synthetic import Synthetic, synthetic
 from parlib.experiments.trials import Sweep
 from parlib.experiments.views import Evaluate, NewTriggers
 
-EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers)}
-FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {Poison: poison, Clean: clean, Sweep: sweep, Synthetic: synthetic}
+_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound)
+EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in _KINDS}
+FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {Poison: poison, Clean: clean, Sweep: sweep, Synthetic: synthetic, Rebound: rebound}
 
 
 def check(notebook: str, values: Mapping[str, Any]) -> Params:

@@ -83,9 +83,11 @@ class EvalSet:
         seen = [] if self.seen is None else [self.seen]
         return digest(self.names, self.templates, self.target, self.captions, *tensors, *others, *seen)
 
-    def look(self, clip: Clip) -> dict[str, float]:
-        """clean_accuracy and attack_success_rate alone: what a training history records now and then."""
-        classes = classifier(clip, self.names, self.templates)
+    def look(self, clip: Clip, classes: torch.Tensor | None = None) -> dict[str, float]:
+        """clean_accuracy and attack_success_rate alone: what a training history records now and then. classes: (C, D) a head in the place
+        of the class embeddings.
+        """
+        classes = classifier(clip, self.names, self.templates) if classes is None else classes
         clean = (embed_images(clip, self.pixels) @ classes.T).argmax(1).to(self.labels.device) == self.labels
         hit = (embed_images(clip, self.triggered) @ classes.T).argmax(1).to(self.labels.device) == self.target
         return {

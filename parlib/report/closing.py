@@ -6,6 +6,7 @@ from IPython.display import Markdown
 
 from parlib.experiments.clean import Cleaned
 from parlib.experiments.poison import Poisoned
+from parlib.experiments.rebound import Rebounded
 from parlib.experiments.sweep import Sweeping
 from parlib.experiments.synthetic import FromSynthetic
 from parlib.report.outcome import never_passed
@@ -68,4 +69,18 @@ def _of_synthetic(found: FromSynthetic) -> list[str]:
     ]
 
 
-_SAID = {Poisoned: _of_poison, Cleaned: _of_clean, Sweeping: _of_sweep, FromSynthetic: _of_synthetic}
+def _of_rebound(found: Rebounded) -> list[str]:
+    metrics, params = found.result.metrics, found.result.params
+    said = [
+        f"{name(params.method)}: ASR {metrics['attack_success_rate']:.3f} before all treatments; at worst {metrics['worst_asr_300']:.3f} "
+        f"within 300 steps without a trigger ({metrics['worst_asr_300_ci_low']:.3f} to {metrics['worst_asr_300_ci_high']:.3f})."
+    ]
+    if "refreshed_attack_success_rate" in metrics:
+        said.append(
+            f"BatchNorm's statistics anew: ASR {metrics['refreshed_attack_success_rate']:.3f}, clean accuracy "
+            f"{metrics['clean_accuracy']:.3f} before and {metrics['refreshed_clean_accuracy']:.3f} after."
+        )
+    return said
+
+
+_SAID = {Poisoned: _of_poison, Cleaned: _of_clean, Sweeping: _of_sweep, FromSynthetic: _of_synthetic, Rebounded: _of_rebound}

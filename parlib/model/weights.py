@@ -1,0 +1,51 @@
+"""What can be done to a model's weights without a gradient: BatchNorm's statistics anew, and the line between two models."""
+
+import torch
+
+from parlib.model.clip import Clip
+
+_BATCH = 128  # images whose statistics are averaged: as many as a training step usually has
+
+
+def batch_norms(clip: Clip) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+    """A model's BatchNorm layers; none in a vision transformer."""
+    return [module for module in clip.net.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+
+
+def refreshed(clip: Clip, pixels: torch.Tensor) -> Clip:
+    """A copy whose BatchNorm layers have the statistics of these images, the mean over batches of 128 in their order; its weights stay.
+
+    pixels: (N, 3, H, W) uint8, clean ones. ValueError where the model has no BatchNorm, or N is below 2.
+    """
+    found = clip.copy()
+    norms = batch_norms(found)
+    if not norms:
+        raise ValueError("the model has no BatchNorm, so no statistics to refresh")
+    if len(pixels) < 2:
+        raise ValueError(f"BatchNorm's statistics need two images or more, not {len(pixels)}")
+    batches = [rows for rows in pixels.split(_BATCH) if len(rows) > 1]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    with torch.no_grad():
+        for rows in batches:
+            found.image(rows.to(found.device).float() / 255)
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return found
+
+
+def between(one: Clip, other: Clip, share: float) -> Clip:
+    """The model at a share of the straight line of weights from one to another: 0 is the one, 1 the other. BatchNorm's statistics lie on
+    the line, too; what counts its batches stays the first's. ValueError where their weights differ in name or shape.
+    """
+    ours, theirs = one.net.state_dict(), other.net.state_dict()
+    if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
+        raise ValueError("no line joins two models of different architectures")
+    found = one.copy()
+    mixed = {name: torch.lerp(value, theirs[name].to(value), share) if value.is_floating_point() else value for name, value in ours.items()}
+    found.net.load_state_dict(mixed, strict=True)
+    return found

@@ -1,0 +1,54 @@
+"""A classifier on top of a CLIP's image encoder, both fine-tuned on labelled images: what many users do next."""
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch.nn import functional as F
+
+from parlib.data.feeds import generator
+from parlib.data.pairs import Pairs
+from parlib.method.schedule import learning_rate
+from parlib.model.clip import Clip
+from parlib.progress import progress
+
+
+def fit_head(
+    clip: Clip,
+    pairs: Pairs,
+    classes: torch.Tensor,
+    *,
+    lr: float,
+    batch: int,
+    steps: int,
+    seed: int,
+    look_at: Collection[int],
+    look: Callable[[int, torch.Tensor], None],
+) -> torch.Tensor:
+    """Fine-tune the image encoder of `clip`, in place, and a linear head by cross-entropy; return the head, (C, D).
+
+    pairs: images with labels in 0..C-1. classes: (C, D) unit-norm, what the head starts from: the class embeddings, as in zero-shot
+    classification. look: called with a step and the head, after each step of look_at. BatchNorm trains, the rate falls as a
+    cosine from lr. ValueError where an image has no label, or a batch can't be drawn.
+    """
+    if (pairs.labels < 0).any():
+        raise ValueError("a head is fitted on labelled images: some have no label")
+    if not 1 < batch <= len(pairs):
+        raise ValueError(f"a batch of {batch} can't be drawn from {len(pairs)} images")
+    head = torch.nn.Parameter(classes.clone())
+    optimizer = torch.optim.AdamW([*clip.net.visual.parameters(), head], lr=lr, betas=(0.9, 0.98), eps=1e-8, weight_decay=1e-4, fused=True)
+    scale, per_epoch = clip.net.logit_scale.exp().detach(), len(pairs) // batch
+    for step in progress(range(steps), "a head", total=steps, unit="steps"):
+        epoch, place = divmod(step, per_epoch)
+        rows = torch.randperm(len(pairs), generator=generator("cpu", seed, "head", epoch))[place * batch :][:batch]
+        clip.net.visual.train()
+        image = clip.image(pairs.pixels[rows].to(clip.device).float() / 255)
+        loss = F.cross_entropy(scale * image @ head.T, pairs.labels[rows].to(clip.device))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr, "cosine")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step + 1 in look_at:
+            look(step + 1, head.detach())
+    clip.net.eval()
+    return head.detach()
