@@ -8,8 +8,9 @@ import torch
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
+from parlib.experiments.examined import CONTROLS
 from parlib.experiments.presets import trigger_options
-from parlib.experiments.rebound import CONTROLS, Rebound, without, worst
+from parlib.experiments.rebound import Rebound, without, worst
 from parlib.experiments.registry import check
 from parlib.measure.metrics import classifier, interval
 from parlib.method.methods import Recipe

@@ -15,8 +15,8 @@ import yaml
 
 from parlib.attack.triggers import TRIGGERS
 from parlib.cache import ROOT
+from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params, known
-from parlib.experiments.rebound import CONTROLS
 from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS, check
 from parlib.method.methods import METHODS
 from parlib.records.status import state

@@ -9,53 +9,33 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from parlib.attack.poison import Attack, attacked, poison
 from parlib.data.pairs import Pairs, class_index
-from parlib.data.scenes import load_scenes
-from parlib.experiments.clean_params import Clean
-from parlib.experiments.lineage import load_pairs, open_checkpoint
-from parlib.experiments.params import Input, Training, checkpoint_input, known
+from parlib.experiments.examined import Examined, fresh_pairs, model_of
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, subject
 from parlib.experiments.sweep import columns
 from parlib.measure.metrics import EvalSet, classifier, evaluate, interval
-from parlib.method.methods import METHODS, Recipe
-from parlib.model.checkpoints import SOURCES
-from parlib.model.clip import Clip, load
+from parlib.method.methods import Recipe
+from parlib.model.clip import Clip
 from parlib.model.weights import batch_norms, between, refreshed
-from parlib.records.store import artifact_file, read
 from parlib.train.cached import train
 from parlib.train.head import fit_head
 
-CONTROLS = ("none", "base")  # the poisoned model itself, and the clean base, which was never poisoned
 BENIGN = ("refresh", "benign", "head")  # treatments without a triggered image
 _WATCHED = 500  # images of the looks
 _LINE = 10  # parts of the line of weights from the cleaned to the poisoned model
 
 
-class Rebound(Clean):
-    """Parameters of 07_rebound: those of the cleaning whose model is treated, and the treatments."""
+class Rebound(Examined):
+    """Parameters of 07_rebound: the model, and the treatments."""
 
     notebook = "07_rebound"
-    chooses_input = (*Clean.chooses_input, *sorted({*Clean.model_fields} - {*Training.model_fields, "data"}))
 
-    method: str = Field(
-        "par", description="the method that cleaned the model; or a control: none, the poisoned model; base, its clean base"
-    )
-    cleaned: str = Field("", description="a run of 02_clean, or a checkpoint such as local-dir:PATH; empty: the run with these parameters")
-    base_epochs: int | None = Field(15, ge=1, description=str(Clean.model_fields["base_epochs"].description))
-    pairs: int = Field(720, ge=10, description=str(Clean.model_fields["pairs"].description))
-    steps: int | None = Field(360, ge=1, description=str(Clean.model_fields["steps"].description))
-    batch: int | None = Field(128, ge=2, description=str(Clean.model_fields["batch"].description))
     benign_pairs: int = Field(2400, ge=10, description="clean pairs of the treatments; but for a head, those with the target are left out")
     rates: list[float] = Field([2.0e-4, 2.0e-3], min_length=1, description="peak rates of benign fine-tuning; the first one retunes, too")
     look_at: list[int] = Field([5, 10, 20, 50, 100, 300], min_length=1, description="steps of a look; benign fine-tuning ends at the last")
     retuned: list[int] = Field([5, 25, 125], description="numbers of triggered pairs among the clean ones, in retuning")
     retune_steps: int = Field(100, ge=1, description="steps of retuning")
     benign_batch: int = Field(128, ge=2, description="pairs a step of the treatments")
-
-    @field_validator("method")
-    @classmethod
-    def _method(cls, value: str) -> str:
-        return known("method", value, [*CONTROLS, *(name for name in METHODS if name != "contrast")])
 
     @field_validator("rates", "look_at", "retuned")
     @classmethod
@@ -65,31 +45,9 @@ class Rebound(Clean):
         return value
 
     def _resolved(self) -> Self:
-        if self.cleaned and self.method in CONTROLS:
-            raise ValueError(
-                f"method = {self.method!r} is a control that comes with the poisoned model: leave out cleaned = {self.cleaned!r}"
-            )
-        if self.method == "base" and self.poisoned.startswith(SOURCES):
-            raise ValueError(f"method = 'base': {self.poisoned} comes without its clean base; name a run of 01_poison")
-        if self.method not in CONTROLS:
-            self.cleaning()  # all that a cleaning checks
-        Training._resolved(self)
-        self.check_compute(self.benign_batch, "train")
-        return self._filled()
-
-    def _filled(self) -> Self:
-        return self if self.method in CONTROLS else super()._filled()
-
-    def cleaning(self) -> Clean:
-        """The cleaning whose model is treated."""
-        return Clean.check({name: getattr(self, name) for name in Clean.model_fields if name != "experiment"})
-
-    def needs(self) -> list[Any]:
-        own = [] if self.cleaned or self.method in CONTROLS else [self.cleaning()]
-        return super().needs() + own
-
-    def trials(self) -> list[Clean]:
-        return []
+        found = super()._resolved()
+        found.check_compute(self.benign_batch, "train")
+        return found
 
     def recipe(self) -> Recipe:
         """The longest of the treatments."""
@@ -101,29 +59,8 @@ class Rebound(Clean):
         options: dict[str, Any] = {"schedule": "cosine", "batch_norm": batch_norm, "steps": steps, "look_at": looks}
         return Recipe("finetune", 1, self.benign_batch, lr, self.seed, **options)
 
-    def inputs(self) -> dict[str, Input]:
-        found = {name: one for name, one in super().inputs().items() if name != "wordnet"}
-        if self.cleaned.startswith(SOURCES):
-            return found | {"cleaned": checkpoint_input(self.cleaned)}
-        if self.method == "none":
-            return found
-        record, name = self.record()
-        return found | {"cleaned": Input(run=record["run"], sha256=record["artifacts"][name]["sha256"])}
-
-    def record(self) -> tuple[dict[str, Any], str]:
-        """The record that holds the model that is treated, and which of its artifacts that is. FileNotFoundError, naming the command that
-        makes it, where it is missing; ValueError where it is no cleaning.
-        """
-        if self.method == "base":
-            return self.poisoning(), "base_weights"
-        record = read(self.scale, self.cleaned or self.cleaning().id)
-        if record["notebook"] != "02_clean":
-            raise ValueError(f"{record['run']} is no cleaned model; name a run of 02_clean or a checkpoint: {', '.join(SOURCES)}")
-        return record, "weights"
-
     def stages(self) -> list[str]:
-        data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
-        return ["rebound", "poison", "loop", "method/finetune", f"trigger/{self.trigger}", *data, *self.evaluated()]
+        return ["rebound", "poison", "loop", "method/finetune", *super().stages()]
 
     def cost(self) -> int:
         steps = self.look_at[-1] * (2 * len(self.rates) + 1) + self.retune_steps * len(self.retuned)
@@ -145,24 +82,6 @@ class Rebounded:
     course: pd.DataFrame
 
 
-def treated(params: Rebound, before: Subject) -> Clip:
-    """The model that is treated: the cleaned one, or a control."""
-    if params.method == "none":
-        return before.clip
-    if params.cleaned.startswith(SOURCES):
-        return open_checkpoint(params.cleaned, params)
-    record, name = params.record()
-    return load(f"local-dir:{artifact_file(record, name).parent}").copy(params.compute.device)
-
-
-def treatment_pairs(params: Rebound, clip: Clip) -> Pairs:
-    """The clean pairs of the treatments; of the scenes others than a cleaning's."""
-    if params.data == "scenes":
-        return load_scenes("clean", params.benign_pairs, params.classes, seed=1)
-    found: Any = load_pairs(params.data, params.benign_pairs, params, clip=clip, held=True)
-    return found
-
-
 def without(pairs: Pairs, target: str) -> Pairs:
     """The pairs that neither show nor name the target."""
     names = pairs.names if (pairs.labels >= 0).all() else [target]
@@ -172,8 +91,8 @@ def without(pairs: Pairs, target: str) -> Pairs:
 def rebound(params: Rebound, given: Subject | None = None) -> Rebounded:
     """Treat a cleaned model, or a control, in every way, each from its weights as they are, and look at it as it goes."""
     before = given or subject(params)
-    clip = treated(params, before)
-    every = treatment_pairs(params, clip)
+    clip = model_of(params, before)
+    every = fresh_pairs(params, params.benign_pairs, clip)
     pairs = without(every, params.target)
     watched = attacked(before.scenes.first(min(_WATCHED, len(before.scenes))), before.trigger, params.target)
     metrics = evaluate(clip, before.test)

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from parlib.experiments.rebound import BENIGN, CONTROLS, Rebounded
+from parlib.experiments.examined import CONTROLS
+from parlib.experiments.rebound import BENIGN, Rebounded
 from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, listed, name, number, points, rank, rate, rate_axis
 

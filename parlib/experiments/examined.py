@@ -1,0 +1,104 @@
+"""What the experiments share that look at a cleaned model afterwards: which model it is, a cleaning's or a control, and where it lies."""
+
+from typing import Any, Self
+
+from pydantic import Field, field_validator
+
+from parlib.data.pairs import Pairs
+from parlib.data.scenes import load_scenes
+from parlib.experiments.clean_params import Clean
+from parlib.experiments.lineage import load_pairs, open_checkpoint
+from parlib.experiments.params import Input, Training, checkpoint_input, known
+from parlib.experiments.subject import Subject
+from parlib.method.methods import METHODS
+from parlib.model.checkpoints import SOURCES
+from parlib.model.clip import Clip, load
+from parlib.records.store import artifact_file, read
+
+CONTROLS = ("none", "base")  # the poisoned model itself, and the clean base, which was never poisoned
+
+
+class Examined(Clean):
+    """Parameters of a study of a cleaned model: those of its cleaning, in the regime with few pairs where nothing else is said."""
+
+    chooses_input = (*Clean.chooses_input, *sorted({*Clean.model_fields} - {*Training.model_fields, "data"}))
+
+    method: str = Field(
+        "par", description="the method that cleaned the model; or a control: none, the poisoned model; base, its clean base"
+    )
+    cleaned: str = Field("", description="a run of 02_clean, or a checkpoint such as local-dir:PATH; empty: the run with these parameters")
+    base_epochs: int | None = Field(15, ge=1, description=str(Clean.model_fields["base_epochs"].description))
+    pairs: int = Field(720, ge=10, description=str(Clean.model_fields["pairs"].description))
+    steps: int | None = Field(360, ge=1, description=str(Clean.model_fields["steps"].description))
+    batch: int | None = Field(128, ge=2, description=str(Clean.model_fields["batch"].description))
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        return known("method", value, [*CONTROLS, *(name for name in METHODS if name != "contrast")])
+
+    def _resolved(self) -> Self:
+        if self.cleaned and self.method in CONTROLS:
+            raise ValueError(f"method = {self.method!r} is a control, and comes with the poisoned model: leave out {self.cleaned!r}")
+        if self.method == "base" and self.poisoned.startswith(SOURCES):
+            raise ValueError(f"method = 'base': {self.poisoned} comes without its clean base; name a run of 01_poison")
+        if self.method not in CONTROLS:
+            self.cleaning()  # all that a cleaning checks
+        Training._resolved(self)
+        return self._filled()
+
+    def _filled(self) -> Self:
+        return self if self.method in CONTROLS else super()._filled()
+
+    def cleaning(self) -> Clean:
+        """The cleaning whose model is examined."""
+        return Clean.check({name: getattr(self, name) for name in Clean.model_fields if name != "experiment"})
+
+    def needs(self) -> list[Any]:
+        own = [] if self.cleaned or self.method in CONTROLS else [self.cleaning()]
+        return super().needs() + own
+
+    def trials(self) -> list[Clean]:
+        return []
+
+    def inputs(self) -> dict[str, Input]:
+        found = {name: one for name, one in super().inputs().items() if name != "wordnet"}
+        if self.cleaned.startswith(SOURCES):
+            return found | {"cleaned": checkpoint_input(self.cleaned)}
+        if self.method == "none":
+            return found
+        record, name = self.record()
+        return found | {"cleaned": Input(run=record["run"], sha256=record["artifacts"][name]["sha256"])}
+
+    def record(self) -> tuple[dict[str, Any], str]:
+        """The record that holds the model, and which of its artifacts it is. FileNotFoundError, naming the command that makes it, where it
+        is missing; ValueError where it is no cleaning.
+        """
+        if self.method == "base":
+            return self.poisoning(), "base_weights"
+        record = read(self.scale, self.cleaned or self.cleaning().id)
+        if record["notebook"] != "02_clean":
+            raise ValueError(f"{record['run']} is no cleaned model; name a run of 02_clean or a checkpoint: {', '.join(SOURCES)}")
+        return record, "weights"
+
+    def stages(self) -> list[str]:
+        data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
+        return [f"trigger/{self.trigger}", *data, *self.evaluated()]
+
+
+def model_of(params: Examined, before: Subject) -> Clip:
+    """The model that is examined, on the poisoned model's device."""
+    if params.method == "none":
+        return before.clip
+    if params.cleaned.startswith(SOURCES):
+        return open_checkpoint(params.cleaned, params)
+    record, name = params.record()
+    return load(f"local-dir:{artifact_file(record, name).parent}").copy(params.compute.device)
+
+
+def fresh_pairs(params: Examined, n: int, clip: Clip) -> Pairs:
+    """n clean pairs for what comes after a cleaning; of the scenes others than the cleaning's."""
+    if params.data == "scenes":
+        return load_scenes("clean", n, params.classes, seed=1)
+    found: Any = load_pairs(params.data, n, params, clip=clip, held=True)
+    return found
