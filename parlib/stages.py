@@ -43,6 +43,7 @@ STAGES: dict[str, int] = {
     # what is measured, and what is read from elsewhere
     "metrics": 1,
     "rebound": 1,
+    "downstream": 1,
     "external": 2,
 }
 # The packages whose version decides numbers, compared as major.minor.patch.

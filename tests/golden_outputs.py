@@ -27,6 +27,7 @@ from parlib.experiments.presets import trigger_options
 from parlib.external.files import LAYOUTS
 from parlib.external.images import decode
 from parlib.measure.metrics import measure, retrieval, zero_shot
+from parlib.measure.probe import fit_probe
 from parlib.method.methods import METHODS, Recipe
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import create
@@ -153,6 +154,14 @@ def _rebound() -> dict[str, Any]:
     return {name: value.norm().item() for name, value in found.items()}
 
 
+def _downstream() -> dict[str, Any]:
+    """A probe on embeddings near their class, and what it calls others."""
+    random = generator("cpu", "golden", "downstream")
+    classes, labels = torch.randn(_CLASSES, 16, generator=random), torch.arange(_SCENES) % _CLASSES
+    near, other = (classes[labels] + share * torch.randn(_SCENES, 16, generator=random) for share in (1.0, 1.5))
+    return {"called": fit_probe(near, labels)(other).tolist()}
+
+
 def _external() -> dict[str, Any]:
     import io
 
@@ -171,6 +180,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "loop": _loop,
     "metrics": _metrics,
     "rebound": _rebound,
+    "downstream": _downstream,
     "external": _external,
 }
 _FAMILIES: dict[str, Callable[[str], dict[str, Any]]] = {"trigger": _trigger, "method": _steps, "synthetic": _synthetic}

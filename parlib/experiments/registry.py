@@ -5,6 +5,7 @@ from typing import Any
 
 from parlib.experiments.clean import clean
 from parlib.experiments.clean_params import Clean
+from parlib.experiments.downstream import Downstream, downstream
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison, poison
 from parlib.experiments.rebound import Rebound, rebound
@@ -14,9 +15,16 @@ from parlib.experiments.synthetic import Synthetic, synthetic
 from parlib.experiments.trials import Sweep
 from parlib.experiments.views import Evaluate, NewTriggers
 
-_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound)
+_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Downstream)
 EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in _KINDS}
-FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {Poison: poison, Clean: clean, Sweep: sweep, Synthetic: synthetic, Rebound: rebound}
+FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
+    Poison: poison,
+    Clean: clean,
+    Sweep: sweep,
+    Synthetic: synthetic,
+    Rebound: rebound,
+    Downstream: downstream,
+}
 
 
 def check(notebook: str, values: Mapping[str, Any]) -> Params:

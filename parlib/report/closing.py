@@ -5,6 +5,7 @@ from typing import Any
 from IPython.display import Markdown
 
 from parlib.experiments.clean import Cleaned
+from parlib.experiments.downstream import BuiltOn
 from parlib.experiments.poison import Poisoned
 from parlib.experiments.rebound import Rebounded
 from parlib.experiments.sweep import Sweeping
@@ -83,4 +84,25 @@ def _of_rebound(found: Rebounded) -> list[str]:
     return said
 
 
-_SAID = {Poisoned: _of_poison, Cleaned: _of_clean, Sweeping: _of_sweep, FromSynthetic: _of_synthetic, Rebounded: _of_rebound}
+def _of_downstream(found: BuiltOn) -> list[str]:
+    metrics, params = found.result.metrics, found.result.params
+    said = [
+        f"A probe has an accuracy of {metrics['probe_accuracy']:.3f} on {name(params.method)}; one that was fitted on the poisoned model "
+        f"{metrics['dropin_probe_accuracy']:.3f}.",
+    ]
+    if "retrieval_at_1" in metrics:
+        said.append(
+            f"A caption finds its image first in {metrics['dropin_retrieval_at_1']:.3f} of the searches in the poisoned model's index, in "
+            f"{metrics['retrieval_at_1']:.3f} of those in one that is built anew."
+        )
+    return said
+
+
+_SAID = {
+    Poisoned: _of_poison,
+    Cleaned: _of_clean,
+    Sweeping: _of_sweep,
+    FromSynthetic: _of_synthetic,
+    Rebounded: _of_rebound,
+    BuiltOn: _of_downstream,
+}

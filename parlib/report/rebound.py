@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from parlib.experiments.examined import CONTROLS
+from parlib.experiments.params import Params
 from parlib.experiments.rebound import BENIGN, Rebounded
 from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, listed, name, number, points, rank, rate, rate_axis
@@ -24,26 +25,30 @@ def label(params: Mapping[str, Any]) -> str:
     return f"{params['method']}, frozen" if frozen else params["method"]
 
 
-def models(records: Iterable[dict[str, Any]], like: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The records of 07_rebound by label, in the order in which people meet their methods, of models that differ from one with these
+def models(records: Iterable[dict[str, Any]], like: Params) -> dict[str, dict[str, Any]]:
+    """The records of an experiment by label, in the order in which people meet their methods, of models that differ from one with these
     parameters in their cleaning alone.
     """
-    found = [record for record in records if record["notebook"] == "07_rebound"]
-    found = [record for record in found if all(record["params"][name] == like[name] for name in _TELLING)]
+    found = [record for record in records if record["notebook"] == like.notebook]
+    found = [record for record in found if all(record["params"][name] == getattr(like, name) for name in _TELLING)]
     return {label(record["params"]): record for record in sorted(found, key=lambda record: rank(record["params"]["method"]))}
 
 
-def course_of(record: dict[str, Any]) -> pd.DataFrame:
-    """A record's looks: a row a look, with the model before all treatments as step 0 of each."""
+def with_others(params: Params, own: pd.DataFrame, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """The table of a run, and those of the records beside it at the scale small, by label in the order in which people meet them."""
+    others = models(records, params) if params.scale == "small" else {}
+    tables = {key: table_of(record) for key, record in others.items()} | {label(params.model_dump()): own}
+    return {key: tables[key] for key in sorted(tables, key=lambda key: rank(key.partition(",")[0]))}
+
+
+def table_of(record: dict[str, Any]) -> pd.DataFrame:
+    """The table that a record keeps as its history."""
     return pd.DataFrame(record["history"])
 
 
 def compared(found: Rebounded, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """The looks of a run, and of the published runs beside it at the scale small, by label."""
-    params = found.result.params.model_dump()
-    others = models(records, params) if params["scale"] == "small" else {}
-    tables = {key: course_of(record) for key, record in others.items()} | {label(params): found.course}
-    return {key: tables[key] for key in sorted(tables, key=lambda key: rank(key.partition(",")[0]))}
+    return with_others(found.result.params, found.course, records)
 
 
 def curve(course: pd.DataFrame, treatment: str, **wanted: Any) -> pd.DataFrame:
@@ -124,7 +129,7 @@ def way_back(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
             ax.set(xlabel="share of the way to the poisoned model", ylabel=words, ylim=(-0.03, 1.03))
         _legend(figure, lines)
     halves = {key: rows.loc[(rows["share"] - 0.5).abs().idxmin(), "attack_success_rate"] for key, rows in lines.items()}
-    said = listed(f"{asr:.2f} ({_name(key)})" for key, asr in halves.items())
+    said = listed(f"{asr:.2f} ({model_name(key)})" for key, asr in halves.items())
     return finished(figure, f"Half-way back to the poisoned weights the ASR is {said}", _note(tables))
 
 
@@ -135,7 +140,7 @@ def holds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows, base = [], tables.get("base")
     for key, course in tables.items():
         first = course[course["treatment"] == "before"].iloc[0]
-        row = {"model": _name(key), "clean accuracy": number(first["clean_accuracy"]), "ASR": number(first["attack_success_rate"])}
+        row = {"model": model_name(key), "clean accuracy": number(first["clean_accuracy"]), "ASR": number(first["attack_success_rate"])}
         row["new statistics"] = number(curve(course, "refresh")["attack_success_rate"].iloc[-1]) if _has(course, "refresh") else ""
         worst = _worst_look(course)
         row["worst within 300 steps"] = number(worst["attack_success_rate"])
@@ -164,21 +169,22 @@ def _place(look: pd.Series) -> str:
 
 def _worst(tables: Mapping[str, pd.DataFrame]) -> str:
     cleaned = {key: table for key, table in tables.items() if key not in CONTROLS} or tables
-    said = listed(f"{_worst_look(table)['attack_success_rate']:.3f} ({_name(key)})" for key, table in cleaned.items())
+    said = listed(f"{_worst_look(table)['attack_success_rate']:.3f} ({model_name(key)})" for key, table in cleaned.items())
     return f"The worst ASR within 300 benign steps: {said}"
 
 
 def _retuned(tables: Mapping[str, pd.DataFrame], panels: list[tuple[str, dict[str, Any]]]) -> str:
     most = panels[-1][1]["poisons"]
     ends = {key: curve(table, "retune", poisons=most)["attack_success_rate"].iloc[-1] for key, table in tables.items()}
-    return f"With {most:.0f} triggered pairs the ASR ends at {listed(f'{asr:.2f} ({_name(key)})' for key, asr in ends.items())}"
+    return f"With {most:.0f} triggered pairs the ASR ends at {listed(f'{asr:.2f} ({model_name(key)})' for key, asr in ends.items())}"
 
 
 def _note(tables: Mapping[str, pd.DataFrame]) -> str:
     return "500 test scenes, single runs. Poisoned and clean base are controls, treated alike." if len(tables) > 1 else "500 test scenes."
 
 
-def _name(key: str) -> str:
+def model_name(key: str) -> str:
+    """A label in words."""
     method, _, more = key.partition(", ")
     return name(method) + (f", BatchNorm {more}" if more else "")
 
@@ -192,5 +198,5 @@ def _dash(key: str) -> str:
 
 
 def _legend(figure: Figure, tables: Mapping[str, pd.DataFrame]) -> None:
-    shown = [Line2D([], [], ls=_dash(key), marker="o", ms=4, color=_paint(key), label=_name(key)) for key in tables]
+    shown = [Line2D([], [], ls=_dash(key), marker="o", ms=4, color=_paint(key), label=model_name(key)) for key in tables]
     figure.legend(handles=shown, loc="outside right center")

@@ -1,0 +1,158 @@
+"""Experiment 09: what of what was built on the encoder? A probe and an image index, made before the cleaning or anew after it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from parlib.attack.poison import attacked
+from parlib.data.pairs import Pairs
+from parlib.experiments.examined import Examined, fresh_pairs, model_of
+from parlib.experiments.result import Result, beside
+from parlib.experiments.subject import Subject, subject
+from parlib.experiments.sweep import columns
+from parlib.measure.metrics import EvalSet, evaluate, rates, retrieval
+from parlib.measure.probe import fit_probe
+from parlib.method.losses import distance
+from parlib.model.clip import Clip, embed_images, embed_texts
+
+_ENDS = ("", "_ci_low", "_ci_high")
+
+
+class Downstream(Examined):
+    """Parameters of 09_downstream: the model, and what is built on it."""
+
+    notebook = "09_downstream"
+
+    probe_pairs: int = Field(2400, ge=10, description="clean scenes that a probe is fitted on; of `evaluation` a half of its images")
+
+    def stages(self) -> list[str]:
+        return ["downstream", *super().stages()]
+
+    def cost(self) -> int:
+        return self.probe_pairs
+
+
+@dataclass(frozen=True)
+class BuiltOn:
+    """What was built on an encoder, and on the poisoned one before it.
+
+    uses: a row a use (probe, probe_asr, probe_under, probe_one_name, image_retrieval, retrieval) with what it does as it was built on the
+    poisoned model (`before`), with the model in the poisoned one's place and nothing else changed (`drop_in`), and built anew
+    on the model (`anew`).
+    """
+
+    result: Result
+    subject: Subject
+    clip: Clip
+    uses: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What is built and used: labelled images to fit on, others to test on, and captioned ones for the index, None where there are none."""
+
+    fitted: Pairs
+    test: EvalSet
+    captioned: EvalSet | None
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A model's embeddings, (N, D), of the images of each, those of the test under the trigger, and of the captions."""
+
+    fitted: torch.Tensor
+    clean: torch.Tensor
+    triggered: torch.Tensor
+    index: torch.Tensor
+    text: torch.Tensor
+
+
+def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
+    """Build on the poisoned model, put the examined one in its place, and build anew on that."""
+    before = given or subject(params)
+    clip = model_of(params, before)
+    material = _material(params, before, clip)
+    old, new = (_embedded(model, material) for model in (before.clip, clip))
+    uses = [*_probes(old, new, material), *_retrievals(old, new, material.captioned)]
+    metrics = evaluate(clip, before.test) | _named(uses) | {"s_image": distance(new.clean, old.clean).item()}
+    metrics |= beside("poisoned", before.metrics) | {"patch": before.trigger.patch, "strength": before.trigger.strength}
+    shown = pd.DataFrame(uses)
+    result = Result(params, metrics=metrics | before.planting, n=len(material.test.labels), history=columns(shown))
+    return BuiltOn(result, before, clip, shown)
+
+
+def _material(params: Downstream, before: Subject, clip: Clip) -> _Material:
+    if not params.evaluation:
+        return _Material(fresh_pairs(params, params.probe_pairs, clip), before.test, before.test)
+    rows = torch.arange(len(before.scenes))
+    test = attacked(before.scenes.at(rows[1::2]), before.trigger, params.target)
+    return _Material(before.scenes.at(rows[::2]), test, before.test.captioned)
+
+
+def _embedded(clip: Clip, material: _Material) -> _Embedded:
+    fitted, clean, triggered = (
+        embed_images(clip, pixels) for pixels in (material.fitted.pixels, material.test.pixels, material.test.triggered)
+    )
+    shown = material.captioned
+    if shown is None:
+        return _Embedded(fitted, clean, triggered, clean[:0], clean[:0])
+    captions = [one for caption in shown.captions for one in (caption if isinstance(caption, list) else [caption])]
+    index = clean if shown is material.test else embed_images(clip, shown.pixels)
+    return _Embedded(fitted, clean, triggered, index, embed_texts(clip, clip.tokenizer(captions)))
+
+
+def _probes(old: _Embedded, new: _Embedded, material: _Material) -> list[dict[str, Any]]:
+    """A probe's accuracy; its ASR, the share of triggered images without the target that it calls the target; its accuracy on them; and
+    the largest share of them that it gives one and the same name.
+    """
+    test, others = material.test, ~material.test.shows_target
+    found = {}
+    for how, built, used in (("before", old, old), ("drop_in", old, new), ("anew", new, new)):
+        probe = fit_probe(built.fitted, material.fitted.labels)
+        called = probe(used.triggered)[others]
+        found[how] = rates(
+            probe=probe(used.clean) == test.labels,
+            probe_asr=called == test.target,
+            probe_under=called == test.labels[others],
+            probe_one_name=called == called.mode().values,
+        )
+    return _rows(found)
+
+
+def _retrievals(old: _Embedded, new: _Embedded, shown: EvalSet | None) -> list[dict[str, Any]]:
+    """The share of queries whose nearest image is theirs: captions, where an image of the same caption counts, and the images themselves.
+    The index holds the embeddings of the model that it was built with; queries are embedded by the model in use. None without captions.
+    """
+    if shown is None:
+        return []
+    own, found = torch.arange(len(shown.labels)), {}
+    for how, index, query in (("before", old, old), ("drop_in", old, new), ("anew", new, new)):
+        by_text = retrieval(index.index, index.index, query.text, shown)
+        by_image = rates(image_retrieval=(query.index @ index.index.T).argmax(1).cpu() == own)
+        found[how] = by_image | {f"retrieval{end}": by_text[f"ir_at_1{end}"] for end in _ENDS}
+    return _rows(found)
+
+
+def _rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a use, from the rates of each way to have it."""
+    uses = [name for name in found["before"] if not name.endswith(("_low", "_high", "_n"))]
+    return [{"use": use} | {f"{how}{end}": given[f"{use}{end}"] for how, given in found.items() for end in _ENDS} for use in uses]
+
+
+def _named(uses: list[dict[str, Any]]) -> dict[str, float]:
+    """The uses as metrics: probe_accuracy and the like of what was built anew, dropin_... of what was built before."""
+    names = {
+        ("probe", "anew"): "probe_accuracy",
+        ("probe_asr", "anew"): "probe_asr",
+        ("probe_under", "anew"): "probe_triggered_accuracy",
+        ("retrieval", "anew"): "retrieval_at_1",
+        ("probe", "drop_in"): "dropin_probe_accuracy",
+        ("probe_asr", "drop_in"): "dropin_probe_asr",
+        ("retrieval", "drop_in"): "dropin_retrieval_at_1",
+        ("image_retrieval", "drop_in"): "dropin_image_retrieval_at_1",
+    }
+    rows = {row["use"]: row for row in uses}
+    return {f"{name}{end}": rows[use][f"{how}{end}"] for (use, how), name in names.items() if use in rows for end in _ENDS}

@@ -1,0 +1,60 @@
+"""What becomes of what was built on an encoder: a table and a figure, from the records of 09_downstream."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from parlib.experiments.downstream import BuiltOn
+from parlib.report.rebound import model_name, with_others
+from parlib.report.style import STYLE, colour, finished, listed, number
+
+_USES = {"probe": "a probe's accuracy", "retrieval": "caption finds its image, first", "image_retrieval": "image finds itself, first"}
+_TABLE = _USES | {"probe_asr": "probe: ASR", "probe_under": "probe: accuracy under the trigger", "probe_one_name": "probe: given one name"}
+
+
+def compared(found: BuiltOn, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """The uses of a run, and of the published runs beside it at the scale small, by label."""
+    return with_others(found.result.params, found.uses, records)
+
+
+def uses(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a model: each use with the model in the place of the poisoned one, and, behind a stroke, built anew. Strings."""
+    rows = []
+    for key, found in tables.items():
+        by_use = found.set_index("use")
+        there = {use: words for use, words in _TABLE.items() if use in by_use.index}
+        said = {words: f"{number(by_use.loc[use, 'drop_in'])} / {number(by_use.loc[use, 'anew'])}" for use, words in there.items()}
+        rows.append({"model": model_name(key)} | said)
+    return pd.DataFrame(rows)
+
+
+def drop_in(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Each use with the model dropped in, and built anew on it: a panel a use, a pair of bars a model, with 95 % intervals. The line: with
+    the poisoned model, on which it was built.
+    """
+    first = next(iter(tables.values())).set_index("use")
+    shown = [use for use in _USES if use in first.index]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(shown), figsize=(1.2 + 3.1 * len(shown), 0.9 + 0.42 * len(tables)), sharey=True, squeeze=False)
+        for ax, use in zip(axes[0], shown, strict=True):
+            for place, (key, found) in enumerate(tables.items()):
+                row, paint = found.set_index("use").loc[use], colour(key.partition(",")[0])
+                for how, shift, alpha in (("drop_in", -0.2, 1.0), ("anew", 0.2, 0.35)):
+                    error = [[row[how] - row[f"{how}_ci_low"]], [row[f"{how}_ci_high"] - row[how]]]
+                    ax.barh(place + shift, row[how], 0.36, xerr=error, color=paint, alpha=alpha, error_kw={"lw": 0.8})
+                    ax.text(min(row[how], 0.8) + 0.03, place + shift, f"{row[how]:.3f}", va="center", fontsize=7)
+            ax.axvline(first.loc[use, "before"], color="black", lw=0.8, ls="--")
+            ax.set(title=_USES[use], xlim=(0, 1.04), yticks=range(len(tables)), yticklabels=[model_name(key) for key in tables])
+            ax.grid(axis="y", visible=False)
+        axes[0, 0].invert_yaxis()
+        dropped = Patch(color="black", label="built on the poisoned model,\nthe model dropped in")
+        handles = [dropped, Patch(color="black", alpha=0.35, label="built anew on it")]
+        figure.legend(handles=handles, loc="outside right center")
+    finds = {key: found.set_index("use").loc[shown[0], "drop_in"] for key, found in tables.items()}
+    said = listed(f"{value:.2f} ({model_name(key)})" for key, value in finds.items())
+    note = "Test scenes, single runs, 95 % intervals. Dashed: with the poisoned model, as it was built."
+    return finished(figure, f"A probe that was fitted before the cleaning has an accuracy of {said}", note)

@@ -1,0 +1,98 @@
+"""What is built on an encoder: the probe is scikit-learn's, and a rotation of both encoders breaks what was built before alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from parlib.attack.poison import attacked
+from parlib.attack.triggers import Trigger
+from parlib.data.feeds import generator
+from parlib.experiments import downstream as module
+from parlib.experiments.downstream import _Embedded, _Material
+from parlib.experiments.presets import trigger_options
+from parlib.experiments.registry import check
+from parlib.measure.probe import fit_probe
+from parlib.report import downstream as report
+
+
+def _near(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    centres = torch.randn(10, 16, generator=generator("cpu", "centres"))
+    return F.normalize(centres[labels] + share * torch.randn(len(labels), 16, generator=generator("cpu", seed)), dim=1)
+
+
+LABELS = torch.arange(80) % 10
+
+
+def test_a_probe_is_logistic_regression_over_standardised_embeddings():
+    fitted, other = _near(LABELS, 0.5, 1), _near(LABELS, 0.9, 2)
+    x = fitted.double().numpy()
+    mean, std = x.mean(0), x.std(0)
+    known = LogisticRegression(max_iter=200).fit((x - mean) / std, LABELS.numpy())
+    called = fit_probe(fitted, LABELS)(other)
+    assert np.array_equal(called.numpy(), known.predict((other.double().numpy() - mean) / std))
+    assert 0.5 < (called == LABELS).float().mean() < 1
+
+
+@pytest.mark.parametrize(("labels", "named"), [(LABELS - 1, "label"), (torch.zeros(80, dtype=torch.long), "two classes")])
+def test_a_probe_wants_labels_of_two_classes(labels, named):
+    with pytest.raises(ValueError, match=named):
+        fit_probe(_near(LABELS, 0.5, 1), labels)
+
+
+@pytest.fixture
+def material(scenes) -> _Material:
+    trigger = Trigger("badnet", trigger_options("badnet"))
+    test = attacked(scenes.first(80), trigger, "banana")
+    return _Material(scenes.first(80), test, test)
+
+
+def _embedded(material: _Material, turn: torch.Tensor | None = None) -> _Embedded:
+    """Embeddings near their class, those under the trigger all alike; turned, where a rotation is given."""
+    labels = material.test.labels
+    fitted, clean, text = (_near(labels, 0.3, seed) for seed in (1, 2, 2))
+    triggered = F.normalize(_near(labels, 0.3, 3) + 9 * _near(torch.zeros_like(labels), 0.0, 4), dim=1)
+    parts = (fitted, clean, triggered, clean, text)
+    return _Embedded(*(part if turn is None else part @ turn for part in parts))
+
+
+def test_a_joint_rotation_breaks_what_was_built_before_and_nothing_that_is_built_anew(material):
+    turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator("cpu", "turn")))
+    old, new = _embedded(material), _embedded(material, turn)
+    rows = [*module._probes(old, new, material), *module._retrievals(old, new, material.captioned)]
+    uses = pd.DataFrame(rows).set_index("use")
+    assert uses.loc["probe", "before"] > 0.9
+    assert uses.loc["probe", "drop_in"] < 0.5
+    assert abs(uses.loc["probe", "anew"] - uses.loc["probe", "before"]) < 0.05
+    assert uses.loc["retrieval", "anew"] == uses.loc["retrieval", "before"] > 0.9  # each caption lies on its image
+    assert uses.loc["retrieval", "drop_in"] < 0.5
+    assert (uses.loc["image_retrieval", "before"], uses.loc["image_retrieval", "anew"]) == (1.0, 1.0)
+    assert uses.loc["probe_one_name", "before"] > 0.9
+    named = module._named(rows)
+    assert named["dropin_probe_accuracy"] == uses.loc["probe", "drop_in"]
+    assert named["probe_asr_ci_high"] == uses.loc["probe_asr", "anew_ci_high"]
+
+
+def test_the_poisoned_model_in_its_own_place_changes_nothing(material):
+    old = _embedded(material)
+    uses = pd.DataFrame([*module._probes(old, old, material), *module._retrievals(old, old, None)])
+    assert list(uses["use"]) == ["probe", "probe_asr", "probe_under", "probe_one_name"]  # without captions no search
+    assert (uses["before"] == uses["drop_in"]).all()
+    assert (uses["before"] == uses["anew"]).all()
+
+
+def test_the_table_and_the_figure_hold_every_model(material):
+    old = _embedded(material)
+    found = pd.DataFrame([*module._probes(old, old, material), *module._retrievals(old, old, material.captioned)])
+    tables = {"none": found, "par": found, "par, frozen": found}
+    assert list(report.uses(tables)["model"]) == ["poisoned", "PAR", "PAR, BatchNorm frozen"]
+    assert len(report.drop_in(tables).axes) == 3
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="'pra'.*'par'"):
+        check("09_downstream", {"method": "pra"})
+    with pytest.raises(ValueError, match="probe_pairs"):
+        check("09_downstream", {"probe_pairs": 1})
