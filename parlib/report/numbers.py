@@ -8,13 +8,14 @@ from typing import Any
 import pandas as pd
 
 from parlib.cache import ROOT
+from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
-from parlib.report import regimes, style, tables
+from parlib.report import downstream, rebound, regimes, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers where_trials least_rate reproduced minutes""".split()
+regime_triggers examined ended aftermath where_trials least_rate reproduced minutes""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -179,6 +180,32 @@ def _regime_costs() -> pd.DataFrame:
     return regimes.costs(regimes.trials(rows()))
 
 
+def _examined(notebook: str) -> dict[str, dict[str, Any]]:
+    """The published records of 07 or 09 by label, in the regime of their defaults."""
+    return rebound.models(published(), check(notebook, {}))
+
+
+def examined(notebook: str, model: str) -> Figures | None:
+    """What 07 or 09 found of a model, by its label, such as par, or base; None where it was not run."""
+    record = _examined(notebook).get(model)
+    return Figures(record) if record else None
+
+
+def ended(model: str, treatment: str, **wanted: Any) -> float:
+    """The ASR at a model's last look in a treatment of 07, such as "retune", poisons=125; of the line half-way; NaN where there is none."""
+    found = rebound.curve(rebound.table_of(_examined("07_rebound")[model]), treatment, **wanted)
+    if found.empty:
+        return float("nan")
+    last = found.loc[(found["share"] - 0.5).abs().idxmin()] if treatment == "line" else found.iloc[-1]
+    return last["attack_success_rate"]
+
+
+def aftermath(notebook: str) -> str:
+    """What 07 or 09 found of all models, as Markdown."""
+    found = {label: rebound.table_of(record) for label, record in _examined(notebook).items()}
+    return tables.markdown((rebound.holds if notebook == "07_rebound" else downstream.uses)(found))
+
+
 def spread(column: str, **wanted: Any) -> str:
     """The mean ± the sample standard deviation over the rows that `where` finds."""
     values = where(**wanted)[column]
@@ -216,6 +243,8 @@ def trainings() -> pd.DataFrame:
         for name, seconds in (("weights", record["seconds"]), ("base_weights", record["metrics"].get("base_seconds"))):
             if name in record["artifacts"]:
                 found.append((record["artifacts"][name]["sha256"], seconds))
+        if record["notebook"] == "07_rebound":
+            found.append((record["run"], record["seconds"]))
         if "timings" in record:
             found += zip(record["history"]["weights"], record["timings"]["seconds"], strict=True)
     once = pd.DataFrame(found, columns=["weights", "seconds"]).drop_duplicates("weights")
