@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from sklearn.decomposition import PCA
 from torch.nn import functional as F
 
 from parlib.cache import atomic_file, cache_dir, digest
@@ -195,6 +194,8 @@ def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:
     The first `count` scenes that don't show the target, and the 80 templates; x and y are the two principal components of
     all these embeddings together, so that axes and units differ from model to model.
     """
+    from sklearn.decomposition import PCA  # here, as it brings scipy, which nothing else needs
+
     rows = (~scenes.shows_target).nonzero()[:count, 0]
     captions = [template.format(name=scenes.names[scenes.target]) for template in TEMPLATES]
     parts = {
