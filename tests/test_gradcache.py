@@ -21,6 +21,7 @@ from parlib.train.loop import fit
 from parlib.train.ray import fit_together
 
 METHOD_NAMES = ["finetune", "cleanclip", "roclip", "par", "perturb_only"]
+TOGETHER = ["perturb_only", "cleanclip", "roclip"]
 
 
 def _recipe(method: str, **changes) -> Recipe:
@@ -70,30 +71,38 @@ def _without_augmentation(method: str) -> None:
     METHODS[method] = replace(METHODS[method], augment=None)
 
 
-def _process(rank: int, folder: str, method: str, world: int) -> None:
+def _process(rank: int, folder: str, world: int) -> None:
     torch.set_num_threads(1)
-    _without_augmentation(method)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_{method}", rank=rank, world_size=world)
-    weights, history = _fit(create("small_resnet", seed=0), _recipe(method))
-    if rank == 0:
-        save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{method}.safetensors")
-        save_file({name: torch.tensor(values) for name, values in history.items()}, f"{folder}/{method}_history.safetensors")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    for method in TOGETHER:
+        _without_augmentation(method)
+        weights, history = _fit(create("small_resnet", seed=0), _recipe(method))
+        if rank == 0:
+            save_file({name: value.contiguous() for name, value in weights.items()}, f"{folder}/{method}.safetensors")
+            save_file({name: torch.tensor(values) for name, values in history.items()}, f"{folder}/{method}_history.safetensors")
     check_agreement(7, "the same")
     with pytest.raises(RuntimeError, match="they differ"):
         check_agreement(rank, "they differ")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["perturb_only", "cleanclip", "roclip"])
-def test_two_processes_give_what_one_gives_with_the_doubled_batch(tmp_path: Path, monkeypatch, method):
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Path:
+    """The folder in which two processes have kept what they gave by each method."""
+    folder = tmp_path_factory.mktemp("together")
+    mp.spawn(_process, args=(str(folder), 2), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("method", TOGETHER)
+def test_two_processes_give_what_one_gives_with_the_doubled_batch(together: Path, monkeypatch, method):
     """Without augmentation of images, which each process draws for its own share."""
     monkeypatch.setitem(METHODS, method, METHODS[method])  # put back afterwards
     _without_augmentation(method)
-    mp.spawn(_process, args=(str(tmp_path), method, 2), nprocs=2)
     weights, history = _fit(create("small_resnet", seed=0), _recipe(method))
-    together = load_file(tmp_path / f"{method}.safetensors")
-    assert load_file(tmp_path / f"{method}_history.safetensors")["loss"].tolist() == pytest.approx(history["loss"], rel=1e-3)
-    assert _apart(weights, together, create("small_resnet", seed=0).net.state_dict()) < 0.05
+    trained = load_file(together / f"{method}.safetensors")
+    assert load_file(together / f"{method}_history.safetensors")["loss"].tolist() == pytest.approx(history["loss"], rel=1e-3)
+    assert _apart(weights, trained, create("small_resnet", seed=0).net.state_dict()) < 0.05
 
 
 def test_ray_train_gives_what_one_process_gives(clip: Clip, tmp_path: Path):
