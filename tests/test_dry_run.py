@@ -47,8 +47,8 @@ def _rehearsed(values: dict, notebook: str = "02_clean") -> dict[str, tuple[str,
     return {what.split(" ")[0]: (said, fine) for what, said, fine in rehearse(check(notebook, values))}
 
 
-def test_everything_is_looked_at_and_nothing_trained(own):
-    before = set((cache_dir() / "models").glob("*"))
+def test_everything_is_looked_at_and_nothing_trained(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "cache"))  # other tests train into the usual one meanwhile
     found = _rehearsed(own)
     assert all(fine for _, fine in found.values()), found
     wanted = {
@@ -61,7 +61,7 @@ def test_everything_is_looked_at_and_nothing_trained(own):
         "time": ("40 pairs", "looks and evaluations", "prompts", "GB of memory of"),
     }
     assert {what: [word for word in words if word not in found[what][0]] for what, words in wanted.items()} == dict.fromkeys(wanted, [])
-    assert set((cache_dir() / "models").glob("*")) == before
+    assert not list((cache_dir() / "models").glob("*"))
 
 
 @pytest.mark.parametrize(
