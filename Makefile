@@ -11,6 +11,7 @@ INSTALLED := $(VENV)/.installed
 NEEDED_GB := 8
 # Tests leave the user's cache alone: theirs lives under outputs/smoke, and is emptied first.
 SMOKE := outputs/smoke
+TYPES = $(BIN)/basedpyright --pythonpath $(BIN)/python
 # From 4.25 on, the extra that Jupyter asks for brings rfc3987-syntax, which takes a second to import, and each process of Ray's imports it.
 BELOW := jsonschema<4.25
 UV = $(or $(wildcard $(BIN)/uv),uv)
@@ -51,11 +52,13 @@ reproduce-all: $(INSTALLED) ## every run of params/small: all seeds, triggers an
 verify: $(INSTALLED) ## the runs of make reproduce against outputs/reference; fails on a difference
 	@$(BIN)/python -m parlib.cli.verify
 
-test: $(INSTALLED) types ## ruff, types, then unit tests and the notebooks at smoke scale
+# Three workers for two cores, as much of the tests is waiting; tests/conftest.py counts on three.
+test: $(INSTALLED) ## ruff, types, then unit tests and the notebooks at smoke scale
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
 	@rm -rf $(SMOKE)
-	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks \
-	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache"; $(TYPES) & \
+	  $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks; prepared=$$?; wait $$! && [ $$prepared = 0 ] \
+	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -m "not full" --durations=12 tests $(SMOKE)/notebooks
 
 test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process
@@ -65,7 +68,7 @@ bench: $(INSTALLED) ## how fast the core is on this machine: steps, loader, eval
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest tests/benchmarks --benchmark-columns=mean,stddev,rounds -s
 
 types: $(INSTALLED) ## pyright's basic checks of parlib
-	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@$(TYPES)
 
 lab: $(INSTALLED) ## JupyterLab in this folder, with its token (as root: make lab LAB_FLAGS=--allow-root)
 	@[ $$(id -u) != 0 ] || [[ "$(LAB_FLAGS)" == *--allow-root* ]] || { echo "error: JupyterLab does not start as root by itself; allow it: make lab LAB_FLAGS=--allow-root"; exit 1; }

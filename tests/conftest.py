@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "PAR_PROGRESS": "lines"}
 if "smoke" not in Path(os.environ.get("PAR_CACHE", "")).parts:
@@ -13,22 +14,51 @@ if "smoke" not in Path(os.environ.get("PAR_CACHE", "")).parts:
     atexit.register(shutil.rmtree, os.environ["PAR_CACHE"], ignore_errors=True)
 
 import pytest
-import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
-from parlib.cache import ROOT
-from parlib.data.pairs import Pairs
-from parlib.data.scenes import load_scenes
-from parlib.model.clip import Clip, create
+if TYPE_CHECKING:  # the process that only hands out tests to others need not wait for torch
+    from parlib.data.pairs import Pairs
+    from parlib.model.clip import Clip
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the cores: OMP_NUM_THREADS says how
-    torch.set_num_threads(2)
-_FIRST = (r"0[0-5]_.*\.ipynb", r"test_(mini_world|gradcache|notebooks|sweep|interrupt)\.py", r"test_.*\.py", r".*\.ipynb")
+ROOT = Path(__file__).resolve().parents[1]
+# In this order the three workers of make test begin files: what is long first, so that they end together, and other notebooks long after
+# 01 and 02, on which they build. The notebooks of one line are one worker's.
+_ORDER = (
+    r"\d\d_0[12]_.*\.ipynb",
+    r"test_notebooks\.py",
+    r"test_mini_world\.py",
+    r"test_gradcache\.py",
+    r".*\.ipynb",
+    r"test_(interrupt|sweep)\.py",
+    r"test_.*\.py",
+)
+
+
+def _place(name: str) -> int:
+    return next(i for i, pattern in enumerate(_ORDER) if re.fullmatch(pattern, name))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The notebooks that others build on first, then what is long: so two workers (--dist loadfile) end together."""
-    items.sort(key=lambda item: next(i for i, name in enumerate(_FIRST) if re.fullmatch(name, item.path.name)))
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the cores: OMP_NUM_THREADS says how
+        import torch
+
+        torch.set_num_threads(2)
+    items.sort(key=lambda item: _place(item.path.name))
+
+
+class _Files(LoadFileScheduling):
+    """--dist loadfile, where a worker takes a file at a time, but notebooks that build on one another as if they were one file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return f"notebooks {_place(Path(file).name)}" if file.endswith(".ipynb") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return _Files(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,15 +93,19 @@ def own_outputs(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scenes() -> Pairs:
+def scenes() -> "Pairs":
+    from parlib.data.scenes import load_scenes
+
     return load_scenes("train", 120, classes=10)
 
 
 @pytest.fixture(scope="session")
-def _made() -> Clip:
+def _made() -> "Clip":
+    from parlib.model.clip import create
+
     return create("small_resnet", seed=0)
 
 
 @pytest.fixture
-def clip(_made: Clip) -> Clip:
+def clip(_made: "Clip") -> "Clip":
     return _made.copy()
