@@ -1,19 +1,24 @@
-"""Files: digests, atomic writes, locks, and the folder of weights."""
+"""Files: digests, atomic writes, files that know whether they are whole, locks, and the folder of weights."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
+_SEAL = len("\nsha256 ") + 64  # bytes
 
 
 def cache_dir() -> Path:
@@ -56,41 +61,174 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path`, moved onto it on success, else removed. OSError, naming it, when it cannot be written."""
+    """A temporary neighbour of `path`, moved onto it on success, else removed. OSError, naming it, when it cannot be written. What writers
+    that were killed have left of `path` is removed, and the file is on the disk before it has its name.
+    """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary, handle = _new_file(path)
         try:
             yield temporary
+            os.fsync(handle)
             temporary.chmod(0o644)
             os.replace(temporary, path)
+            _keep_names(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of folder `path`, moved to it on success and removed on failure."""
+    """A temporary neighbour of folder `path`, moved to it on success and removed on failure, as `atomic_file` does."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary, handle = _temporary(path, tempfile.mkdtemp)
         try:
             yield temporary
+            for file in temporary.rglob("*"):
+                _keep_names(file)
+            _keep_names(temporary)
             temporary.chmod(0o755)
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(temporary, path)
+            with scratch(path) as before:  # the earlier one goes in one step, too: a kill never leaves half of it
+                if path.exists():
+                    os.rename(path, before)
+                os.rename(temporary, path)
+                _keep_names(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A folder for a while, whose name begins as `path` does; it is removed at the end, and so are those that were left by a kill."""
+    temporary, handle = _temporary(path, tempfile.mkdtemp)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _temporary(path: Path, make: Callable[..., str]) -> tuple[Path, int]:
+    """A new neighbour of `path`, locked as long as its handle is open: so one whose writer was killed is known, and removed here."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{8 * '?'}"):
+        with suppress(OSError):  # it is at work, or gone; some shared file systems lock no folders: there it stays
+            handle = os.open(left, os.O_RDONLY if left.is_dir() else os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
+    while True:
+        found = Path(make(dir=path.parent, prefix=f".{path.name}."))
+        handle = os.open(found, os.O_RDONLY if found.is_dir() else os.O_RDWR)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if found.exists():
+            return found, handle
+        os.close(handle)  # another writer took it for one that was left, before it was locked
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    def make(**options: Any) -> str:
+        handle, name = tempfile.mkstemp(**options)
+        os.close(handle)
+        return name
+
+    return _temporary(path, make)
+
+
+def _keep_names(path: Path) -> None:
+    """Write a file, or a folder's names, to the disk: after a power cut they are there as they are now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no such thing for folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def damaged(path: Path) -> None:
+    """Say that a file of the cache was cut or changed, and is made again."""
+    print(f"{path} is not the file that was written: making it again", flush=True)
+
+
+def write_json(value: dict[str, Any], path: Path) -> None:
+    """A dictionary as JSON, with a digest of itself, by which `read_json` knows a file that was cut or changed."""
+    plain = json.loads(json.dumps(value))
+    path.write_text(json.dumps(plain | {"digest": digest(plain)}))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None where it is not there, or no longer as it was written. Files of earlier versions, without a digest, are
+    taken as they are.
+    """
+    try:
+        text = path.read_text()
+        found = json.loads(text)
+        told = found.pop("digest", None)
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        return damaged(path)
+    whole = told == digest(found) if told or re.search(r'"[0-9a-f]{64}"\}\s*$', text) else True
+    return found if whole else damaged(path)
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Tensors and words about them as safetensors, with a digest of both, by which `read_tensors` knows a file that was cut or changed."""
+    about = about or {}
+    save_file(tensors, path, about | {"digest": digest(about, *(part for item in sorted(tensors.items()) for part in item))})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """What `write_tensors` wrote; None where it is not there, or no longer as it was written. Files of earlier versions, without a digest,
+    are taken as they are.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            about, tensors = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError:
+        raise
+    except Exception:  # a damaged header has many ways to fail
+        return damaged(path)
+    told = about.pop("digest", None)
+    if told not in (None, digest(about, *(part for item in sorted(tensors.items()) for part in item))):
+        return damaged(path)
+    return tensors, about
+
+
+def seal(path: Path) -> None:
+    """Add its own sha256 to the end of a file of any kind that takes more at its end, such as a zip archive."""
+    sha = file_sha256(path)
+    with open(path, "ab") as file:
+        file.write(f"\nsha256 {sha}".encode())
+
+
+def sealed(path: Path) -> bool:
+    """Whether a file is as it was sealed."""
+    sha, left = hashlib.sha256(), path.stat().st_size - _SEAL
+    with open(path, "rb") as file:
+        while left > 0 and (part := file.read(min(left, 2**20))):
+            sha.update(part)
+            left -= len(part)
+        return file.read() == f"\nsha256 {sha.hexdigest()}".encode()
 
 
 def check_writable(path: Path) -> None:
     """Raise OSError, naming the path, unless a file can be written there: before hours of work, not after."""
-    probe = path.with_name(f".{path.name}.writable.{os.getpid()}")
-    with atomic_file(probe) as temporary:
-        temporary.write_text("this can be written\n")
-    probe.unlink(missing_ok=True)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, handle = _new_file(path)
+        try:
+            os.write(handle, b"this can be written\n")
+        finally:
+            temporary.unlink()
+            os.close(handle)
 
 
 @contextmanager
@@ -102,31 +240,41 @@ def _naming(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(f"cannot write {path}: {reason}; free some space or name another folder") from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error) and "writing file" not in str(error):
+        if not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
             raise
         raise OSError(f"cannot write {path}: {error}; free some space or name another folder") from error
 
 
 @contextmanager
 def lock(path: Path, *, wait: bool, doing: str) -> Iterator[None]:
-    """Hold `path` as a lock file among processes; it is freed when its holder dies. wait: for the other holder, or else raise
-    RuntimeError, which names what it does.
+    """Hold `path` as a lock file among processes; it is freed when its holder dies, and removed when it is done. wait: for the other
+    holder, or else raise RuntimeError, which names what it does.
     """
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 (closed below, after its errors have been told from the caller's)
-    with file:
+    handle = _locked(path, wait=wait)
+    try:
+        with suppress(OSError):  # it is a help to others, and a full disk no reason to stop
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} ({doing})".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(path: Path, *, wait: bool) -> int:
+    while True:
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = os.pread(handle, 500, 0).decode(errors="replace").strip() or "another process"
             if not wait:
+                os.close(handle)
                 raise RuntimeError(f"{holder} is at work on this already, in {path.parent}; wait for it or stop it") from None
             print(f"waiting for {holder}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} ({doing})")
-        file.flush()
-        yield
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            return handle
+        os.close(handle)  # its holder was done, and has removed it

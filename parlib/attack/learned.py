@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from parlib.attack.poison import Attack, poison
 from parlib.attack.triggers import LEARNED, Trigger, badclip
-from parlib.cache import atomic_file, cache_dir, digest
+from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.data.pairs import Pairs, class_index
 from parlib.method.methods import Recipe
@@ -66,18 +64,17 @@ def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0
     stages = ["learned", *(["poison", "trigger/badclip", "loop", "method/contrast", "method/par"] if trigger.name == "resistant" else [])]
     inputs = {"model": clip.key, "pairs": digest(pairs.pixels, pairs.captions)}
     path = cache_dir() / "patterns" / f"{identity(params=asked, inputs=inputs, stages=stages).digest[:32]}.safetensors"
-    if not path.exists():
+    if (found := read_tensors(path)) is None:
         began = time.monotonic()
         pattern, history = _optimise([clip], pairs, index, size=size, seed=seed)
         if trigger.name == "resistant":
             cleaned = _cleaned(clip, pairs, index, pattern, seed)
             pattern, history = _optimise([clip, cleaned], pairs, index, size=size, seed=seed)
-        report = {"history": json.dumps(history), "seconds": str(time.monotonic() - began)}
+        found = {"pattern": pattern}, {"history": json.dumps(history), "seconds": str(time.monotonic() - began)}
         with atomic_file(path) as temporary:
-            save_file({"pattern": pattern}, temporary, report)
-    with safe_open(path, "pt") as file:
-        report = file.metadata()
-        return Learned(file.get_tensor("pattern"), path, json.loads(report["history"]), float(report["seconds"]))
+            write_tensors(found[0], temporary, found[1])
+    tensors, about = found
+    return Learned(tensors["pattern"], path, json.loads(about["history"]), float(about["seconds"]))
 
 
 def images_needed(side: int) -> int:

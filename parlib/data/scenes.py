@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from parlib.cache import atomic_file, cache_dir
+from parlib.cache import atomic_file, cache_dir, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.data.pairs import TEMPLATES, Pairs
 from parlib.records.identity import identity
@@ -176,13 +174,12 @@ def load_scenes(
     asked = {"split": split, "n": n, "names": drawn, "seed": seed}
     key = identity(params=asked, inputs={}, stages=["scenes"]).digest
     path = cache_dir() / "scenes" / f"{split}_{n}_{key[:16]}.safetensors"
-    if not path.exists():
+    if (found := read_tensors(path)) is None:
         scenes = draw_scenes(n, drawn, seed=seed * len(SPLITS) + SPLITS.index(split))
-        captions = write_captions(scenes, drawn)
+        found = {k: scenes[k] for k in ("pixels", "labels", "second")}, {"captions": json.dumps(write_captions(scenes, drawn))}
         with atomic_file(path) as temporary:
-            save_file({k: scenes[k] for k in ("pixels", "labels", "second")}, temporary, {"captions": json.dumps(captions)})
-    with safe_open(path, "pt") as file:
-        captions = json.loads(file.metadata()["captions"])
-        index = torch.tensor([*kept, -1])  # of what was drawn among all classes; -1: no second object
-        labels, second = (index[file.get_tensor(key)] for key in ("labels", "second"))
-        return Pairs(file.get_tensor("pixels"), captions, labels, second, names)
+            write_tensors(found[0], temporary, found[1])
+    tensors, about = found
+    index = torch.tensor([*kept, -1])  # of what was drawn among all classes; -1: no second object
+    labels, second = (index[tensors[key]] for key in ("labels", "second"))
+    return Pairs(tensors["pixels"], json.loads(about["captions"]), labels, second, names)

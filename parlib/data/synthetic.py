@@ -10,10 +10,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from parlib.cache import atomic_file, cache_dir
+from parlib.cache import atomic_file, cache_dir, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.data.painter import paint, painter
 from parlib.data.pairs import TEMPLATES, Pairs
@@ -111,7 +109,7 @@ def load_synthetic(name: str, n: int, classes: int, seed: int = 0) -> Pairs:
     asked = {"n": n, "names": names, "seed": seed} | ({"threads": torch.get_num_threads()} if name == "painted" else {})
     key = identity(params=asked, inputs={}, stages=[f"synthetic/{name}", "scenes"]).digest
     path = cache_dir() / "scenes" / f"{name}_{n}_{key[:16]}.safetensors"
-    if not path.exists():
+    if (found := read_tensors(path)) is None:
         random = generator("cpu", "synthetic", name, seed)
         labels = (torch.arange(n) % len(names))[torch.randperm(n, generator=random)]
         if name == "painted":
@@ -119,8 +117,9 @@ def load_synthetic(name: str, n: int, classes: int, seed: int = 0) -> Pairs:
             captions = _write(labels, names, TEMPLATES, random)
         else:
             pixels, captions = draw_synthetic(name, labels, names, sprites(names), random)
+        found = {"pixels": pixels, "labels": labels}, {"captions": json.dumps(captions)}
         with atomic_file(path) as temporary:
-            save_file({"pixels": pixels, "labels": labels}, temporary, {"captions": json.dumps(captions)})
-    with safe_open(path, "pt") as file:
-        labels, captions = file.get_tensor("labels"), json.loads(file.metadata()["captions"])
-        return Pairs(file.get_tensor("pixels"), captions, labels, torch.full_like(labels, -1), names)
+            write_tensors(found[0], temporary, found[1])
+    tensors, about = found
+    labels = tensors["labels"]
+    return Pairs(tensors["pixels"], json.loads(about["captions"]), labels, torch.full_like(labels, -1), names)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from parlib.cache import atomic_folder, cache_dir, digest, file_sha256
+from parlib.cache import cache_dir, digest, lock
 from parlib.data.pairs import TEMPLATES, Pairs, class_index
 from parlib.data.scenes import covered, load_scenes
 from parlib.data.synthetic import load_synthetic
@@ -16,10 +16,10 @@ from parlib.external.files import Source
 from parlib.external.rows import label_names
 from parlib.external.stream import Stream, captioned, labelled
 from parlib.model.checkpoints import checkpoint_of, read_checkpoint
-from parlib.model.clip import WEIGHTS, Clip, save
+from parlib.model.clip import WEIGHTS, Clip
 from parlib.model.preparation import Preparation
 from parlib.records.store import artifact_file
-from parlib.train.cached import Trained
+from parlib.train.cached import Trained, keep, kept_report
 
 
 def open_checkpoint(source: str, params: Training) -> Clip:
@@ -33,10 +33,9 @@ def imported(base: str, params: Training) -> Trained:
     """A clean base that is a checkpoint: kept in the cache as open_clip's folder, as what was trained here is."""
     clip = open_checkpoint(checkpoint_of(base, params.encoder), params)
     folder = cache_dir() / "models" / digest("imported", clip.key)[:32]
-    if not (folder / WEIGHTS).exists():
-        with atomic_folder(folder) as temporary:
-            save(clip, temporary)
-    return Trained(clip, folder / WEIGHTS, file_sha256(folder / WEIGHTS), {}, 0.0)
+    with lock(folder.with_suffix(".lock"), wait=True, doing=f"keeping {base}"):
+        report = kept_report(folder) or keep(clip, folder, {})
+    return Trained(clip, folder / WEIGHTS, report["sha256"], {}, 0.0)
 
 
 def preparation(clip: Clip | None, params: Attacked) -> Preparation:

@@ -1,6 +1,5 @@
 """External data as files: which files a data set is made of, in which parts, and what they hold."""
 
-import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
+from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256, read_json, write_json
 from parlib.progress import progress
 
 _SHARD = re.compile(r"(^|[-_.])\d+([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
@@ -136,10 +135,7 @@ def content(data: str) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"{data} names no folder: {folder} is not there")
     memory = cache_dir() / "hashes" / f"{digest(str(folder))[:32]}.json"
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):  # none yet, or one that was cut short
-        known = {}
+    known = (read_json(memory) or {}).get("/", {})  # no file has this name
     files = walk(folder)
     states = {}
     for file in files:
@@ -153,5 +149,5 @@ def content(data: str) -> str:
     now = {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}
     if now != known:
         with atomic_file(memory) as temporary:
-            temporary.write_text(json.dumps(now))
+            write_json({"/": now}, temporary)
     return digest([[name, entry[-1]] for name, entry in sorted(now.items())])

@@ -1,6 +1,5 @@
 """Metrics of a CLIP under a backdoor: zero-shot accuracy, attack success rate (ASR) and retrieval, with intervals."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from parlib.cache import atomic_file, cache_dir, digest
+from parlib.cache import atomic_file, cache_dir, digest, read_json, write_json
 from parlib.data.pairs import TEMPLATES, Pairs, names_class
 from parlib.method.losses import distance
 from parlib.model.clip import Clip, embed_images, embed_texts
@@ -147,10 +146,11 @@ def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     weights = clip.key
     key = identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]).digest
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
-    if not path.exists():
+    if (found := read_json(path)) is None:
+        found = measure(clip, scenes, _classes(clip, weights, scenes))
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(measure(clip, scenes, _classes(clip, weights, scenes))))
-    return json.loads(path.read_text())
+            write_json(found, temporary)
+    return found
 
 
 def _classes(clip: Clip, weights: str, scenes: EvalSet) -> torch.Tensor:

@@ -18,7 +18,7 @@ from open_clip.push_to_hf_hub import save_config_for_hf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256
+from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256, read_tensors, write_tensors
 from parlib.model.files import foreign, read_file
 from parlib.model.preparation import Preparation
 
@@ -244,10 +244,11 @@ def _embed_texts(clip: Clip, tokens: torch.Tensor, batch: int) -> torch.Tensor:
 def _kept_embeddings(clip: Clip, tokens: torch.Tensor, batch: int) -> torch.Tensor:
     threads = torch.get_num_threads()
     path = cache_dir() / "texts" / f"{digest(clip.text_key, tokens, clip.device.type, threads)[:32]}.safetensors"
-    if not path.exists():
+    if (found := read_tensors(path)) is None:
+        found = {"embeddings": _embed_texts(clip, tokens, batch).cpu()}, {}
         with atomic_file(path) as temporary:
-            save_file({"embeddings": _embed_texts(clip, tokens, batch).cpu()}, temporary)
-    return load_file(path)["embeddings"].to(clip.device)
+            write_tensors(found[0], temporary)
+    return found[0]["embeddings"].to(clip.device)
 
 
 def _create(name: str, config: dict, seed: int = 0, **options) -> Clip:

@@ -1,6 +1,5 @@
 """Training through the content-addressed cache: the same weights, data, recipe and versions are trained once."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -8,14 +7,16 @@ from typing import Any, Protocol
 
 import torch
 
-from parlib.cache import atomic_folder, cache_dir, file_sha256, lock
+from parlib.cache import atomic_folder, cache_dir, damaged, file_sha256, lock, read_json, sealed, write_json
 from parlib.data.feeds import Feed, Reword
 from parlib.method.methods import METHODS, Recipe, rewording
 from parlib.method.wordnet import content, folder_of
-from parlib.model.clip import WEIGHTS, Clip, load, save
+from parlib.model.clip import CONFIG, WEIGHTS, Clip, load, save
 from parlib.records.identity import Identity, identity
 from parlib.train.compute import PLAIN, Compute
 from parlib.train.loop import Watch, check_recipe, fit
+
+_REPORT = "training.json"
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ def train(
     key = training_identity(clip, feed, recipe, reference=reference, watch=watch, compute=compute).digest
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
-        done = _undamaged(folder)
-        _report_earlier(watch, folder if done else None, unfinished)
-        if not done:
-            for left in unfinished.parent.glob(f".{unfinished.name}.*"):  # of a kill in the middle of writing
-                left.unlink()
+        report = kept_report(folder)
+        if unfinished.exists() and (report or not sealed(unfinished)):  # of a kill between two files; or it was cut or changed
+            if not report:
+                damaged(unfinished)
+            unfinished.unlink()
+        _report_earlier(watch, report, unfinished)
+        if report is None:
             options = {"reference": reference, "watch": watch, "checkpoint": unfinished, "compute": compute, "title": title}
             if compute.processes > 1:
                 from parlib.train.ray import fit_together
@@ -87,12 +90,30 @@ def train(
                 trained = clip.copy()
                 history, seconds = fit(trained, feed, recipe, **options)
                 report = {"history": history, "seconds": seconds} | feed.skipped()
-            with atomic_folder(folder) as temporary:
-                report = {"sha256": save(trained, temporary), "recipe": asdict(recipe)} | report
-                (temporary / "training.json").write_text(json.dumps(report))
+            report = keep(trained, folder, {"recipe": asdict(recipe)} | report)
             unfinished.unlink(missing_ok=True)
-    report, trained = json.loads((folder / "training.json").read_text()), _on(load(f"local-dir:{folder}"), compute.device)
+    trained = _on(load(f"local-dir:{folder}"), compute.device)
     return Trained(trained, folder / WEIGHTS, report["sha256"], report["history"], report["seconds"], report.get("skipped", {}))
+
+
+def keep(clip: Clip, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Write a model as a folder of the cache, with its report, to which the sha256 of its files are added; return the report."""
+    with atomic_folder(folder) as temporary:
+        report = {"sha256": save(clip, temporary), "config": file_sha256(temporary / CONFIG)} | report
+        write_json(report, temporary / _REPORT)
+    return report
+
+
+def kept_report(folder: Path) -> dict[str, Any] | None:
+    """The report of a model that is in the cache as it was kept; None of any other, which is made again. Of earlier versions the sha256 of
+    the configuration is not known.
+    """
+    if not all((folder / name).exists() for name in (_REPORT, WEIGHTS, CONFIG)) or (report := read_json(folder / _REPORT)) is None:
+        return None
+    for name, told in ((WEIGHTS, report.get("sha256")), (CONFIG, report.get("config"))):
+        if told != file_sha256(folder / name) and (told or name == WEIGHTS):
+            return damaged(folder / name)
+    return report
 
 
 def _on(clip: Clip, device: str) -> Clip:
@@ -100,14 +121,11 @@ def _on(clip: Clip, device: str) -> Clip:
     return clip if clip.device.type == device else clip.copy(device)
 
 
-def _report_earlier(watch: Watch | None, trained: Path | None, unfinished: Path) -> None:
-    """Tell a watch what earlier sittings of a training saw."""
+def _report_earlier(watch: Watch | None, trained: dict[str, Any] | None, unfinished: Path) -> None:
+    """Tell a watch what earlier sittings of a training saw. trained: the report of one that is done."""
     if not isinstance(watch, Reporting) or not (trained or unfinished.exists()):
         return
-    if trained is not None:
-        history = json.loads((trained / "training.json").read_text())["history"]
-    else:
-        history = torch.load(unfinished, weights_only=True, map_location="cpu")["history"]
+    history = (trained or torch.load(unfinished, weights_only=True, map_location="cpu"))["history"]
     names = [name for name in history if name.startswith("look_") and name != "look_step"]
     for values in zip(*(history[name] for name in names), strict=True):
         watch.tell({name.removeprefix("look_"): value for name, value in zip(names, values, strict=True)})
@@ -130,14 +148,3 @@ def training_identity(
     if (named := asked.pop("wordnet", "")) and METHODS[recipe.method].reword:
         inputs["wordnet"] = content(folder_of(named))
     return identity(params=asked, inputs=inputs, stages=["loop", f"method/{recipe.method}", *(["metrics"] if watch else [])])
-
-
-def _undamaged(folder: Path) -> bool:
-    """Whether a cached model is there as it was trained; a damaged one is trained again."""
-    report, weights = folder / "training.json", folder / WEIGHTS
-    if not report.exists() or not weights.exists():
-        return False
-    whole = file_sha256(weights) == json.loads(report.read_text())["sha256"]
-    if not whole:
-        print(f"{weights} is not the file that was trained: training it again", flush=True)
-    return whole

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 
-from parlib.cache import atomic_file
+from parlib.cache import atomic_file, seal
 from parlib.data.feeds import Feed, MemoryFeed, generator, rank, world
 from parlib.method.methods import METHODS, Recipe, Step
 from parlib.method.schedule import SCHEDULES, learning_rate
@@ -203,6 +203,7 @@ def _keep(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memo
         optimizer, scaler = (stepper.state_dict() for stepper in steppers)
         state = {"net": clip.net.state_dict(), "optimizer": optimizer, "scaler": scaler, "history": history, "memory": memory}
         torch.save(state | {"step": step, "seconds": seconds}, temporary)
+        seal(temporary)
 
 
 def _resume(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict) -> tuple[int, float]:
