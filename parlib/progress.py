@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ def progress(items: Iterable[Any] | None = None, title: str = "", *, shown: bool
     notebook, a line that says how long it took. set_postfix adds what should be watched, such as the loss.
     """
     how = os.environ.get("PAR_PROGRESS") or _surroundings()
-    kind = {"bar": tqdm, "lines": _Lines, "display": _Display}[how]
+    kind = {"bar": _Steady, "lines": _Lines, "display": _Display}[how]
     return kind(items, title, file=sys.stdout, mininterval=_EVERY[how], ascii=True, leave=False, disable=not shown, **options)
 
 
@@ -28,7 +29,13 @@ def _surroundings() -> str:
     return "bar" if sys.stdout.isatty() else "lines"
 
 
-class _Lines(tqdm):
+class _Steady(tqdm):
+    """tqdm by a clock that is never set: after a jump of the usual one it would be silent until that has caught up."""
+
+    _time = property(lambda self: time.monotonic, lambda self, clock: None)
+
+
+class _Lines(_Steady):
     """Each state is a line of its own, the first one after mininterval."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

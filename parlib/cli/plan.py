@@ -56,13 +56,34 @@ def plan(path: Path) -> list[Planned]:
         raise ValueError(f"{path} does not exist; the parameter folders are: {folders}")
     runs: dict[str, Planned] = {}
     for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
-        for planned in _runs(file):
+        for planned in _all_of(file):
             other = runs.setdefault(planned.id, planned)
             if other.params != planned.params:
                 raise ValueError(f"{file} asks for {planned.id} a second time, with other parameters or for another experiment")
     if not runs:
         raise ValueError(f"{path} holds no runs")
     return sorted(runs.values(), key=lambda planned: planned.params.notebook)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, and no name twice: YAML would take the last one, and runs would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        there = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in there:
+                    raise ValueError(f"{key.value} stands there twice, the second time in line {key.start_mark.line + 1}")
+                there.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _all_of(file: Path) -> list[Planned]:
+    """A file's runs; errors name it."""
+    try:
+        return list(_runs(file))
+    except ValueError as error:
+        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
 
 
 def _runs(file: Path) -> Iterable[Planned]:
@@ -80,15 +101,18 @@ def _runs(file: Path) -> Iterable[Planned]:
             yield Planned(chosen, check(notebook, chosen))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a file holds, with the defaults of the one that it extends."""
+    text = ""
     try:
         text = file.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not text in UTF-8: it must be a parameter file in YAML") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML{_broken(text, error)}") from None
+    except (ValueError, RecursionError, OverflowError) as error:  # of a date or number that is none, and of brackets without end
+        raise ValueError(f"{file} can't be read: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold {', '.join(_KEYS)}, not a {type(content).__name__}")
     for name in content:
@@ -103,7 +127,9 @@ def _read(file: Path) -> dict[str, Any]:
         other = file.parent / str(extends)
         if not other.is_file() or other == file:
             raise ValueError(f"{file} extends {extends}, which is no other file beside it")
-        shared = _read(other)["defaults"] | shared
+        if other in above:
+            raise ValueError(f"{file} extends {extends}, which extends it in its turn")
+        shared = _read(other, (*above, file))["defaults"] | shared
     return content | {"defaults": shared}
 
 
@@ -154,6 +180,16 @@ def _named(run: str, scale: str) -> Planned | None:
     except ValueError:
         return None
     return Planned(values, params) if params.id == run else None
+
+
+def needs_of(runs: list[Planned]) -> dict[str, set[str]]:
+    """Of each run the ids of those among the others that it builds on."""
+    ids = {run.id for run in runs}
+    found = {}
+    for run in runs:
+        named = {need.id for need in run.params.needs()} | {trial.poisoned for trial in run.params.trials()}
+        found[run.id] = named & ids - {run.id}
+    return found
 
 
 def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:

@@ -296,8 +296,8 @@ def checkpoint_input(source: str) -> Input:
 def known(what: str, value: str, names: Iterable[str]) -> str:
     """The value, where it is among the names; else ValueError, which names the near miss."""
     names = list(names)
-    if value not in names:
-        near = difflib.get_close_matches(value, names, n=1)
+    if not isinstance(value, str) or value not in names:
+        near = difflib.get_close_matches(str(value), names, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown {what} {value!r}{hint} known are: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
     return value

@@ -76,7 +76,7 @@ class Skipped:
 def _one(image: Any, given: Any, folder: Path, images: Preparation, labelled: bool) -> tuple[torch.Tensor | None, Any]:
     """A decoded image and what belongs to it, or None and why it can't be used."""
     kind = ""
-    if labelled and (given is None or given < 0):
+    if labelled and not (isinstance(given, int) and given >= 0):
         kind = "missing label"
     elif not labelled:
         given = captions_of(given)

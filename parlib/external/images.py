@@ -3,7 +3,7 @@
 import io
 import os
 import zipfile
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,17 @@ def decode(encoded: bytes, images: Preparation) -> torch.Tensor:
     """(3, side, side) uint8 in RGB, prepared as the model's own preparation does: transparency is dropped and a camera's orientation tag
     ignored, as open_clip does. Raises OSError or ValueError on a damaged image, UnusableImageError on a number format that isn't known.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=_formats()) as image:
         image.draft(None, (2 * images.side, 2 * images.side))  # a JPEG is decoded at the smallest size that is twice as large
         prepared = images(_eight_bits(image))
     return torch.from_numpy(np.array(prepared)).permute(2, 0, 1)
+
+
+@cache
+def _formats() -> list[str]:
+    """The formats that Pillow reads by itself: for EPS it would start Ghostscript, on a program that the file holds."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

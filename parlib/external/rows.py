@@ -6,6 +6,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,10 +56,19 @@ def _numbered(files: list[str], reader: Callable[..., Iterator[dict[str, Any]]],
 
 
 def _read(path: Path, reader: Callable[..., Iterator[dict[str, Any]]], columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    try:
+    with _named(path, "to its end"):
         yield from reader(path, columns)
-    except (csv.Error, tarfile.TarError, EOFError, OSError, UnicodeDecodeError, ValueError) as error:  # pyarrow's are ValueErrors
-        raise ValueError(f"{path} can't be read to its end: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
+
+
+@contextmanager
+def _named(path: Path, how: str) -> Iterator[None]:
+    """Turn whatever csv, gzip, zlib, tarfile, pyarrow or datasets raise on a damaged file into a ValueError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} can't be read {how}: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
 
 
 def label_names(source: Source) -> list[str]:
@@ -71,7 +81,9 @@ def label_names(source: Source) -> list[str]:
         beside = next((source.path / name for name in _CLASSES if (source.path / name).is_file()), None)
         if beside is None:
             raise ValueError(f"{source} names no classes: put {_CLASSES[0]} beside the tars, a class a line")
-        return class_names_of([line.strip() for line in beside.read_text().splitlines() if line.strip()])
+        with _named(beside, "as text"):
+            lines = beside.read_text(encoding="utf-8").splitlines()
+        return class_names_of([line.strip() for line in lines if line.strip()])
     files = source.files()
     column = _parquet_columns(source, files)["label"]
     names = getattr(_features(files[0])[column], "names", None)
@@ -100,7 +112,9 @@ def _columns(source: Source, there: list[str]) -> dict[str, str]:
 
 
 def _csv_columns(source: Source, files: list[Path]) -> dict[str, str]:
-    return _columns(source, [name.strip() for name in _header(files[0])[0]])
+    with _named(files[0], "as csv"):
+        names, _ = _header(files[0])
+    return _columns(source, [name.strip() for name in names])
 
 
 def _header(path: Path) -> tuple[list[str], str]:
@@ -145,13 +159,10 @@ def _csv_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
 
 def _features(path: Path) -> Any:
     import datasets
-    from pyarrow import ArrowException
     from pyarrow.parquet import read_schema
 
-    try:
+    with _named(path, "as parquet"):
         return datasets.Features.from_arrow_schema(read_schema(path))
-    except (ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as parquet: {' '.join(str(error).split())[:160]}") from None
 
 
 def _parquet_columns(source: Source, files: list[Path]) -> dict[str, str]:
@@ -198,10 +209,12 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
     row: dict[str, Any] = {"image": {"bytes": parts.get(str(image)), "path": f"{key}.{image or 'jpg'}"}}
     if kind == "label":
         given = parts.get("cls", b"").strip()
-        return row | {"label": int(given) if given.isdigit() else -1}
+        return row | {"label": int(given) if given.isdigit() and len(given) < 10 else -1}
     text = next((parts[ending].decode(errors="replace") for ending in ("txt", "text", "caption") if ending in parts), None)
     if text is None and "json" in parts:
-        held = json.loads(parts["json"])
+        held: Any = None
+        with suppress(ValueError, RecursionError):  # a row without a caption, and so one that is skipped
+            held = json.loads(parts["json"])
         text = next((held[name] for name in USUAL["text"] if name in held), None) if isinstance(held, dict) else None
     return row | {"text": text}
 

@@ -120,8 +120,10 @@ class StreamFeed:
 def labelled(data: str, n: int, images: Preparation, limit: float) -> Pairs:
     """Up to n labelled images of LAYOUT:PATH, drawn from a fixed seed, with their classes' names. limit: of unusable rows, as a share."""
     found = _gathered(data, n, images, limit, seed=0)
-    labels = torch.tensor(found.captions)
-    return replace(found, captions=[""] * len(found), labels=labels, names=label_names(Source.of(data)))
+    labels, names = torch.tensor(found.captions), label_names(Source.of(data))
+    if (most := int(labels.max())) >= len(names):
+        raise ValueError(f"{data} names {len(names)} classes, and has the label {most}: labels count from 0")
+    return replace(found, captions=[""] * len(found), labels=labels, names=names)
 
 
 def captioned(data: str, n: int, images: Preparation, limit: float, target: str) -> Pairs:

@@ -9,6 +9,7 @@ import gzip
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,13 @@ def foreign(path: Path) -> str:
         return f"is JSON, no weights: {held[:80]}"
     if head.startswith(b"\x1f\x8b"):
         return f"is a gzip file{_inside(path)}: unpack it first"
-    if zipfile.is_zipfile(path) and not any(name.rpartition("/")[2] == "data.pkl" for name in _names(path)):
-        return f"is a zip file, none of torch's; it holds {', '.join(_names(path)[:3]) or 'nothing'}: unpack it first"
+    if zipfile.is_zipfile(path):
+        try:
+            names = _names(path)
+        except Exception:  # zipfile raises several kinds on a damaged directory
+            return "is a damaged zip file: fetch it again"
+        if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            return f"is a zip file, none of torch's; it holds {', '.join(names[:3]) or 'nothing'}: unpack it first"
     return ""
 
 
@@ -73,7 +79,7 @@ def _json(path: Path) -> str:
         return ""
     try:
         return json.dumps(json.loads(path.read_bytes()))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
 
 
@@ -81,7 +87,7 @@ def _inside(path: Path) -> str:
     try:
         with gzip.open(path) as file:
             return " of a tar" if file.read(262)[257:] == b"ustar" else ""
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return ""
 
 
