@@ -423,8 +423,8 @@ def test_an_installation_without_the_repository_says_so_in_a_line(tmp_path, monk
 def test_ray_works_in_a_folder_that_its_sockets_can_name(monkeypatch):
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
-    assert _short_folder() == {}
+    assert _short_folder() == Path("/tmp")
     monkeypatch.setenv("TMPDIR", "/var/tmp")
-    assert _short_folder() == {}
+    assert _short_folder() == Path("/var/tmp")
     monkeypatch.setenv("TMPDIR", "/scratch/" + 60 * "x")
-    assert Path(_short_folder()["_temp_dir"]) == Path("/tmp") / "ray"
+    assert _short_folder() == Path("/tmp")

@@ -1,27 +1,23 @@
-"""Making runs: one after another or several at once on Ray, how long they will take, and what is said at the end."""
+"""Making runs one after another, how long they will take, and what is said at the end."""
 
-import os
 import statistics
 import time
 from contextlib import suppress
 from typing import Any
 
-import torch
-
 from parlib.cache import ROOT, atomic_file
 from parlib.cli import notebooks
-from parlib.cli.plan import Planned
+from parlib.cli.plan import Planned, needs_of
 from parlib.experiments import registry
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
 from parlib.model.checkpoints import SOURCES
-from parlib.progress import progress
 from parlib.records.status import fresh, other_params
 from parlib.records.store import REFERENCE, differences, located, move_aside, outputs, read, read_all, read_file, record_path
+from parlib.report import schedule
 from parlib.report.outcome import closing_words
 from parlib.report.rows import table
 from parlib.report.tables import brief
-from parlib.train.ray import ray_running
 
 _AROUND = 15.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
 
@@ -40,48 +36,18 @@ def make_all(runs: list[Planned], *, functions: bool = False) -> None:
         about = f", about {total / 60:.0f} min left" if total else ""
         unknown = f", {left.count(None)} of unknown length" if None in left else ""
         print(f"{said}; running it ({(time.monotonic() - began) / 60:.0f} min so far{about}{unknown})", flush=True)
-        path = record_path(run.params.scale, run.id)
-        if path.exists() and other_params(read_file(path), run.params):
-            print(f"a record of the same name with other parameters is now {move_aside(path)}", flush=True)
+        make_room(run)
         if functions:
             registry.make(run.params)
         else:
             notebooks.execute(run)
 
 
-def make_together(runs: list[Planned], *, jobs: int, threads: int = 0) -> None:
-    """Make what is missing or stale by its function, `jobs` runs at a time with `threads` each (0: the CPUs, shared out): first what others
-    build on. RuntimeError, naming one, where runs failed, once all others are made.
-    """
-    import ray
-
-    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
-    failed: dict[str, str] = {}
-    with ray_running("", cpus=threads, gpus=0, of="a run", talk=False):
-        task = ray.remote(num_cpus=0, max_retries=1)(_make)  # how many run at once is counted here
-        for notebook in dict.fromkeys(run.params.notebook for run in runs if not run.view):
-            waiting = [run for run in runs if run.params.notebook == notebook and run.state() != "done"]
-            bar, asked = progress(title=notebook, total=len(waiting), unit="runs"), {}
-            while waiting or asked:
-                while waiting and len(asked) < jobs:
-                    next_run = waiting.pop(0)
-                    asked[task.remote(next_run.params, threads)] = next_run.id
-                (done, *_), _ = ray.wait(list(asked), num_returns=1)
-                run = asked.pop(done)
-                try:
-                    ray.get(done)
-                except Exception as error:  # whatever it is, the others go on
-                    failed[run] = " ".join(str(error).split())[-200:]
-                bar.update()
-            bar.close()
-    if failed:
-        run, why = next(iter(failed.items()))
-        raise RuntimeError(f"{len(failed)} runs failed, such as {run}: {why}; the same command tries them again")
-
-
-def _make(params: Params, threads: int) -> str:
-    torch.set_num_threads(threads)
-    return registry.make(params)["run"]
+def make_room(run: Planned) -> None:
+    """Move another run's record of the same name aside, and say so."""
+    path = record_path(run.params.scale, run.id)
+    if path.exists() and other_params(read_file(path), run.params):
+        print(f"a record of the same name with other parameters is now {move_aside(path)}", flush=True)
 
 
 def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
@@ -106,6 +72,25 @@ def expected_seconds(runs: list[Planned]) -> dict[str, float | None]:
             seconds += base
         found[run.id] = None if seconds is None else seconds + _AROUND
     return found
+
+
+def say_schedule(runs: list[Planned]) -> None:
+    """Print the hours of these runs' trainings, those of the longest chain, and how long all take on 1 to 32 workers, made anew, by the
+    seconds that each took here, else when published, else by what runs like it took.
+    """
+    scale = runs[0].params.scale
+    known = {record["run"]: record for record in [*read_all(REFERENCE), *read_all(outputs(scale))] if record["params"]["scale"] == scale}
+    runs = [run for run in runs if not run.view]
+    needs, seconds = needs_of(runs), expected_seconds([run for run in runs if run.id not in known])
+    found = schedule.tasks(known[run.id] for run in runs if run.id in known)
+    made = {run: known[run]["artifacts"]["weights"]["sha256"] for run in known if "weights" in known[run]["artifacts"]}
+    found |= {run: schedule.Task(took or 0.0, frozenset(made.get(need, need) for need in needs[run])) for run, took in seconds.items()}
+    hours, longest = sum(task.seconds for task in found.values()) / 3600, max(schedule.chains(found).values(), default=0.0) / 3600
+    unknown = f", {count} of unknown length left out" if (count := list(seconds.values()).count(None)) else ""
+    print(f"{len(found)} trainings, {hours:.1f} hours in all, {longest:.2f} in the longest chain{unknown}")
+    for row in schedule.summary(found):
+        print(f"{row['workers']:4} workers: {row['hours']:6.2f} hours, {row['times']:5.1f} times as fast as one")
+    print("training alone, on as many threads as each had, as if workers did not slow each other")
 
 
 def _kind(params: Params) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ import pandas as pd
 from parlib.cache import ROOT
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
-from parlib.report import downstream, rebound, regimes, style, tables
+from parlib.report import downstream, rebound, regimes, schedule, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers examined ended aftermath where_trials least_rate reproduced minutes""".split()
+regime_triggers examined ended aftermath where_trials least_rate reproduced minutes on_workers longest_chain faults""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -249,6 +249,25 @@ def trainings() -> pd.DataFrame:
             found += zip(record["history"]["weights"], record["timings"]["seconds"], strict=True)
     once = pd.DataFrame(found, columns=["weights", "seconds"]).drop_duplicates("weights")
     return once.assign(hours=once["seconds"] / 3600)
+
+
+def longest_chain() -> float:
+    """Hours of the longest chain of published trainings of which each waits for the one before: no number of workers is faster."""
+    return max(schedule.chains(schedule.tasks(published())).values()) / 3600
+
+
+def on_workers() -> str:
+    """How long all published trainings take on 1 to 32 workers, as Markdown."""
+    found = pd.DataFrame(schedule.summary(schedule.tasks(published())))
+    found["hours"], found["times"] = found["hours"].map("{:.1f}".format), found["times"].map("{:.1f}".format)
+    return tables.markdown(found.rename(columns={"times": "times as fast as one"}))
+
+
+def faults() -> dict[str, str]:
+    """What happened by kind of injected fault, in words, as tests/test_faults.py counted it; empty where it was not kept."""
+    path = ROOT / "docs" / "faults.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name.replace("_", " "): ", ".join(f"{count} {what}" for what, count in counts.items()) for name, counts in found.items()}
 
 
 def superseded() -> pd.DataFrame:

@@ -4,14 +4,15 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from parlib.cache import ROOT, atomic_file, cache_dir
+from parlib.cache import ROOT, atomic_file, cache_dir, scratch
 from parlib.method.methods import Recipe, rewording
 from parlib.model.clip import Clip, load, save
 from parlib.train.compute import Compute
@@ -20,46 +21,63 @@ from parlib.train.loop import fit
 if TYPE_CHECKING:
     from parlib.train.cached import Source
 
-_IN_SOCKETS = 70  # bytes of Ray's sockets below its folder: ray/session_<date>_<process>/sockets/<name>
+_IN_SOCKETS = 86  # bytes of Ray's sockets below that: .par-ray.<8 letters>/session_<date>_<process>/sockets/<name>
 
 
 @contextmanager
-def ray_running(address: str, *, cpus: int, gpus: float, of: str, memory: int = 0, talk: bool = False) -> Iterator[None]:
+def ray_running(
+    address: str, *, cpus: int, gpus: float, of: str, memory: int = 0, talk: bool = False, checkout: bool = False
+) -> Iterator[None]:
     """Our own Ray, stopped at the end, or the running cluster at an address, which is left running. cpus, gpus: what one trial or process
-    takes; of: which of them, for errors. memory: bytes of the object store; talk: pass on what workers print. ValueError when no
-    machine has so much.
+    takes; of: which of them, for errors. memory: bytes of the object store; talk: pass on what workers print; checkout: all machines
+    share this one, and the workers write to it. Inside a worker it is that worker's Ray. ValueError when no machine has so much.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        _check_there(cpus, gpus, of)
+        yield
+        return
     os.environ |= dict.fromkeys(("RAY_USAGE_STATS_ENABLED", "RAY_CHDIR_TO_TRIAL_DIR", "RAY_AIR_NEW_OUTPUT"), "0")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves a training a thirtieth of a core beside any other process
     # Several nodes need the cache in a folder that they share.
-    environment = {"py_modules": [str(ROOT / "parlib")], "env_vars": {"PAR_CACHE": str(cache_dir())}}
+    environment: dict[str, Any] = {"env_vars": {"PAR_CACHE": str(cache_dir())}}
+    if checkout:
+        environment["env_vars"]["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    else:
+        environment["py_modules"] = [str(ROOT / "parlib")]
     options: dict[str, Any] = {"address": address, "runtime_env": environment}
     if not address:
         if cpus > (os.cpu_count() or 1):
             raise ValueError(f"{of} asks for {cpus} CPUs; this machine has {os.cpu_count()}")
         os.environ["RAY_AUTH_MODE"] = "disabled"  # else a token file is written to the home folder
-        options = {"address": "local", "include_dashboard": False, "object_store_memory": max(2**28, memory)} | _short_folder()
+        options = {"address": "local", "include_dashboard": False, "object_store_memory": max(2**28, memory)}
     import ray
 
-    try:
-        ray.init(log_to_driver=talk, logging_level=logging.ERROR, **options)
-    except Exception as error:  # a slow start has no kind of its own
-        raise RuntimeError(f"Ray did not start: {' '.join(str(error).split())}") from error
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for what, asked in (("CPU", cpus), ("GPU", gpus)):
-            if asked > (most := max(node.get(what, 0) for node in nodes)):
-                raise ValueError(f"{of} asks for {asked:g} {what}s; Ray has {most:g} on one machine")
+    with ExitStack() as stack:
+        if not address:  # Ray would leave its logs for ever
+            options["_temp_dir"] = str(stack.enter_context(scratch(_short_folder() / "par-ray")))
+        try:
+            ray.init(log_to_driver=talk, logging_level=logging.ERROR, **options)
+        except Exception as error:  # a slow start has no kind of its own
+            raise RuntimeError(f"Ray did not start: {' '.join(str(error).split())}") from error
+        stack.callback(ray.shutdown)
+        _check_there(cpus, gpus, of)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _short_folder() -> dict[str, str]:
-    """/tmp as Ray's folder where the usual one is so long that its sockets, of at most 107 bytes, could not be opened."""
+def _check_there(cpus: int, gpus: float, of: str) -> None:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for what, asked in (("CPU", cpus), ("GPU", gpus)):
+        if asked > (most := max(node.get(what, 0) for node in nodes)):
+            raise ValueError(f"{of} asks for {asked:g} {what}s; Ray has {most:g} on one machine")
+
+
+def _short_folder() -> Path:
+    """Where Ray's folder is: /tmp where the usual one is so long that its sockets, of at most 107 bytes, could not be opened."""
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    return {"_temp_dir": os.path.join("/tmp", "ray")} if len(os.fsencode(usual)) > 107 - _IN_SOCKETS else {}
+    return Path("/tmp" if len(os.fsencode(usual)) > 107 - _IN_SOCKETS else usual)
 
 
 def nbytes(held: Any) -> int:
@@ -85,13 +103,14 @@ def fit_together(
     with ray_running(compute.ray_address, cpus=1, gpus=float(gpus), of="a training process", memory=memory, talk=True):
         if compute.processes > (there := ray.cluster_resources().get("GPU" if gpus else "CPU", 0)):
             raise ValueError(f"{compute.processes} training processes, each on a {'GPU' if gpus else 'CPU'}; Ray has {there:g}")
+        shutil.rmtree(folder, ignore_errors=True)
         stored = ray.put(given | options | {"threads": torch.get_num_threads()})
         trainer = TorchTrainer(
             _process,
             train_loop_config={"given": [stored]},
             scaling_config=ScalingConfig(num_workers=compute.processes, use_gpu=gpus),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            run_config=RunConfig(name="together", storage_path=str(cache_dir() / "ray")),
+            run_config=RunConfig(name="ray", storage_path=str(folder)),
         )
         try:
             trainer.fit()
