@@ -63,6 +63,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="keep the golden output of each stage that has none of its version yet")
+    parser.addoption("--write-faults", action="store_true", help="keep the figures of the injected faults in docs/faults.json")
 
 
 def _copied(folder: Path) -> Path:
