@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from parlib.experiments.downstream import BuiltOn
+from parlib.experiments.examined import CONTROLS
 from parlib.report.rebound import model_name, with_others
 from parlib.report.style import STYLE, colour, finished, listed, number
 
@@ -46,15 +47,22 @@ def drop_in(tables: Mapping[str, pd.DataFrame]) -> Figure:
                 for how, shift, alpha in (("drop_in", -0.2, 1.0), ("anew", 0.2, 0.35)):
                     error = [[row[how] - row[f"{how}_ci_low"]], [row[f"{how}_ci_high"] - row[how]]]
                     ax.barh(place + shift, row[how], 0.36, xerr=error, color=paint, alpha=alpha, error_kw={"lw": 0.8})
-                    ax.text(min(row[how], 0.8) + 0.03, place + shift, f"{row[how]:.3f}", va="center", fontsize=7)
+                    ax.text(1.06, place + shift, f"{row[how]:.3f}", va="center", fontsize=7)
             ax.axvline(first.loc[use, "before"], color="black", lw=0.8, ls="--")
-            ax.set(title=_USES[use], xlim=(0, 1.04), yticks=range(len(tables)), yticklabels=[model_name(key) for key in tables])
+            ax.set(
+                title=_USES[use],
+                xlim=(0, 1.22),
+                xticks=[0, 0.5, 1],
+                yticks=range(len(tables)),
+                yticklabels=[model_name(key) for key in tables],
+            )
             ax.grid(axis="y", visible=False)
         axes[0, 0].invert_yaxis()
         dropped = Patch(color="black", label="built on the poisoned model,\nthe model dropped in")
         handles = [dropped, Patch(color="black", alpha=0.35, label="built anew on it")]
         figure.legend(handles=handles, loc="outside right center")
-    finds = {key: found.set_index("use").loc[shown[0], "drop_in"] for key, found in tables.items()}
+    cleaned = {key: found for key, found in tables.items() if key not in CONTROLS} or tables
+    finds = {key: found.set_index("use").loc[shown[0], "drop_in"] for key, found in cleaned.items()}
     said = listed(f"{value:.2f} ({model_name(key)})" for key, value in finds.items())
     note = "Test scenes, single runs, 95 % intervals. Dashed: with the poisoned model, as it was built."
     return finished(figure, f"A probe that was fitted before the cleaning has an accuracy of {said}", note)
