@@ -12,8 +12,6 @@ NEEDED_GB := 8
 # Tests leave the user's cache alone: theirs lives under outputs/smoke, and is emptied first.
 SMOKE := outputs/smoke
 TYPES = $(BIN)/basedpyright --pythonpath $(BIN)/python
-# From 4.25 on, the extra that Jupyter asks for brings rfc3987-syntax, which takes a second to import, and each process of Ray's imports it.
-BELOW := jsonschema<4.25
 UV = $(or $(wildcard $(BIN)/uv),uv)
 
 .PHONY: help reproduce reproduce-all test test-full bench types verify lab publish lock clean
@@ -79,7 +77,7 @@ publish: $(INSTALLED) ## outputs/reference, the notebooks' stored outputs and RE
 
 lock: ## requirements.lock anew from pyproject.toml; other versions stay (LOCK_FLAGS=--upgrade moves them)
 	@command -v $(UV) >/dev/null || { echo "error: uv is not on the PATH; make any other target first, or install it"; exit 1; }
-	@$(UV) pip compile pyproject.toml --constraint <(echo '$(BELOW)') --universal --python-version 3.11 --all-extras --generate-hashes --no-annotate \
+	@$(UV) pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" --quiet --output-file requirements.lock $(LOCK_FLAGS)
 
 clean: ## remove what runs wrote: outputs/small and outputs/smoke (the cache of weights stays)
