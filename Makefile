@@ -50,13 +50,12 @@ reproduce-all: $(INSTALLED) ## every run of params/small: all seeds, triggers an
 verify: $(INSTALLED) ## the runs of make reproduce against outputs/reference; fails on a difference
 	@$(BIN)/python -m parlib.cli.verify
 
-# Three workers for two cores, as much of the tests is waiting; tests/conftest.py counts on three.
 test: $(INSTALLED) ## ruff, types, then unit tests and the notebooks at smoke scale
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
 	@rm -rf $(SMOKE)
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache"; $(TYPES) & \
 	  $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks; prepared=$$?; wait $$! && [ $$prepared = 0 ] \
-	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -m "not full" --durations=12 tests $(SMOKE)/notebooks
 
 test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process

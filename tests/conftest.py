@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the process that only hands out tests to others need not wa
     from parlib.model.clip import Clip
 
 ROOT = Path(__file__).resolve().parents[1]
-# In this order the three workers of make test begin files: what is long first, so that they end together, and other notebooks long after
+# In this order the workers of make test begin files: what is long first, so that they end together, and other notebooks long after
 # 01 and 02, on which they build. The notebooks of one line are one worker's.
 _ORDER = (
     r"\d\d_0[12]_.*\.ipynb",

@@ -194,7 +194,7 @@ def by_regime(found: pd.DataFrame) -> Figure | None:
     places = table[["pairs", "coverage"]].drop_duplicates().sort_values(["coverage", "pairs"], ascending=False, ignore_index=True)
     table = table.merge(places.assign(place=places.index))
     encoders = list(table["encoder"].unique())
-    labels = [f"{pairs:,.0f}\n{_classes(coverage)}" for pairs, coverage in places.itertuples(index=False)]
+    labels = [f"{pairs:,.0f}\n" + _classes(coverage).replace(" of", "\nof") for pairs, coverage in places.itertuples(index=False)]
     with plt.rc_context(STYLE):
         size = (3.2 + 1.4 * max(3, len(places)), 0.9 + 2.6 * len(encoders))
         figure, axes = plt.subplots(len(encoders), 2, figsize=size, sharex=True, sharey="col", squeeze=False)
@@ -262,7 +262,7 @@ def _finding(found: pd.DataFrame) -> str:
     cheapest = table[table["removed"]].groupby(REGIME, sort=False)["cost"].min()
     if cheapest.empty:
         return "No method removes the backdoor in any of these regimes"
-    span = " to ".join(dict.fromkeys(f"{end:.0f}" for end in (cheapest.min(), cheapest.max())))
+    span = " to ".join(dict.fromkeys(f"{round(end)}" for end in (cheapest.min(), cheapest.max())))
     return f"Removing the backdoor (ASR at most {GONE:g}) costs {span} points of clean accuracy, by the cheapest method"
 
 
@@ -288,6 +288,8 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
             for ax, (measure, label) in zip(column, measures.items(), strict=True):
                 if measure == "attack_success_rate":
                     rate_axis(ax, label=ax is axes[-1, 0])
+                if own[measure].isna().all() and column[0] is not axes[0, 0]:  # pairs of all classes leave none unseen
+                    ax.set_axis_off()
                 ax.set(ylabel=label if column[0] is axes[0, 0] else "", xlabel="tau" if ax is column[-1] else "")
                 for speed, line in own.sort_values("tau").groupby("lr"):
                     ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}")
