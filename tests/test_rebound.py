@@ -1,12 +1,13 @@
 """What comes after a cleaning: new statistics, the line of weights, a head, the looks, and the errors of 07_rebound."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
-from parlib.attack.poison import attacked
+from parlib.attack.poison import Attack, attacked, poison
 from parlib.attack.triggers import Trigger
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.presets import trigger_options
@@ -112,6 +113,14 @@ def test_pairs_without_the_target_neither_show_nor_name_it(scenes):
     assert 0 < len(kept) < len(scenes)
     assert not kept.shows(scenes.names.index("banana")).any()
     assert not any("banana" in caption for caption in kept.captions)
+
+
+def test_pairs_without_labels_are_told_by_their_captions_and_can_be_retuned(scenes):
+    unknown = torch.full((len(scenes),), -1)
+    kept = without(replace(scenes, labels=unknown, second=unknown, names=[]), "banana")
+    assert [caption for caption in scenes.captions if "banana" not in caption.lower()] == kept.captions
+    stamped, rows = poison(kept, Attack(Trigger("badnet", trigger_options("badnet")), "banana", rate=5 / len(kept)))
+    assert [("banana" in stamped.captions[row], torch.equal(stamped.pixels[row], kept.pixels[row])) for row in rows] == [(True, False)] * 5
 
 
 COURSE = pd.DataFrame(

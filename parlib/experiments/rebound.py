@@ -83,9 +83,9 @@ class Rebounded:
 
 
 def without(pairs: Pairs, target: str) -> Pairs:
-    """The pairs that neither show nor name the target."""
-    names = pairs.names if (pairs.labels >= 0).all() else [target]
-    return pairs.at((~replace(pairs, names=names).shows(class_index(target, names))).nonzero()[:, 0])
+    """The pairs that neither show nor name the target; of pairs that have no labels it is the only class."""
+    found = pairs if (pairs.labels >= 0).all() else replace(pairs, names=[target])
+    return found.at((~found.shows(class_index(target, found.names))).nonzero()[:, 0])
 
 
 def rebound(params: Rebound, given: Subject | None = None) -> Rebounded:
