@@ -232,7 +232,7 @@ def test_the_figures_have_a_panel_a_regime_and_none_without_trials():
     assert regimes.frontiers(found.iloc[:0], made.iloc[:0]) is None
     figure = regimes.by_regime(pd.concat([found, found.assign(coverage=1.0)], ignore_index=True))
     assert figure is not None
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["720\nall classes", "720\n25 % of the classes"]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["720\nall classes", "720\n25 %\nof the classes"]
     assert regimes.by_regime(other) is None  # planted in pretraining alone
     assert regimes.by_tau(found) is None  # one tau
     assert regimes.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
