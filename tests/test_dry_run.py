@@ -47,6 +47,18 @@ def _rehearsed(values: dict, notebook: str = "02_clean") -> dict[str, tuple[str,
     return {what.split(" ")[0]: (said, fine) for what, said, fine in rehearse(check(notebook, values))}
 
 
+@pytest.mark.parametrize("notebook", ["07_rebound", "09_downstream"])
+@pytest.mark.parametrize("model", ["none", "par"])
+def test_a_study_of_a_cleaned_checkpoint_of_one_s_own_is_looked_at(own, model, notebook):
+    values = {name: own[name] for name in ("poisoned", "evaluation")} | {"method": model}
+    values |= {"data": own["data"], "pairs": 40, "benign_pairs": 40, "benign_batch": 20} if notebook == "07_rebound" else {}
+    values |= {"cleaned": own["poisoned"]} if model == "par" else {}
+    found = _rehearsed(values, notebook)
+    assert all(fine for _, fine in found.values()), found
+    assert own["poisoned"] in found["examined"][0]
+    assert ("settings" in found) == (notebook == "07_rebound")  # the other trains no CLIP
+
+
 def test_everything_is_looked_at_and_nothing_trained(own, tmp_path, monkeypatch):
     monkeypatch.setenv("PAR_CACHE", str(tmp_path / "cache"))  # other tests train into the usual one meanwhile
     found = _rehearsed(own)

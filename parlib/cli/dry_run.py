@@ -15,10 +15,11 @@ from parlib.cli.plan import Planned
 from parlib.cli.rows import ROWS, look_at_pairs
 from parlib.data.pairs import Pairs, class_index
 from parlib.experiments.clean_params import Clean
+from parlib.experiments.downstream import Downstream
+from parlib.experiments.examined import Examined
 from parlib.experiments.lineage import open_checkpoint, preparation
 from parlib.experiments.params import Params, Training
 from parlib.experiments.poison import Poison
-from parlib.experiments.rebound import Rebound
 from parlib.experiments.subject import planted_trigger
 from parlib.experiments.trials import Cleanings, Sweep
 from parlib.external.files import Source
@@ -69,15 +70,13 @@ def _of_one(params: Poison | Clean) -> Steps:
     held: dict[str, Clip] = {}
     steps, params, there = _on_device(params)
     steps += [("checkpoint", lambda: _checkpoint(params, held))]
-    if isinstance(params, Rebound):
-        steps += [("model to treat", lambda: _treated(params))]
-    steps += [(f"pairs {params.data}", lambda: _pairs(params))]
-    steps += _evaluated(params)
-    steps += [
-        ("triggers", lambda: _triggers(params)),
-        ("settings", lambda: settings(params)),
-        ("disk", lambda: _disk([params], held["clip"])),
-    ]
+    if isinstance(params, Examined):
+        steps += [("examined model", lambda: _examined(params))]
+    shared: Steps = [*_evaluated(params), ("triggers", lambda: _triggers(params))]
+    disk = ("disk", lambda: _disk([params], held["clip"]))
+    if isinstance(params, Downstream):  # it trains no CLIP
+        return [*steps, *shared, disk]
+    steps += [(f"pairs {params.data}", lambda: _pairs(params)), *shared, ("settings", lambda: settings(params)), disk]
     return [*steps, ("time and memory", lambda: cost([params], held["clip"]) if there else _UNKNOWN)]
 
 
@@ -157,7 +156,7 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
     return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
 
 
-def _treated(params: Rebound) -> str:
+def _examined(params: Examined) -> str:
     found = params.inputs()["poisoned" if params.method == "none" else "cleaned"]
     return f"{params.method}, {found.run}"
 

@@ -42,7 +42,7 @@ class Examined(Clean):
             raise ValueError(f"method = {self.method!r} is a control, and comes with the poisoned model: leave out {self.cleaned!r}")
         if self.method == "base" and self.poisoned.startswith(SOURCES):
             raise ValueError(f"method = 'base': {self.poisoned} comes without its clean base; name a run of 01_poison")
-        if self.method not in CONTROLS:
+        if not (self.cleaned or self.method in CONTROLS):
             self.cleaning()  # all that a cleaning checks
         Training._resolved(self)
         return self._filled()
