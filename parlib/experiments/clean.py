@@ -65,7 +65,7 @@ def clean(
     test = replace(before.test, seen=seen)
     models = {first: before.metrics if seen is None else evaluate(before.clip, test), params.method: evaluate(trained.clip, test)}
     metrics = models[params.method] | beside("poisoned", models[first])
-    metrics |= {"patch": before.trigger.patch, "strength": before.trigger.strength} | before.planting
+    metrics |= before.about
     tables = {}
     if compared is not None:
         distances = moved(trained.clip, before.clip, compared)

@@ -172,9 +172,12 @@ class Clean(Training):
                 raise ValueError(f"{run} was made with {name} = {record['params'][name]!r}, not {getattr(self, name)!r}: say the same here")
         return record
 
+    def data_stages(self) -> list[str]:
+        """The stages of the pairs, whatever their coverage."""
+        return ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
+
     def stages(self) -> list[str]:
-        data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
-        data += ["coverage"] if self.coverage < 1 else []
+        data = self.data_stages() + (["coverage"] if self.coverage < 1 else [])
         triggers = [f"trigger/{name}" for name in (self.trigger, *self.tests)]
         return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
 

@@ -78,9 +78,9 @@ def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
     old, new = (_embedded(model, material) for model in (before.clip, clip))
     uses = [*_probes(old, new, material), *_retrievals(old, new, material.captioned)]
     metrics = evaluate(clip, before.test) | _named(uses) | {"s_image": distance(new.clean, old.clean).item()}
-    metrics |= beside("poisoned", before.metrics) | {"patch": before.trigger.patch, "strength": before.trigger.strength}
+    metrics |= beside("poisoned", before.metrics) | before.about
     shown = pd.DataFrame(uses)
-    result = Result(params, metrics=metrics | before.planting, n=len(material.test.labels), history=columns(shown))
+    result = Result(params, metrics=metrics, n=len(material.test.labels), history=columns(shown))
     return BuiltOn(result, before, clip, shown)
 
 
@@ -99,9 +99,8 @@ def _embedded(clip: Clip, material: _Material) -> _Embedded:
     shown = material.captioned
     if shown is None:
         return _Embedded(fitted, clean, triggered, clean[:0], clean[:0])
-    captions = [one for caption in shown.captions for one in (caption if isinstance(caption, list) else [caption])]
     index = clean if shown is material.test else embed_images(clip, shown.pixels)
-    return _Embedded(fitted, clean, triggered, index, embed_texts(clip, clip.tokenizer(captions)))
+    return _Embedded(fitted, clean, triggered, index, embed_texts(clip, clip.tokenizer(shown.sentences)))
 
 
 def _probes(old: _Embedded, new: _Embedded, material: _Material) -> list[dict[str, Any]]:
@@ -109,9 +108,9 @@ def _probes(old: _Embedded, new: _Embedded, material: _Material) -> list[dict[st
     the largest share of them that it gives one and the same name.
     """
     test, others = material.test, ~material.test.shows_target
+    on_old, on_new = (fit_probe(embedded.fitted, material.fitted.labels) for embedded in (old, new))
     found = {}
-    for how, built, used in (("before", old, old), ("drop_in", old, new), ("anew", new, new)):
-        probe = fit_probe(built.fitted, material.fitted.labels)
+    for how, probe, used in (("before", on_old, old), ("drop_in", on_old, new), ("anew", on_new, new)):
         called = probe(used.triggered)[others]
         found[how] = rates(
             probe=probe(used.clean) == test.labels,

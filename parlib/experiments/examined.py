@@ -82,8 +82,7 @@ class Examined(Clean):
         return record, "weights"
 
     def stages(self) -> list[str]:
-        data = ["scenes"] if self.data == "scenes" else ["external"] if ":" in self.data else ["scenes", f"synthetic/{self.data}"]
-        return [f"trigger/{self.trigger}", *data, *self.evaluated()]
+        return [f"trigger/{self.trigger}", *self.data_stages(), *self.evaluated()]
 
 
 def model_of(params: Examined, before: Subject) -> Clip:

@@ -111,17 +111,22 @@ def rebound(params: Rebound, given: Subject | None = None) -> Rebounded:
     rows += _with_head(params, clip, every, watched) + _line(params, before, clip, watched)
     course = pd.DataFrame(rows)
     metrics |= worst(course, int((~watched.shows_target).sum())) | beside("poisoned", before.metrics)
-    metrics |= {"patch": before.trigger.patch, "strength": before.trigger.strength} | before.planting
+    metrics |= before.about
     result = Result(params, metrics=metrics, n=len(before.test.labels), seconds=seconds, history=columns(course))
     return Rebounded(result, before, pairs, clip, course)
 
 
-def worst(course: pd.DataFrame, n: int, steps: int = 300) -> dict[str, float]:
-    """worst_asr_300, the highest ASR of all looks within so many steps of the treatments without a trigger, the model before them among
-    them, with Wilson's interval of that look; n: images that an ASR is a share of. worst_step and worst_treatment say where it was.
+def worst_look(course: pd.DataFrame) -> pd.Series:
+    """The look with the highest ASR within 300 steps of the treatments without a trigger, the model before them among them."""
+    found = course[course["treatment"].isin(["before", *BENIGN]) & (course["step"] <= 300)]
+    return found.loc[found["attack_success_rate"].idxmax()]
+
+
+def worst(course: pd.DataFrame, n: int) -> dict[str, float]:
+    """worst_asr_300, the ASR of the worst look, with Wilson's interval; n: images that an ASR is a share of. worst_step and
+    worst_treatment say where it was.
     """
-    found = course[course["treatment"].isin(["before", *BENIGN]) & (course["step"] <= steps)]
-    row = found.loc[found["attack_success_rate"].idxmax()]
+    row = worst_look(course)
     low, high = interval(round(row["attack_success_rate"] * n), n)
     return {"worst_asr_300": row["attack_success_rate"], "worst_asr_300_ci_low": low, "worst_asr_300_ci_high": high} | {
         "worst_treatment": row["treatment"],

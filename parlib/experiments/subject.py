@@ -48,6 +48,11 @@ class Subject:
         found = {"rate": params["rate"]} | {name: metrics[name] for name in ("base_clean_accuracy", "base_asr")}
         return found | {name: params[name] for name in ("planted", "base_epochs") if name in params}
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """The trigger's size and how it was planted, as records repeat them."""
+        return {"patch": self.trigger.patch, "strength": self.trigger.strength} | self.planting
+
 
 def subject(params: Clean) -> Subject:
     """The poisoned model of a cleaning, on the device that it is cleaned on, with the trigger as it was planted unless the parameters

@@ -81,6 +81,11 @@ class EvalSet:
         seen = [] if self.seen is None else [self.seen]
         return digest(self.names, self.templates, self.target, self.captions, *tensors, *others, *seen)
 
+    @property
+    def sentences(self) -> list[str]:
+        """The captions one by one, where images have several, too."""
+        return [one for caption in self.captions for one in (caption if isinstance(caption, list) else [caption])]
+
     def look(self, clip: Clip, classes: torch.Tensor | None = None) -> dict[str, float]:
         """clean_accuracy and attack_success_rate alone: what a training history records now and then. classes: (C, D) a head in the place
         of the class embeddings.
@@ -177,8 +182,7 @@ def measure(clip: Clip, scenes: EvalSet, classes: torch.Tensor | None = None) ->
         image, triggered = (embed_images(clip, pixels).to(scenes.labels.device) for pixels in (scenes.pixels, scenes.triggered))
     if not any(scenes.captions):
         return found
-    flat = [one for caption in scenes.captions for one in (caption if isinstance(caption, list) else [caption])]
-    return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(flat)).to(image.device), scenes)
+    return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(scenes.sentences)).to(image.device), scenes)
 
 
 def moved(clip: Clip, reference: Clip, pairs: Pairs) -> dict[str, float]:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
-from parlib.experiments.rebound import BENIGN, Rebounded
+from parlib.experiments.rebound import Rebounded, worst_look
 from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, listed, name, number, points, rank, rate, rate_axis
 
@@ -142,7 +142,7 @@ def holds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         first = course[course["treatment"] == "before"].iloc[0]
         row = {"model": model_name(key), "clean accuracy": number(first["clean_accuracy"]), "ASR": number(first["attack_success_rate"])}
         row["new statistics"] = number(curve(course, "refresh")["attack_success_rate"].iloc[-1]) if _has(course, "refresh") else ""
-        worst = _worst_look(course)
+        worst = worst_look(course)
         row["worst within 300 steps"] = number(worst["attack_success_rate"])
         row["at"] = _place(worst)
         for poisons in sorted(course["poisons"].dropna().unique()) if "poisons" in course else []:
@@ -156,11 +156,6 @@ def _has(course: pd.DataFrame, treatment: str) -> bool:
     return bool((course["treatment"] == treatment).any())
 
 
-def _worst_look(course: pd.DataFrame) -> pd.Series:
-    looks = course[course["treatment"].isin(["before", *BENIGN]) & (course["step"] <= 300)]
-    return looks.loc[looks["attack_success_rate"].idxmax()]
-
-
 def _place(look: pd.Series) -> str:
     if look["treatment"] in ("before", "refresh"):
         return {"before": "its end", "refresh": "new statistics"}[look["treatment"]]
@@ -169,7 +164,7 @@ def _place(look: pd.Series) -> str:
 
 def _worst(tables: Mapping[str, pd.DataFrame]) -> str:
     cleaned = {key: table for key, table in tables.items() if key not in CONTROLS} or tables
-    said = listed(f"{_worst_look(table)['attack_success_rate']:.3f} ({model_name(key)})" for key, table in cleaned.items())
+    said = listed(f"{worst_look(table)['attack_success_rate']:.3f} ({model_name(key)})" for key, table in cleaned.items())
     return f"The worst ASR within 300 benign steps: {said}"
 
 
