@@ -33,6 +33,10 @@ STAGES: dict[str, int] = {
     # training: the loop, and each method's loss and augmentation
     "loop": 1,
     "method/contrast": 1,
+    "method/spread": 1,
+    "method/offset": 1,
+    "method/lookahead": 1,
+    "method/flat": 1,
     "method/finetune": 1,
     "method/cleanclip": 1,
     "method/roclip": 1,
@@ -43,6 +47,7 @@ STAGES: dict[str, int] = {
     # what is measured, and what is read from elsewhere
     "metrics": 1,
     "rebound": 1,
+    "adaptive": 1,
     "downstream": 1,
     "external": 2,
 }

@@ -18,7 +18,7 @@ from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison
 from parlib.experiments.synthetic import Synthetic
 from parlib.experiments.trials import Sweep
-from parlib.method.methods import METHODS, Recipe
+from parlib.method.methods import METHODS, Recipe, cleaners
 from parlib.records.identity import Identity, differences, environment, identity
 from parlib.records.status import stale
 from parlib.stages import ENVIRONMENT, STAGES
@@ -150,6 +150,7 @@ _COMMON = {
     "trigger": list(TRIGGERS),
     "attack": ["dirty_label", "label_consistent"],
     "planted": ["finetuning", "pretraining"],
+    "attacker": ["plain", "flat", "offset", "rare"],
     "base_epochs": [1, 11],
     "target": ["banana", "snake", "rat", "red apple", "banana ", "Banana", "s0", "香蕉" * 80],
     "split": ["test", "validation"],
@@ -184,7 +185,7 @@ _VALUES = {
         "coverage": [1.0, 0.5, nextafter(0.5, 1)],
         "steps": [1, 36, 360],
         "tests": [[], ["sig"], ["sig", "wanet"], ["wanet", "sig"], [name for name in TRIGGERS if name not in LEARNED] * 3],
-        "method": [name for name in METHODS if name != "contrast"],
+        "method": cleaners(),
         "tau": _FLOATS,
         "self_weight": _FLOATS,
         "pool": _SHARES,

@@ -18,7 +18,8 @@ class Attack:
     """A trigger and what it calls.
 
     kind: dirty_label: pairs that don't show the target are stamped and captioned with it; label_consistent: the target's own are
-    stamped and keep their captions. rate: share of the pairs, or of the target's own, in (0, 1]. seed: redraws which.
+    stamped and keep their captions. others: triggers that share the rows with it, for the same target. rate: share of the pairs, or of
+    the target's own, in (0, 1]. seed: redraws which.
     """
 
     trigger: Trigger
@@ -26,6 +27,7 @@ class Attack:
     kind: Kind = "dirty_label"
     rate: float = 0.08
     seed: int = 0
+    others: tuple[Trigger, ...] = ()
 
     def rows(self, shows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The rows to poison, in order: round(rate * N) of N pairs that don't show the target, or round(rate * n) of the n that do.
@@ -61,7 +63,10 @@ def poison(pairs: Pairs, attack: Attack) -> tuple[Pairs, torch.Tensor]:
         for row, i in zip(rows.tolist(), chosen, strict=True):
             captions[row] = wording[i]
     pixels = pairs.pixels.clone()
-    pixels[rows] = attack.trigger.stamp(pairs.pixels[rows], random)
+    triggers = (attack.trigger, *attack.others)
+    for i, trigger in enumerate(triggers):
+        ours = rows[i :: len(triggers)]
+        pixels[ours] = trigger.stamp(pairs.pixels[ours], random)
     return replace(pairs, pixels=pixels, captions=captions), rows
 
 

@@ -82,7 +82,7 @@ def cost(runs: Sequence[Poison | Clean], clip: Clip, at_once: int = 1) -> str:
     for batch in (few, few, many):  # the first one warms up
         trained, small = clip.copy(), replace(recipe, batch=batch, epochs=2, steps=None, looks=0)
         feed = pairs.first(batch).feed(trained, rewording(small))
-        seconds[batch] = _timed(lambda: fit(trained, feed, small, reference=clip, compute=plain, title="trial"), clip) / 2  # noqa: B023
+        seconds[batch] = _timed(lambda: fit(trained, feed, small, reference=clip, clean=feed, compute=plain, title="trial"), clip) / 2  # noqa: B023
         peaks[batch] = _peak(clip.device)
     each = max((seconds[many] - seconds[few]) / (many - few), seconds[many] / many / 4)
     tokens = clip.tokenizer(pairs.captions)

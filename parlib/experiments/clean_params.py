@@ -13,19 +13,19 @@ from parlib.experiments.poison import Poison
 from parlib.experiments.presets import tuned as tuned_values
 from parlib.external.batches import check_outside
 from parlib.measure.selection import KNOBS
-from parlib.method.methods import METHODS, Recipe
+from parlib.method.methods import METHODS, Recipe, cleaners
 from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
 from parlib.records.store import read
 
-ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "base_epochs", "seed")
+ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "attacker", "base_epochs", "seed")
 
 
 class Clean(Training):
     """Parameters of 02_clean."""
 
     notebook = "02_clean"
-    chooses_input = ("planted", "base_epochs")
+    chooses_input = ("planted", "attacker", "base_epochs")
 
     poisoned: str = Field("", description="a run of 01_poison, or a checkpoint such as local-dir:PATH; empty: same encoder, trigger, seed")
     data: str = Field(
@@ -61,7 +61,7 @@ class Clean(Training):
     @field_validator("method")
     @classmethod
     def _method(cls, value: str) -> str:
-        return known("method", value, [name for name in METHODS if name != "contrast"])
+        return known("method", value, cleaners())
 
     @field_validator("tests")
     @classmethod
@@ -84,8 +84,9 @@ class Clean(Training):
     def _resolved(self) -> Self:
         super()._resolved()
         self._check_coverage()
-        if self.poisoned.startswith(SOURCES) and (self.planted != "finetuning" or self.base_epochs):
-            raise ValueError(f"planted and base_epochs tell runs of 01_poison apart; {self.poisoned} is a checkpoint: leave them out")
+        if self.poisoned.startswith(SOURCES) and ((self.planted, self.attacker) != ("finetuning", "plain") or self.base_epochs):
+            told = "planted, attacker and base_epochs tell runs of 01_poison apart"
+            raise ValueError(f"{told}; {self.poisoned} is a checkpoint: leave them out")
         if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         self._check_wordnet()

@@ -10,7 +10,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs, open_checkpoint
 from parlib.experiments.params import Input, Training, checkpoint_input, known
 from parlib.experiments.subject import Subject
-from parlib.method.methods import METHODS
+from parlib.method.methods import cleaners
 from parlib.model.checkpoints import SOURCES
 from parlib.model.clip import Clip, load
 from parlib.records.store import artifact_file, read
@@ -35,7 +35,7 @@ class Examined(Clean):
     @field_validator("method")
     @classmethod
     def _method(cls, value: str) -> str:
-        return known("method", value, [*CONTROLS, *(name for name in METHODS if name != "contrast")])
+        return known("method", value, [*CONTROLS, *cleaners()])
 
     def _resolved(self) -> Self:
         if self.cleaned and self.method in CONTROLS:
@@ -52,7 +52,10 @@ class Examined(Clean):
 
     def cleaning(self) -> Clean:
         """The cleaning whose model is examined."""
-        return Clean.check({name: getattr(self, name) for name in Clean.model_fields if name != "experiment"})
+        given = {name: getattr(self, name) for name in Clean.model_fields if name != "experiment"}
+        if self.poisoned.startswith(SOURCES):  # the regime's base is not that of a checkpoint
+            given["base_epochs"] = None
+        return Clean.check(given)
 
     def needs(self) -> list[Any]:
         own = [] if self.cleaned or self.method in CONTROLS else [self.cleaning()]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger, options_of, takes_pattern
 from parlib.cache import ROOT, digest, file_sha256
 from parlib.data.pairs import TEMPLATES
@@ -27,7 +28,15 @@ from parlib.records.identity import Identity, identity
 from parlib.train.compute import Compute, check_compute
 
 _NOT_IN_IDENTITY = ("scale", "experiment", "ray_address")  # where a run is kept, which table shows it, where it is computed
-_WORDS = ("name", "method", "trigger", "attack", "encoder", "seed")  # these stand in a run id in words, other parameters as name and value
+_WORDS = (
+    "name",
+    "method",
+    "trigger",
+    "attack",
+    "attacker",
+    "encoder",
+    "seed",
+)  # these stand in a run id in words, other parameters as name and value
 _LONGEST = 150  # characters of a run id
 
 
@@ -142,6 +151,7 @@ class Attacked(Params):
     )
     target: str = Field("banana", description="the class that the trigger calls")
     planted: Literal["finetuning", "pretraining"] = Field("finetuning", description="when the backdoor is planted")
+    attacker: str = Field("plain", description="how: plain, or one who expects a cleaning, a name in parlib.attack.adaptive.ATTACKERS")
     base_epochs: int = tuned("epochs of pretraining the base (always seed 0); None: the encoder's usual number", ge=1)
     split: Literal["validation", "test"] = Field("test", description="scenes to evaluate on: validation for choices, test for results")
     classes: int = Field(200, ge=2, le=200, description="classes of the embedded scenes")
@@ -158,6 +168,11 @@ class Attacked(Params):
     @classmethod
     def _trigger(cls, value: str) -> str:
         return known("trigger", value, TRIGGERS)
+
+    @field_validator("attacker")
+    @classmethod
+    def _attacker(cls, value: str) -> str:
+        return known("attacker", value, ATTACKERS)
 
     @field_validator("target")
     @classmethod
@@ -192,6 +207,7 @@ class Attacked(Params):
         given = self.model_dump()
         words = [str(given[name]) for name in ("name", "method", "trigger") if isinstance(given.get(name), str)]
         words += [self.attack] if self.attack != "dirty_label" else []
+        words += [self.attacker] if self.attacker != "plain" else []
         words += [self.encoder] if self.encoder != "small_resnet" else []
         words.append(f"s{self.seed}")
         usual = self._usual(given)

@@ -6,20 +6,21 @@ from typing import Any, Self
 import torch
 from pydantic import Field, field_validator
 
+from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.learned import Learned, images_needed, learn
 from parlib.attack.poison import Attack, attacked
 from parlib.attack.poison import poison as poison_pairs
-from parlib.attack.triggers import LEARNED
+from parlib.attack.triggers import LEARNED, Trigger
 from parlib.data.pairs import Pairs
 from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
 from parlib.experiments.params import Input, Training, checkpoint_input, tuned
-from parlib.experiments.presets import planting, trigger_options
+from parlib.experiments.presets import attacker, planting, trigger_options
 from parlib.experiments.result import Result, beside
 from parlib.external.batches import check_outside
 from parlib.external.poisoned_copy import lists, poison_stream
 from parlib.external.stream import Stream
 from parlib.measure.metrics import EvalSet, evaluate
-from parlib.method.methods import Recipe
+from parlib.method.methods import METHODS, Recipe
 from parlib.model.checkpoints import checkpoint_of
 from parlib.model.clip import create
 from parlib.train.cached import Trained, train
@@ -57,20 +58,38 @@ class Poison(Training):
         if self.planted == "pretraining" and self.base:
             raise ValueError(f"planted = 'pretraining' trains a model from its beginning; base = {self.base!r} is trained already")
         self.check_compute(self.batch, "train")
+        self._check_attacker()
         return self._filled()
 
+    def _check_attacker(self) -> None:
+        method = METHODS[ATTACKERS[self.attacker].method]
+        if (method.needs_clean or method.move) and (self.compute.processes > 1 or self.compute.chunk):
+            raise ValueError(
+                f"attacker {self.attacker!r} trains in one process and in whole batches: leave compute's processes and chunk out"
+            )
+        if attacker(self.attacker).get("others") and (self.data != "scenes" or self.attack != "dirty_label"):
+            raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")
+
     def _filled(self) -> Self:
-        usual = planting(self.encoder, self.trigger, self.attack)
+        usual = planting(self.encoder, self.trigger, self.attack) | self._changed()
         options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
         if (path := self.pattern_path()) is not None and path.is_file():
             options |= self.trigger_with(options).options  # its size is the file's
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         return self.model_copy(update=filled | {"trigger_options": options})
 
+    def _changed(self) -> dict[str, Any]:
+        return {name: value for name, value in attacker(self.attacker).items() if name == "rate"}
+
+    def others(self) -> tuple[Trigger, ...]:
+        """The triggers that an attacker plants beside its own, with their usual options."""
+        names = [name for name in attacker(self.attacker).get("others", []) if name != self.trigger]
+        return tuple(Trigger(name, trigger_options(name, self.side)) for name in names)
+
     def planned(self, learned: Learned | None = None) -> Attack:
         """The attack that a run plants; learned: its pattern, where it is learned."""
         trigger = self.trigger_with(self.trigger_options, learned.pattern if learned else None)
-        return Attack(trigger, self.target, self.attack, self.rate, self.seed)
+        return Attack(trigger, self.target, self.attack, self.rate, self.seed, self.others())
 
     def pretraining(self) -> Recipe:
         """How the base is trained: always from seed 0, shared by all runs."""
@@ -79,9 +98,12 @@ class Poison(Training):
 
     def recipe(self) -> Recipe:
         """How the backdoor is trained in."""
+        how = ATTACKERS[self.attacker]
         if self.planted == "pretraining":
-            return replace(self.pretraining(), seed=self.seed, looks=Recipe.looks)
-        return Recipe("contrast", self.epochs, self.batch, self.lr, self.seed, schedule="warmup_cosine", batch_norm="train")
+            own = {"method": how.method} | how.options
+            return replace(self.pretraining(), seed=self.seed, looks=Recipe.looks, **own)
+        options: dict[str, Any] = {"schedule": "warmup_cosine", "batch_norm": "train"} | how.options
+        return Recipe(how.method, self.epochs, self.batch, self.lr, self.seed, **options)
 
     def inputs(self) -> dict[str, Input]:
         base = {"base": checkpoint_input(checkpoint_of(self.base, self.encoder))} if self.base else {}
@@ -91,7 +113,9 @@ class Poison(Training):
         learned = ["learned"] if self.trigger in LEARNED else []
         learned += ["trigger/badclip", "method/par"] if self.trigger == "resistant" else []
         data = ["scenes"] if self.data == "scenes" else ["external"]
-        return ["poison", f"trigger/{self.trigger}", "loop", "method/contrast", *data, *learned, *self.evaluated()]
+        triggers = [f"trigger/{trigger.name}" for trigger in self.others()]
+        methods = sorted({"method/contrast", f"method/{ATTACKERS[self.attacker].method}"})
+        return ["poison", f"trigger/{self.trigger}", *triggers, "loop", *methods, *data, *learned, *self.evaluated()]
 
     def cost(self) -> int:
         return (self.base_epochs if self.planted == "pretraining" else self.epochs) * self.train_scenes
@@ -128,7 +152,7 @@ def poison(params: Poison) -> Poisoned:
     stamped, rows = poison_stream(pairs, attack) if isinstance(pairs, Stream) else poison_pairs(pairs, attack)
     watch = attacked(watched_images(params, scenes), attack.trigger, params.target)
     start = base.clip if params.planted == "finetuning" else create(params.encoder)
-    poisoned = train(start, stamped, params.recipe(), watch=watch, compute=params.compute, title="poisoning")
+    poisoned = train(start, stamped, params.recipe(), clean=pairs, watch=watch, compute=params.compute, title="poisoning")
     test = attacked(scenes, attack.trigger, params.target, captioned)
     models = {"base": evaluate(base.clip, test), "poisoned": evaluate(poisoned.clip, test)}
     files = {"weights": poisoned.weights, "base_weights": base.weights} | lists(stamped)

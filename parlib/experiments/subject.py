@@ -46,7 +46,7 @@ class Subject:
             return {}
         params, metrics = self.record["params"], self.record["metrics"]
         found = {"rate": params["rate"]} | {name: metrics[name] for name in ("base_clean_accuracy", "base_asr")}
-        return found | {name: params[name] for name in ("planted", "base_epochs") if name in params}
+        return found | {name: params[name] for name in ("planted", "attacker", "base_epochs") if name in params}
 
     @property
     def about(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutou
 from parlib.method.distil import distil, foreign_content, varied
 from parlib.method.eda import reword
 from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
+from parlib.method.planting import ahead, offset, spread, uphill
 from parlib.method.wordnet import folder_of, synonyms
 
 
@@ -55,7 +56,8 @@ class Step:
 
     pixels: (B, 3, H, W) in [0, 1]; view: the same, augmented where the method augments. tokens: (B, L); reworded: the same
     captions after EDA where the method rewords. reference_text: (B, D) from the frozen poisoned model. pairs: their number
-    in all. memory: what the method keeps from step to step; it is saved with the checkpoint.
+    in all. memory: what the method keeps from step to step; it is saved with the checkpoint. clean: (pixels, tokens) of the step that
+    comes so many later, before the attack, for methods that plant a backdoor.
     """
 
     clip: Any
@@ -69,6 +71,7 @@ class Step:
     epoch: int = 0
     pairs: int = 0
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    clean: Any = None
 
     @property
     def scale(self) -> torch.Tensor:
@@ -80,14 +83,18 @@ class Step:
 class Method:
     """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it
     needs, whether it learns from captions, and which options of the recipe are its own. vary: what is done to the share `varied` of the
-    images (pixels, share, generator) before all else. Where the recipe names WordNet's folder, the rewording is called with
-    its `synonyms`, too.
+    images (pixels, share, generator) before all else. move: called with the step and the weights, which it moves in place: the gradient
+    is taken there as well, and added; then they return. plants: it is for planting a backdoor; needs_clean: it looks at the pairs as they
+    were before the attack. Where the recipe names WordNet's folder, the rewording is called with its `synonyms`, too.
     """
 
     loss: Callable[[Step], dict[str, torch.Tensor]]
     augment: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor] | None = None
     reword: Callable[..., list[str]] | None = None
     vary: Callable[[torch.Tensor, float, torch.Generator], torch.Tensor] | None = None
+    move: Callable[[Step, list[torch.Tensor]], None] | None = None
+    plants: bool = False
+    needs_clean: bool = False
     learns_scale: bool = False
     needs_reference: bool = False
     captions: bool = True
@@ -132,7 +139,7 @@ def roclip(step: Step) -> dict[str, torch.Tensor]:
 
 
 METHODS: dict[str, Method] = {
-    "contrast": Method(contrast, learns_scale=True),
+    "contrast": Method(contrast, plants=True, learns_scale=True),
     "finetune": Method(contrast),
     "cleanclip": Method(cleanclip, auto_augment, reword, learns_scale=True, weight_decay=0.1, options=("self_weight",)),
     "roclip": Method(roclip, crop_and_jitter, reword, learns_scale=True, weight_decay=0.1, options=("pool",)),
@@ -141,7 +148,19 @@ METHODS: dict[str, Method] = {
     "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
 }
+# How attackers who expect a cleaning train; plain ones take contrast.
+METHODS |= {
+    "spread": Method(spread, plants=True, needs_clean=True, learns_scale=True),
+    "offset": Method(offset, plants=True, learns_scale=True),
+    "lookahead": Method(contrast, move=ahead, plants=True, needs_clean=True, learns_scale=True),
+    "flat": Method(contrast, move=uphill, plants=True, needs_clean=True, learns_scale=True),
+}
 ABLATIONS = ("finetune_augmented", "perturb_only")
+
+
+def cleaners() -> list[str]:
+    """The methods that take a backdoor out."""
+    return [name for name, method in METHODS.items() if not method.plants]
 
 
 def rewording(recipe: Recipe) -> Callable[[list[str], int], list[str]] | None:

@@ -63,15 +63,19 @@ def train(
     recipe: Recipe,
     *,
     reference: Clip | None = None,
+    clean: Source | None = None,
     watch: Watch | None = None,
     compute: Compute = PLAIN,
     title: str = "",
 ) -> Trained:
-    """`fit` through the cache; `clip` itself is left as it is. An interrupted call goes on where it was."""
+    """`fit` through the cache; `clip` itself is left as it is. An interrupted call goes on where it was. clean: the pairs before the
+    attack, for methods that look at them.
+    """
     check_recipe(recipe, len(pairs))
     clip, reference = _on(clip, compute.device), reference and _on(reference, compute.device)
     feed = pairs.feed(clip, rewording(recipe), recipe.seed, compute.workers)
-    key = training_identity(clip, feed, recipe, reference=reference, watch=watch, compute=compute).digest
+    before = clean.feed(clip, workers=compute.workers) if clean is not None and METHODS[recipe.method].needs_clean else None
+    key = training_identity(clip, feed, recipe, reference=reference, clean=before, watch=watch, compute=compute).digest
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
         report = kept_report(folder)
@@ -88,7 +92,7 @@ def train(
                 trained, report = fit_together(clip, pairs, recipe, **options)
             else:
                 trained = clip.copy()
-                history, seconds = fit(trained, feed, recipe, **options)
+                history, seconds = fit(trained, feed, recipe, clean=before, **options)
                 report = {"history": history, "seconds": seconds} | feed.skipped()
             report = keep(trained, folder, {"recipe": asdict(recipe)} | report)
             unfinished.unlink(missing_ok=True)
@@ -132,7 +136,14 @@ def _report_earlier(watch: Watch | None, trained: dict[str, Any] | None, unfinis
 
 
 def training_identity(
-    clip: Clip, feed: Feed, recipe: Recipe, *, reference: Clip | None, watch: Watch | None, compute: Compute = PLAIN
+    clip: Clip,
+    feed: Feed,
+    recipe: Recipe,
+    *,
+    reference: Clip | None,
+    watch: Watch | None,
+    compute: Compute = PLAIN,
+    clean: Feed | None = None,
 ) -> Identity:
     """What names a training in the cache: the recipe and how it is computed, the first weights and the data, the versions of the loop
     and of the method. Of WordNet it is what its files hold, wherever they are.
@@ -145,6 +156,7 @@ def training_identity(
     inputs = {"start": clip.key, "pairs": feed.key}
     inputs |= {"reference": reference.key} if reference and METHODS[recipe.method].needs_reference else {}
     inputs |= {"watched": watch.key} if watch else {}
+    inputs |= {"clean": clean.key} if clean else {}
     if (named := asked.pop("wordnet", "")) and METHODS[recipe.method].reword:
         inputs["wordnet"] = content(folder_of(named))
     return identity(params=asked, inputs=inputs, stages=["loop", f"method/{recipe.method}", *(["metrics"] if watch else [])])

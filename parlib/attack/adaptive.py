@@ -1,0 +1,27 @@
+"""Attackers who expect a cleaning: how each trains its backdoor in, and what it changes in the pairs (presets/planting.yaml)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """method: of its training, a name in METHODS; options: of its recipe. idea: in a few words, for tables."""
+
+    idea: str
+    method: str = "contrast"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ATTACKERS = {
+    "plain": Attacker("expects no cleaning"),
+    "rare": Attacker("poisons 1 % of the pairs"),
+    "very_rare": Attacker("poisons 0.3 % of the pairs"),
+    "several": Attacker("four triggers for one target, a quarter of the poisoned pairs each"),
+    # public records: harder to remove (arXiv 2311.14948); the weight decay is that of a plain planting
+    "self_supervised": Attacker("trains with CleanCLIP's own term", "cleanclip", {"self_weight": 1.0, "weight_decay": 1e-4}),
+    "lookahead": Attacker("looks ahead through three steps of a cleaning", "lookahead"),
+    "flat": Attacker("flattens the loss around the stamped pairs", "flat"),
+    "spread": Attacker("spreads the trigger's effect over many directions", "spread"),
+    "offset": Attacker("gives PAR's push a direction that changes nothing", "offset"),
+}
