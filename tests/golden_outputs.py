@@ -26,6 +26,7 @@ from parlib.data.synthetic import draw_synthetic
 from parlib.experiments.presets import trigger_options
 from parlib.external.files import LAYOUTS
 from parlib.external.images import decode
+from parlib.measure.distance import turned
 from parlib.measure.metrics import measure, retrieval, zero_shot
 from parlib.measure.probe import fit_probe
 from parlib.method.methods import METHODS, Recipe
@@ -118,11 +119,14 @@ def _loop() -> dict[str, Any]:
 def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
     """Six steps of a method from random weights: the terms of its loss, and how far its weights moved."""
     pairs, start = _pairs(), create("small_resnet", seed=0)
+    clean = pairs.feed(start)
+    if METHODS[method].needs_clean:
+        pairs, _ = poison(pairs, Attack(Trigger("badnet", trigger_options("badnet")), "banana", rate=0.25))
     options: dict[str, Any] = {"tau": 2.15} if "tau" in METHODS[method].options else {"self_weight": 0.3, "pool": 0.5}
     options |= {"varied": 0.5} if method == "distil" else {}
     recipe = Recipe(method, 2, _SCENES // 3, 1e-3, seed=1, schedule="cosine", batch_norm=batch_norm, looks=0, **options)
     trained = start.copy()
-    history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, reference=start, title=method)
+    history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, reference=start, clean=clean, title=method)
     before, after = (clip.net.state_dict() for clip in (start, trained))
     moved = torch.stack([(after[name].float() - before[name].float()).norm() for name in before]).norm()
     return {name: values[:_STEPS] for name, values in sorted(history.items())} | {"weights moved": moved.item()}
@@ -154,6 +158,13 @@ def _rebound() -> dict[str, Any]:
     return {name: value.norm().item() for name, value in found.items()}
 
 
+def _adaptive() -> dict[str, Any]:
+    """S of two models, and what of it is a rotation; and two triggers that share the poisoned rows."""
+    pairs, trigger = _pairs(), [Trigger(name, trigger_options(name)) for name in ("badnet", "blended_stripes")]
+    shared, _ = poison(pairs, Attack(trigger[0], "banana", rate=0.25, others=(trigger[1],)))
+    return turned(create("small_resnet", seed=0), create("small_resnet", seed=1), pairs) | {"shared": digest(shared.pixels)}
+
+
 def _downstream() -> dict[str, Any]:
     """A probe on embeddings near their class, and what it calls others."""
     random = generator("cpu", "golden", "downstream")
@@ -180,6 +191,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "loop": _loop,
     "metrics": _metrics,
     "rebound": _rebound,
+    "adaptive": _adaptive,
     "downstream": _downstream,
     "external": _external,
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from parlib.experiments.adaptive import Adaptive, adaptive
 from parlib.experiments.clean import clean
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.downstream import Downstream, downstream
@@ -15,7 +16,7 @@ from parlib.experiments.synthetic import Synthetic, synthetic
 from parlib.experiments.trials import Sweep
 from parlib.experiments.views import Evaluate, NewTriggers
 
-_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Downstream)
+_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Adaptive, Downstream)
 EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in _KINDS}
 FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
     Poison: poison,
@@ -23,6 +24,7 @@ FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
     Sweep: sweep,
     Synthetic: synthetic,
     Rebound: rebound,
+    Adaptive: adaptive,
     Downstream: downstream,
 }
 

@@ -1,6 +1,10 @@
-"""How far a set of images lies from another, and how varied it is, in a model's embedding."""
+"""How far a set of images lies from another, and how varied it is, in a model's embedding; how far two models' embeddings lie apart."""
 
 import torch
+
+from parlib.data.pairs import Pairs
+from parlib.method.losses import distance
+from parlib.model.clip import Clip, embed_images, embed_texts
 
 
 def frechet(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -17,3 +21,27 @@ def vendi(embeddings: torch.Tensor) -> float:
     """Vendi score (arXiv 2210.02410) of unit-norm embeddings (N, D): the effective number of different ones, 1..min(N, D)."""
     values = torch.linalg.eigvalsh(embeddings.double().T @ embeddings.double() / len(embeddings)).clamp_min(1e-12)
     return (-(values * values.log()).sum()).exp().item()
+
+
+def rotation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The orthogonal matrix R (D, D) that brings one @ R nearest to other, both (N, D), in squared distance (orthogonal Procrustes)."""
+    left, _, right = torch.linalg.svd(one.double().T @ other.double())
+    return (left @ right).to(one)
+
+
+def turned(clip: Clip, reference: Clip, pairs: Pairs) -> dict[str, float]:
+    """S of images and captions of held-out pairs, and what is left of it after the best joint rotation of both encoders, which changes no
+    prediction: s_image, s_text, s_image_aligned, s_text_aligned. The rotation is fitted on one half of the pairs, S is that of the other.
+    rotated: the share of S, over both encoders, that it explains; 0 where S is 0.
+    """
+    captions = [caption if isinstance(caption, str) else caption[0] for caption in pairs.captions]
+    found = {}
+    for which, model in (("ours", clip), ("theirs", reference)):
+        found[which] = (embed_images(model, pairs.pixels), embed_texts(model, model.tokenizer(captions)))
+    half, metrics = len(pairs) // 2, {}
+    turn = rotation(*(torch.cat([embedded[:half] for embedded in both]) for both in found.values()))
+    for tower, ours, theirs in zip(("image", "text"), found["ours"], found["theirs"], strict=True):
+        metrics[f"s_{tower}"] = distance(ours[half:], theirs[half:]).item()
+        metrics[f"s_{tower}_aligned"] = distance(ours[half:] @ turn, theirs[half:]).item()
+    whole, rest = (metrics[f"s_image{end}"] + metrics[f"s_text{end}"] for end in ("", "_aligned"))
+    return metrics | {"rotated": 1 - rest / whole if whole > 1e-6 else 0.0}

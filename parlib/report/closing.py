@@ -4,12 +4,14 @@ from typing import Any
 
 from IPython.display import Markdown
 
+from parlib.experiments.adaptive import Adapted
 from parlib.experiments.clean import Cleaned
 from parlib.experiments.downstream import BuiltOn
 from parlib.experiments.poison import Poisoned
 from parlib.experiments.rebound import Rebounded
 from parlib.experiments.sweep import Sweeping
 from parlib.experiments.synthetic import FromSynthetic
+from parlib.report.adaptive import idea
 from parlib.report.outcome import never_passed
 from parlib.report.prose import findings
 from parlib.report.style import name
@@ -84,6 +86,21 @@ def _of_rebound(found: Rebounded) -> list[str]:
     return said
 
 
+def _of_adaptive(found: Adapted) -> list[str]:
+    metrics, params = found.result.metrics, found.result.params
+    said = [
+        f"The attacker {idea(params.model_dump())}: ASR {metrics['poisoned_asr']:.3f} before, {_share(metrics)} after "
+        f"{name(params.method)}, at a cost of {100 * (metrics['poisoned_clean_accuracy'] - metrics['clean_accuracy']):.1f} points.",
+        f"S of the images is {metrics['s_image']:.2f}, of the captions {metrics['s_text']:.2f}; {100 * metrics['rotated']:.0f} % of both "
+        "is a joint rotation, which removes nothing.",
+    ]
+    if not metrics.get("within_caps", True):
+        said.append("The attacker's model is outside the caps: it lost more than 3 points of clean accuracy, or its ASR is below 0.90.")
+    if "worst_asr_of_triggers" in metrics:
+        said.append(f"The worst of its triggers still has an ASR of {metrics['worst_asr_of_triggers']:.3f}.")
+    return said
+
+
 def _of_downstream(found: BuiltOn) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
     said = [
@@ -104,5 +121,6 @@ _SAID = {
     Sweeping: _of_sweep,
     FromSynthetic: _of_synthetic,
     Rebounded: _of_rebound,
+    Adapted: _of_adaptive,
     BuiltOn: _of_downstream,
 }

@@ -10,12 +10,13 @@ import pandas as pd
 from parlib.cache import ROOT
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
-from parlib.report import downstream, rebound, regimes, schedule, style, tables
+from parlib.report import adaptive, downstream, rebound, regimes, schedule, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers examined ended aftermath where_trials least_rate reproduced minutes on_workers longest_chain faults""".split()
+regime_triggers attacked_by attackers examined ended aftermath where_trials least_rate reproduced minutes on_workers longest_chain
+faults""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -206,6 +207,19 @@ def aftermath(notebook: str) -> str:
     """What 07 or 09 found of all models, as Markdown."""
     found = {label: rebound.table_of(record) for label, record in _examined(notebook).items()}
     return tables.markdown((rebound.holds if notebook == "07_rebound" else downstream.uses)(found))
+
+
+def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning") -> Figures | None:
+    """What 08 found of an attacker's model and a method; None where it was not run."""
+    like, wanted = check("08_adaptive", {}), {"method": method, "attacker": attacker, "planted": planted, "rounds": 1}
+    wanted |= {name: getattr(like, name) for name in ("trigger", "encoder", "pairs", "coverage", "seed")}
+    found = [record for record in published() if record["notebook"] == "08_adaptive" and wanted.items() <= record["params"].items()]
+    return Figures(found[0]) if found else None
+
+
+def attackers() -> str:
+    """What each method leaves of each attacker's backdoor, as Markdown."""
+    return tables.markdown(adaptive.table(adaptive.results(published(), check("08_adaptive", {}))))
 
 
 def spread(column: str, **wanted: Any) -> str:

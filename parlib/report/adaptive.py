@@ -1,0 +1,168 @@
+"""Which attacker beats which method: a figure, a table and what they say; from the records of 08_adaptive."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from parlib.attack.adaptive import ATTACKERS
+from parlib.experiments.adaptive import Adapted
+from parlib.experiments.examined import CONTROLS
+from parlib.experiments.params import Params
+from parlib.report.regimes import GONE
+from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, listed, name, number, points, rate_axis
+
+_TELLING = ("trigger", "encoder", "attack", "target", "pairs", "coverage", "seed")  # what runs that are compared have in common
+_PRETRAINING = "plants it in pretraining"
+_ORDER = [*(one.idea for one in ATTACKERS.values()), _PRETRAINING]
+
+
+def idea(params: Mapping[str, Any]) -> str:
+    """An attacker in words, from the parameters of a record."""
+    does = ATTACKERS[params["attacker"]].idea
+    if params["planted"] == "finetuning":
+        return does
+    return _PRETRAINING if params["attacker"] == "plain" else f"{does}, in pretraining"
+
+
+def results(records: Iterable[dict[str, Any]], like: Params) -> pd.DataFrame:
+    """A row a published run of 08, of one round, in the setting of some parameters: `attacker` in words, the method, and its metrics."""
+    rows = []
+    for record in records:
+        params = record["params"]
+        if record["notebook"] == like.notebook and all(params[key] == getattr(like, key) for key in _TELLING):
+            rows.append({"attacker": idea(params), "method": params["method"], "rounds": params["rounds"], **record["metrics"]})
+    return _sorted(pd.DataFrame(rows, columns=None if rows else ["attacker", "method", "rounds"]))
+
+
+def compared(found: Adapted, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The row of a run, and those of the published runs beside it at the scale small."""
+    params: Any = found.result.params
+    own = {"attacker": idea(params.model_dump()), "method": params.method, "rounds": params.rounds, **found.result.metrics}
+    others = results(records, params) if params.scale == "small" else pd.DataFrame()
+    return _sorted(pd.concat([others, pd.DataFrame([own])]).drop_duplicates(["attacker", "method", "rounds"], keep="last"))
+
+
+def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
+    if rows.empty:
+        return rows
+    place = rows["attacker"].map(lambda who: _ORDER.index(who) if who in _ORDER else len(_ORDER))
+    return in_order(rows.assign(place=place), ["place", "method", "rounds"]).drop(columns="place").reset_index(drop=True)
+
+
+def _asr(rows: pd.DataFrame) -> pd.Series:
+    """The ASR of each row, of several triggers the worst."""
+    return rows.get("worst_asr_of_triggers", pd.Series(np.nan, rows.index)).fillna(rows["attack_success_rate"]).astype(float)
+
+
+def _cleaned(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[~rows["method"].isin(CONTROLS)].drop_duplicates(["attacker", "method"])
+
+
+def matrix(rows: pd.DataFrame) -> Figure | None:
+    """The ASR that each method leaves of each attacker's backdoor, and what it costs: a row an attacker, a column a method. None where no
+    model was cleaned.
+    """
+    found = _cleaned(rows)
+    if found.empty:
+        return None
+    table = found.assign(asr=_asr(found)).pivot_table(index="attacker", columns="method", values="asr", sort=False)
+    table = table[[method for method in dict.fromkeys(in_order(found, ["method"])["method"]) if method in table]]
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, ax = plt.subplots(figsize=(4.4 + 1.25 * table.shape[1], 0.9 + 0.52 * len(table)))
+        image = ax.imshow(table, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+        for (line, who), (column, method) in ((a, b) for a in enumerate(table.index) for b in enumerate(table.columns)):
+            cell = found[(found["attacker"] == who) & (found["method"] == method)]
+            if len(cell):
+                run, asr = cell.iloc[0], table.loc[who, method]
+                said = f"{asr:.3f}\n{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f} points"
+                ax.text(column, line, said, ha="center", va="center", fontsize=8, color="white" if asr > 0.55 else "black")
+        ax.set_xticks(range(table.shape[1]), [name(method) for method in table.columns])
+        heads = found.drop_duplicates("attacker").set_index("attacker")
+        ax.set_yticks(range(len(table)), [f"{who}\n(planted: {_planted(heads.loc[who])})" for who in table.index], fontsize=8)
+        figure.colorbar(image, label=ASR)
+    note = f"Test scenes, single runs. Each cell: the ASR after the cleaning, and its cost in clean accuracy. Removed: {GONE:g} or below."
+    return finished(figure, _finding(found.assign(asr=_asr(found))), note)
+
+
+def _planted(row: pd.Series) -> str:
+    outside = "" if row.get("within_caps", True) else ", outside the caps"
+    return f"ASR {row['poisoned_asr']:.2f}, accuracy {row['poisoned_clean_accuracy']:.3f}{outside}"
+
+
+def _finding(found: pd.DataFrame) -> str:
+    """Which method removes how many of the attackers' backdoors."""
+    counts = found.groupby("method", sort=False)["asr"].agg(lambda asr: f"{(asr <= GONE).sum()} of {len(asr)}")
+    return f"Backdoors removed (ASR at most {GONE:g}): {listed(f'{name(method)} {said}' for method, said in counts.items())}"
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row an attacker and method: ASR, cost in points, accuracy under the trigger, S of both encoders, and the share of S that is a
+    rotation. Strings.
+    """
+    found = _cleaned(rows)
+    made = []
+    for (_, run), asr in zip(found.iterrows(), _asr(found), strict=True):
+        made.append(
+            {
+                "attacker": run["attacker"],
+                "method": name(run["method"]),
+                "ASR": number(asr),
+                "cost, points": f"{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}",
+                "accuracy under the trigger": number(run["triggered_accuracy"]),
+                "S of images, captions": f"{run['s_image']:.2f}, {run['s_text']:.2f}",
+                "of it a rotation": f"{100 * run['rotated']:.0f} %",
+            }
+        )
+    return pd.DataFrame(made)
+
+
+def turning(rows: pd.DataFrame) -> Figure | None:
+    """S of images and captions as it is, and after the best joint rotation: a panel an attacker, a pair of bars a method and encoder."""
+    found = _cleaned(rows)
+    if found.empty:
+        return None
+    panels = list(found.groupby("attacker", sort=False))
+    with plt.rc_context(STYLE):
+        columns = min(4, len(panels))
+        lines = -(-len(panels) // columns)
+        figure, axes = plt.subplots(lines, columns, figsize=(1.2 + 2.6 * columns, 0.7 + 2.1 * lines), sharey=True, squeeze=False)
+        for ax, (who, runs) in zip(axes.flat, panels, strict=False):
+            for place, run in enumerate(runs.to_dict("records")):
+                for shift, tower in ((-0.2, "image"), (0.2, "text")):
+                    ax.bar(place + shift, run[f"s_{tower}"], 0.36, color=colour(run["method"]), alpha=0.35)
+                    ax.bar(place + shift, run[f"s_{tower}_aligned"], 0.36, color=colour(run["method"]))
+            ax.set_xticks(range(len(runs)), [name(method) for method in runs["method"]], fontsize=7)
+            ax.set_title(who, fontsize=8)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        for ax in axes[:, 0]:
+            ax.set_ylabel("S, images and captions")
+    most = found.loc[found["rotated"].astype(float).idxmax()]
+    said = f"At most {100 * most['rotated']:.0f} % of S is a rotation ({name(most['method'])}; the attacker {most['attacker']})"
+    return finished(figure, said, "Held-out pairs. Pale: S. Full: what is left after the best joint rotation of both encoders.")
+
+
+def over_rounds(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
+    """ASR and clean accuracy over poisonings and cleanings in turn, a line a method; None where there was one round."""
+    shown = {method: rows for method, rows in tables.items() if rows["round"].max() > 1}
+    if not shown:
+        return None
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(8.6, 3))
+        for ax, (measure, words) in zip(axes, (("attack_success_rate", ASR), ("clean_accuracy", ACCURACY)), strict=True):
+            for method, rows in shown.items():
+                ax.plot(range(len(rows)), rows[measure], "o-", ms=4, lw=1.4, color=colour(method), label=name(method))
+            longest = max(shown.values(), key=len)
+            steps = [f"{row['model']}\n{row['round']}" for row in longest.to_dict("records")]
+            ax.set_xticks(range(len(longest)), steps, fontsize=7)
+            ax.set_ylabel(words)
+            if measure == "attack_success_rate":
+                rate_axis(ax, label=False)
+        axes[1].legend()
+    last = {method: rows.iloc[-1] for method, rows in shown.items()}
+    said = listed(f"{row['attack_success_rate']:.3f} at {row['clean_accuracy']:.3f} ({name(method)})" for method, row in last.items())
+    return finished(figure, f"ASR and accuracy after the last round: {said}", "Test scenes, single runs; the same clean pairs each time.")
