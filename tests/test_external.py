@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from miniatures import cc3m, encoded, picture, write_csv, write_parquet
@@ -155,6 +157,41 @@ def test_the_usual_tables_are_recognised(tmp_path, file, columns, mark, encoding
     body = "\r\n".join(lines).encode(encoding)
     (tmp_path / file).write_bytes(gzip.compress(body) if file.endswith(".gz") else body)
     assert _captions(f"csv:{tmp_path}") == captions
+
+
+@pytest.mark.parametrize(("mark", "said"), [("~", "~"), ("\t", "tab")])
+def test_columns_and_the_separator_can_be_named(tmp_path, mark, said):
+    picture(3).save(tmp_path / "a.png")
+    lines = [("note, image", "photo", "alt"), ("a, b; c", "a.png", "a cat"), ("x", "a.png", "a; dog")]
+    (tmp_path / "pairs.csv").write_text("\n".join(mark.join(line) for line in lines))
+    named = f"csv:{tmp_path}?image=photo&text=alt&separator={said}"
+    assert _captions(named) == ["a cat", "a; dog"]
+    assert str(Source.of(named)) == named
+    assert Source.of(f"csv:{tmp_path}#pairs?image=photo&text=alt&separator={said}").asked.startswith("#pairs?image")
+
+
+def test_of_parquet_the_columns_can_be_named(tmp_path):
+    rows = {"photo": [encoded(3)], "image": [b"no image"], "alt": ["a cat"], "text": ["no"]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    assert _captions(f"parquet:{tmp_path}?image=photo&text=alt") == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("csv:{}?image=foto", "foto.*photo"),
+        ("csv:{}?colour=red", "colour=red.*image=.*separator="),
+        ("csv:{}?image=", "image="),
+        ("csv:{}?separator=, ", "one character"),
+        ("csv:{}?label=alt", "label=alt"),
+        ("parquet:{}?separator=;", "separator=;"),
+        ("webdataset:{}?image=jpg", "webdataset takes no options"),
+    ],
+)
+def test_what_can_not_be_named_is_said(tmp_path, data, named):
+    (tmp_path / "pairs.csv").write_text("photo,alt\na.png,a cat\n")
+    with pytest.raises(ValueError, match=named):
+        _captions(data.format(tmp_path))
 
 
 def test_links_are_no_images(tmp_path):

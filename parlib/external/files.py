@@ -3,7 +3,7 @@
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -53,24 +53,50 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class Source:
-    """External data, LAYOUT:PATH or, of several parts, LAYOUT:PATH#PART. part: empty where none is named; several are joined by +."""
+    """External data, LAYOUT:PATH or, of several parts, LAYOUT:PATH#PART. part: empty where none is named; several are joined by +.
+    options: what follows a ?, such as image=photo&text=alt: the columns of a csv or of parquet files where they are not the usual ones, and
+    the separator of a csv.
+    """
 
     name: str
     layout: Layout
     path: Path
     part: str
+    options: str = ""
+    separator: str = ""
 
     @classmethod
     def of(cls, data: str) -> "Source":
-        """A relative path starts at the project's root. ValueError on an unknown layout."""
+        """A relative path starts at the project's root. ValueError on an unknown layout or option."""
         name, _, rest = data.partition(":")
         if name not in LAYOUTS:
             raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}")
-        path, part = ROOT / Path(rest).expanduser(), ""
+        path, part, options = ROOT / Path(rest).expanduser(), "", ""
+        if not path.exists() and "?" in rest:
+            rest, _, options = rest.rpartition("?")
+            path = ROOT / Path(rest).expanduser()
         if not path.exists() and "#" in rest:
             rest, _, part = rest.rpartition("#")
             path = ROOT / Path(rest).expanduser()
-        return cls(name, LAYOUTS[name], path, part)
+        found = cls(name, LAYOUTS[name], path, part)
+        return found._with(options) if options else found
+
+    def _with(self, options: str) -> "Source":
+        """The same data with other columns, or another separator. ValueError on what can't be said of it."""
+        column = "label" if self.layout.holds == "labels" else "text"
+        allowed = {"csv": ["image", column, "separator"], "parquet": ["image", column]}.get(self.layout.form)
+        if allowed is None:
+            raise ValueError(f"{self.name} takes no options, so not {options!r}: a csv's and parquet's columns can be named")
+        given = dict(option.partition("=")[::2] for option in options.split("&"))
+        for name, value in given.items():
+            if name not in allowed or not value:
+                raise ValueError(f"{self} can't be read with {name}={value}: its options are: {', '.join(f'{one}=...' for one in allowed)}")
+        separator = given.pop("separator", "")
+        separator = "\t" if separator == "tab" else separator
+        if len(separator) > 1:
+            raise ValueError(f"{self}: a csv's separator is one character, or the word tab, not {separator!r}")
+        columns = tuple((dict(self.layout.columns) | given).items())
+        return replace(self, layout=replace(self.layout, columns=columns), options=options, separator=separator)
 
     @property
     def folder(self) -> Path:
@@ -78,7 +104,12 @@ class Source:
         return self.path / self.layout.folder
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.path}" + (f"#{self.part}" if self.part else "")
+        return f"{self.name}:{self.path}" + self.asked
+
+    @property
+    def asked(self) -> str:
+        """What of the data is read, and how: the part and the options, as they are named; empty where neither is."""
+        return (f"#{self.part}" if self.part else "") + (f"?{self.options}" if self.options else "")
 
     def files(self) -> list[Path]:
         """The files of the part that is named, or of the only one. FileNotFoundError where there is none, ValueError where there are

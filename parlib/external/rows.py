@@ -7,7 +7,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset"
     files = source.files()
     name_columns, reader = _FORMS[source.layout.form]
     columns = name_columns(source, files)
+    if source.separator:
+        reader = partial(_csv_rows, separator=source.separator)
     if not images:  # parquet is read by columns; a tar holds all beside each other
         columns.pop("image", None)
     options = {"files": [str(file) for file in files], "reader": reader, "columns": columns}  # a list is shared out among workers
@@ -113,15 +115,15 @@ def _columns(source: Source, there: list[str]) -> dict[str, str]:
 
 def _csv_columns(source: Source, files: list[Path]) -> dict[str, str]:
     with _named(files[0], "as csv"):
-        names, _ = _header(files[0])
+        names, _ = _header(files[0], source.separator)
     return _columns(source, [name.strip() for name in names])
 
 
-def _header(path: Path) -> tuple[list[str], str]:
-    """The column names of a csv and what separates them: of comma, tab, semicolon and bar what gives the most."""
+def _header(path: Path, separator: str = "") -> tuple[list[str], str]:
+    """The column names of a csv and what separates them: where that is not said, of comma, tab, semicolon and bar what gives the most."""
     with _text(path) as file:
         first = next((line for line in file if line.strip()), "")
-    return max(((next(csv.reader([first], delimiter=mark)), mark) for mark in ",\t;|"), key=lambda found: len(found[0]))
+    return max(((next(csv.reader([first], delimiter=mark)), mark) for mark in separator or ",\t;|"), key=lambda found: len(found[0]))
 
 
 def _text(path: Path) -> Any:
@@ -143,9 +145,9 @@ def _encoding(path: Path) -> str:
     return "utf-8-sig"
 
 
-def _csv_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, columns: dict[str, str], separator: str = "") -> Iterator[dict[str, Any]]:
     """Text is text: no number, no missing value is read into it."""
-    names, mark = _header(path)
+    names, mark = _header(path, separator)
     places = {ours: [name.strip() for name in names].index(theirs) for ours, theirs in columns.items()}
     with _text(path) as file:
         rows = (row for row in csv.reader(file, delimiter=mark) if row)

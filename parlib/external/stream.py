@@ -75,8 +75,8 @@ class StreamFeed:
     @property
     def key(self) -> str:
         """Digest of what the files hold, and of how it is read; the number of workers decides the order."""
-        part, how = Source.of(self.stream.data).part, asdict(self.stream.images)
-        return digest(self.rewords, content(self.stream.data), part, self.pairs, how, self.workers)
+        source, how = Source.of(self.stream.data), asdict(self.stream.images)
+        return digest(self.rewords, content(self.stream.data), source.part + source.options, self.pairs, how, self.workers)
 
     def skipped(self) -> dict[str, Any]:
         """What all processes have left out so far, for the report of a training."""
