@@ -11,6 +11,7 @@ from parlib.experiments.clean import tried
 from parlib.experiments.examined import CONTROLS, Examined, fresh_pairs, model_of
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.poison import Poison
+from parlib.experiments.presets import attacker
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.experiments.sweep import columns
@@ -45,7 +46,8 @@ class Adaptive(Examined):
 
     def stages(self) -> list[str]:
         again = ["poison", "loop", "method/contrast", f"method/{self.method}"] if self.rounds > 1 else []
-        return ["adaptive", *again, *super().stages()]
+        others = [f"trigger/{name}" for name in attacker(self.attacker).get("others", [])]
+        return ["adaptive", *again, *others, *super().stages()]
 
     def cost(self) -> int:
         return (self.rounds - 1) * self.cleaning().cost() if self.rounds > 1 else 0

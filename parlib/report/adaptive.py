@@ -103,8 +103,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row an attacker and method: ASR, cost in points, accuracy under the trigger, S of both encoders, and the share of S that is a
     rotation. Strings.
     """
-    found = _cleaned(rows)
-    made = []
+    if rows.empty:
+        return rows
+    found, made = _cleaned(rows), []
     for (_, run), asr in zip(found.iterrows(), _asr(found), strict=True):
         made.append(
             {

@@ -50,9 +50,16 @@ def _classes(coverage: float) -> str:
 
 
 def title_of(regime: Any) -> str:
-    """A regime in words, from a row: "720 pairs, all classes"."""
+    """A regime in words, from a row: "720 pairs, all classes"; with its encoder where that is not the usual one."""
     planted = ", planted in pretraining" if regime["planted"] == "pretraining" else ""
-    return f"{regime['pairs']:,.0f} pairs, {_classes(regime['coverage'])}{planted}"
+    other = "" if regime["encoder"] == "small_resnet" else f", {name(regime['encoder'])}"
+    return f"{regime['pairs']:,.0f} pairs, {_classes(regime['coverage'])}{planted}{other}"
+
+
+def _budget(found: pd.DataFrame) -> str:
+    """How many trials each method had in each regime, in words."""
+    counts = sorted(found.groupby([*REGIME, "method"], dropna=False).size().unique(), reverse=True)
+    return f"each method {' or '.join(map(str, counts))} trials"
 
 
 def frontier(runs: pd.DataFrame) -> pd.DataFrame:
@@ -185,8 +192,8 @@ def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None
             ax.set_axis_off()
         _draw_today(axes, panels, runs_of_today)
     note = (
-        "Validation scenes, BadNet-Stripes, single runs; each method ten trials. A dot is a trial, the line a method's lowest ASR at a "
-        f"cost. Ring: what the blind rule takes with a margin of {100 * MARGIN:.0f} points (dashed), without the trigger."
+        f"Validation scenes, BadNet-Stripes, single runs; {_budget(found)}. A dot is a trial, the line a method's lowest ASR at a cost. "
+        f"Ring: what the blind rule takes with a margin of {100 * MARGIN:.0f} points (dashed), without the trigger."
     )
     return finished(figure, _finding(found), note + (" Crosses: the runs of make reproduce, test scenes." if len(runs_of_today) else ""))
 
@@ -227,7 +234,7 @@ def by_regime(found: pd.DataFrame) -> Figure | None:
     who = listed(map(name, able["method"])) if len(able) else ""
     who = f"only {who} removes" if able["method"].nunique() == 1 else f"{who} remove"
     said = f"{who} the backdoor, {among}" if len(able) else "no method removes the backdoor"
-    note = "Validation scenes, BadNet-Stripes, single runs; each method ten trials. No point: no trial costs so little, or removes it."
+    note = f"Validation scenes, BadNet-Stripes, single runs; {_budget(found)}. No point: no trial costs so little, or removes it."
     return finished(figure, f"Within {100 * MARGIN:.0f} points of clean accuracy {said}", note)
 
 
