@@ -232,3 +232,16 @@ def test_the_table_and_the_figures_hold_every_attacker_and_method():
     course = course.assign(attack_success_rate=[0.9, 0, 0.9, 0], clean_accuracy=0.9)
     assert report.over_rounds({"par": course}) is not None
     assert report.over_rounds({"par": course[:2]}) is None
+
+
+def test_published_runs_are_named_by_their_idea_and_kept_apart_by_their_setting():
+    like = check("08_adaptive", {})
+    metrics = {name: value for name, value in _row("offset", "par", 0.1).items() if name not in ("method", "rounds")}
+    records = [
+        {"notebook": "08_adaptive", "params": one.model_dump(), "metrics": metrics | {"attacker": one.attacker}}
+        for one in (check("08_adaptive", {"attacker": "offset"}), like, check("08_adaptive", {"pairs": 240}))
+    ]
+    found = report.results(records, like)
+    assert list(found["attacker"]) == [ATTACKERS["plain"].idea, ATTACKERS["offset"].idea]
+    assert report.results([], like).empty
+    assert report.table(report.results([], like)).empty

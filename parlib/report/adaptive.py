@@ -28,20 +28,24 @@ def idea(params: Mapping[str, Any]) -> str:
     return _PRETRAINING if params["attacker"] == "plain" else f"{does}, in pretraining"
 
 
+def _named(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"attacker": idea(params), "method": params["method"], "rounds": params["rounds"]}
+
+
 def results(records: Iterable[dict[str, Any]], like: Params) -> pd.DataFrame:
     """A row a published run of 08, of one round, in the setting of some parameters: `attacker` in words, the method, and its metrics."""
     rows = []
     for record in records:
         params = record["params"]
         if record["notebook"] == like.notebook and all(params[key] == getattr(like, key) for key in _TELLING):
-            rows.append({"attacker": idea(params), "method": params["method"], "rounds": params["rounds"], **record["metrics"]})
+            rows.append(record["metrics"] | _named(params))
     return _sorted(pd.DataFrame(rows, columns=None if rows else ["attacker", "method", "rounds"]))
 
 
 def compared(found: Adapted, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """The row of a run, and those of the published runs beside it at the scale small."""
     params: Any = found.result.params
-    own = {"attacker": idea(params.model_dump()), "method": params.method, "rounds": params.rounds, **found.result.metrics}
+    own = found.result.metrics | _named(params.model_dump())
     others = results(records, params) if params.scale == "small" else pd.DataFrame()
     return _sorted(pd.concat([others, pd.DataFrame([own])]).drop_duplicates(["attacker", "method", "rounds"], keep="last"))
 
@@ -142,8 +146,9 @@ def turning(rows: pd.DataFrame) -> Figure | None:
             ax.set_axis_off()
         for ax in axes[:, 0]:
             ax.set_ylabel("S, images and captions")
-    most = found.loc[found["rotated"].astype(float).idxmax()]
-    said = f"At most {100 * most['rotated']:.0f} % of S is a rotation ({name(most['method'])}; the attacker {most['attacker']})"
+    method = found.loc[found["rotated"].astype(float).idxmax(), "method"]
+    shares = [f"{100 * share:.0f}" for share in sorted(found.loc[found["method"] == method, "rotated"])]
+    said = f"{' to '.join(dict.fromkeys((shares[0], shares[-1])))} % of {name(method)}'s S is a joint rotation, which removes nothing"
     return finished(figure, said, "Held-out pairs. Pale: S. Full: what is left after the best joint rotation of both encoders.")
 
 
