@@ -12,10 +12,10 @@ from parlib.attack.adaptive import ATTACKERS
 from parlib.experiments.adaptive import Adapted
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
+from parlib.report.rebound import alike
 from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, listed, name, number, points, rate_axis
 
-_TELLING = ("trigger", "encoder", "attack", "target", "pairs", "coverage", "seed")  # what runs that are compared have in common
 _PRETRAINING = "plants it in pretraining"
 _ORDER = [*(one.idea for one in ATTACKERS.values()), _PRETRAINING]
 
@@ -37,7 +37,7 @@ def results(records: Iterable[dict[str, Any]], like: Params) -> pd.DataFrame:
     rows = []
     for record in records:
         params = record["params"]
-        if record["notebook"] == like.notebook and all(params[key] == getattr(like, key) for key in _TELLING):
+        if alike(record, like):
             rows.append(record["metrics"] | _named(params))
     return _sorted(pd.DataFrame(rows, columns=None if rows else ["attacker", "method", "rounds"]))
 

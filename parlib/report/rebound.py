@@ -16,7 +16,8 @@ from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, listed, name, number, points, rank, rate, rate_axis
 
 _MEASURES = {"attack_success_rate": ASR, "clean_accuracy": ACCURACY}
-_TELLING = ("trigger", "encoder", "attack", "target", "pairs", "coverage", "seed")  # what two models that are compared have in common
+# What two models that are compared have in common; a model that is named (cleaned) may have been cleaned in any other setting.
+TELLING = ("trigger", "encoder", "attack", "target", "pairs", "coverage", "seed")
 
 
 def label(params: Mapping[str, Any]) -> str:
@@ -25,12 +26,18 @@ def label(params: Mapping[str, Any]) -> str:
     return f"{params['method']}, frozen" if frozen else params["method"]
 
 
+def alike(record: dict[str, Any], like: Params) -> bool:
+    """Whether a record is of a model that can be compared with one of these parameters: of the same notebook and setting."""
+    params = record["params"]
+    return record["notebook"] == like.notebook and not params["cleaned"] and all(params[name] == getattr(like, name) for name in TELLING)
+
+
 def models(records: Iterable[dict[str, Any]], like: Params) -> dict[str, dict[str, Any]]:
     """The records of an experiment by label, in the order in which people meet their methods, of models that differ from one with these
     parameters in their cleaning alone.
     """
-    found = [record for record in records if record["notebook"] == like.notebook]
-    found = [record for record in found if all(record["params"][name] == getattr(like, name) for name in _TELLING)]
+    attacker = getattr(like, "attacker", "plain")  # records from before it was a parameter are of the plain one
+    found = [record for record in records if alike(record, like) and record["params"].get("attacker", "plain") == attacker]
     return {label(record["params"]): record for record in sorted(found, key=lambda record: rank(record["params"]["method"]))}
 
 
