@@ -61,7 +61,7 @@ def restore() -> None:
     the next `make publish` of a grid that is made on several machines. Their weights stay away.
     """
     folder, count = outputs("small"), 0
-    for path in sorted(REFERENCE.glob("0[1-4]_*/*.json")):
+    for path in sorted(REFERENCE.glob("[0-9][0-9]_*/*.json")):
         target = folder / path.relative_to(REFERENCE)
         if not target.exists() or _restored(path.relative_to(REFERENCE).with_suffix("").as_posix()):
             beside = {Path(artifact["path"]).name for artifact in read_file(path)["artifacts"].values()}

@@ -47,7 +47,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """All records under a folder, in the order of their ids."""
-    return [read_file(path) for path in sorted(folder.glob("0[1-479]_*/*.json"))]
+    return [read_file(path) for path in sorted(folder.glob("[0-9][0-9]_*/*.json"))]
 
 
 def differences(record: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:

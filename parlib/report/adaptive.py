@@ -98,8 +98,11 @@ def _planted(row: pd.Series) -> str:
 
 
 def _finding(found: pd.DataFrame) -> str:
-    """Which method removes how many of the attackers' backdoors."""
-    counts = found.groupby("method", sort=False)["asr"].agg(lambda asr: f"{(asr <= GONE).sum()} of {len(asr)}")
+    """Which method removes how many of the attackers' backdoors, of those that are planted within the caps."""
+    within = found["within_caps"].astype(bool) if "within_caps" in found else pd.Series(True, found.index)
+    if not within.any():
+        return "No attacker plants a backdoor within the caps"
+    counts = found[within].groupby("method", sort=False)["asr"].agg(lambda asr: f"{(asr <= GONE).sum()} of {len(asr)}")
     return f"Backdoors removed (ASR at most {GONE:g}): {listed(f'{name(method)} {said}' for method, said in counts.items())}"
 
 
