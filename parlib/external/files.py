@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256, read_json, write_json
 from parlib.progress import progress
@@ -87,7 +88,7 @@ class Source:
         allowed = {"csv": ["image", column, "separator"], "parquet": ["image", column]}.get(self.layout.form)
         if allowed is None:
             raise ValueError(f"{self.name} takes no options, so not {options!r}: a csv's and parquet's columns can be named")
-        given = dict(option.partition("=")[::2] for option in options.split("&"))
+        given = dict(parse_qsl(options, keep_blank_values=True))
         for name, value in given.items():
             if name not in allowed or not value:
                 raise ValueError(f"{self} can't be read with {name}={value}: its options are: {', '.join(f'{one}=...' for one in allowed)}")
