@@ -47,7 +47,7 @@ def _rehearsed(values: dict, notebook: str = "02_clean") -> dict[str, tuple[str,
     return {what.split(" ")[0]: (said, fine) for what, said, fine in rehearse(check(notebook, values))}
 
 
-@pytest.mark.parametrize("notebook", ["07_rebound", "09_downstream"])
+@pytest.mark.parametrize("notebook", ["07_rebound", "08_adaptive", "09_downstream"])
 @pytest.mark.parametrize("model", ["none", "par"])
 def test_a_study_of_a_cleaned_checkpoint_of_one_s_own_is_looked_at(own, model, notebook):
     values = {name: own[name] for name in ("poisoned", "evaluation")} | {"method": model}
@@ -56,7 +56,7 @@ def test_a_study_of_a_cleaned_checkpoint_of_one_s_own_is_looked_at(own, model, n
     found = _rehearsed(values, notebook)
     assert all(fine for _, fine in found.values()), found
     assert own["poisoned"] in found["examined"][0]
-    assert ("settings" in found) == (notebook == "07_rebound")  # the other trains no CLIP
+    assert ("settings" in found) == (notebook == "07_rebound")  # the others train no CLIP
 
 
 def test_everything_is_looked_at_and_nothing_trained(own, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Attackers who expect a cleaning: how each trains its backdoor in, and what it changes in the pairs (presets/planting.yaml)."""
+"""Attackers who expect a cleaning: how each trains its backdoor in, and what it changes in the pairs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,18 +6,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Attacker:
-    """method: of its training, a name in METHODS; options: of its recipe. idea: in a few words, for tables."""
+    """idea: in a few words, for tables. method: of its training, a name in METHODS; options: of its recipe. rate: of the poisoned pairs;
+    None: the usual. others: triggers that it plants beside its own.
+    """
 
     idea: str
     method: str = "contrast"
     options: dict[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+    others: tuple[str, ...] = ()
 
 
 ATTACKERS = {
     "plain": Attacker("expects no cleaning"),
-    "rare": Attacker("poisons 1 % of the pairs"),
-    "very_rare": Attacker("poisons 0.3 % of the pairs"),
-    "several": Attacker("four triggers for one target, a quarter of the poisoned pairs each"),
+    "rare": Attacker("poisons 1 % of the pairs", rate=0.01),
+    "very_rare": Attacker("poisons 0.3 % of the pairs", rate=0.003),
+    "several": Attacker(
+        "four triggers for one target, a quarter of the poisoned pairs each", others=("badnet", "blended_triangles", "blended_stripes")
+    ),
     # public records: harder to remove (arXiv 2311.14948); the weight decay is that of a plain planting
     "self_supervised": Attacker("trains with CleanCLIP's own term", "cleanclip", {"self_weight": 1.0, "weight_decay": 1e-4}),
     "lookahead": Attacker("looks ahead through three steps of a cleaning", "lookahead"),

@@ -15,7 +15,6 @@ from parlib.cli.plan import Planned
 from parlib.cli.rows import ROWS, look_at_pairs
 from parlib.data.pairs import Pairs, class_index
 from parlib.experiments.clean_params import Clean
-from parlib.experiments.downstream import Downstream
 from parlib.experiments.examined import Examined
 from parlib.experiments.lineage import open_checkpoint, preparation
 from parlib.experiments.params import Params, Training
@@ -74,7 +73,7 @@ def _of_one(params: Poison | Clean) -> Steps:
         steps += [("examined model", lambda: _examined(params))]
     shared: Steps = [*_evaluated(params), ("triggers", lambda: _triggers(params))]
     disk = ("disk", lambda: _disk([params], held["clip"]))
-    if isinstance(params, Downstream):  # it trains no CLIP
+    if isinstance(params, Examined) and not params.trains:
         return [*steps, *shared, disk]
     steps += [(f"pairs {params.data}", lambda: _pairs(params)), *shared, ("settings", lambda: settings(params)), disk]
     return [*steps, ("time and memory", lambda: cost([params], held["clip"]) if there else _UNKNOWN)]

@@ -15,7 +15,7 @@ from parlib.cli.notebooks import notebook_path
 from parlib.cli.plan import plan
 from parlib.experiments.registry import EXPERIMENTS, check
 from parlib.records.status import fresh
-from parlib.records.store import REFERENCE, located, outputs, read, read_all, read_file, record_path
+from parlib.records.store import REFERENCE, located, outputs, read, read_all, read_file, record_files, record_path
 from parlib.report import prose
 from parlib.report.rows import table
 
@@ -61,7 +61,7 @@ def restore() -> None:
     the next `make publish` of a grid that is made on several machines. Their weights stay away.
     """
     folder, count = outputs("small"), 0
-    for path in sorted(REFERENCE.glob("[0-9][0-9]_*/*.json")):
+    for path in record_files(REFERENCE):
         target = folder / path.relative_to(REFERENCE)
         if not target.exists() or _restored(path.relative_to(REFERENCE).with_suffix("").as_posix()):
             beside = {Path(artifact["path"]).name for artifact in read_file(path)["artifacts"].values()}

@@ -6,12 +6,12 @@ from typing import Any, Self
 import pandas as pd
 from pydantic import Field
 
+from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.poison import poison
 from parlib.experiments.clean import tried
 from parlib.experiments.examined import CONTROLS, Examined, fresh_pairs, model_of
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.poison import Poison
-from parlib.experiments.presets import attacker
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.experiments.sweep import columns
@@ -45,12 +45,17 @@ class Adaptive(Examined):
         return found
 
     def stages(self) -> list[str]:
-        again = ["poison", "loop", "method/contrast", f"method/{self.method}"] if self.rounds > 1 else []
-        others = [f"trigger/{name}" for name in attacker(self.attacker).get("others", [])]
+        how = ATTACKERS[self.attacker]
+        again = ["poison", "loop", f"method/{how.method}", f"method/{self.method}"] if self.trains else []
+        others = [f"trigger/{name}" for name in how.others]
         return ["adaptive", *again, *others, *super().stages()]
 
+    @property
+    def trains(self) -> bool:
+        return self.rounds > 1
+
     def cost(self) -> int:
-        return (self.rounds - 1) * self.cleaning().cost() if self.rounds > 1 else 0
+        return (self.rounds - 1) * (self.planting().cost() + self.cleaning().cost()) if self.trains else 0
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ class Downstream(Examined):
 
     probe_pairs: int = Field(2400, ge=10, description="clean scenes that a probe is fitted on; of `evaluation` a half of its images")
 
+    @property
+    def trains(self) -> bool:
+        return False
+
     def stages(self) -> list[str]:
         return ["downstream", *super().stages()]
 

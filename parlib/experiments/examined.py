@@ -57,6 +57,11 @@ class Examined(Clean):
             given["base_epochs"] = None
         return Clean.check(given)
 
+    @property
+    def trains(self) -> bool:
+        """Whether a CLIP is trained here, beside the cleaning."""
+        return True
+
     def needs(self) -> list[Any]:
         own = [] if self.cleaned or self.method in CONTROLS else [self.cleaning()]
         return super().needs() + own

@@ -28,15 +28,8 @@ from parlib.records.identity import Identity, identity
 from parlib.train.compute import Compute, check_compute
 
 _NOT_IN_IDENTITY = ("scale", "experiment", "ray_address")  # where a run is kept, which table shows it, where it is computed
-_WORDS = (
-    "name",
-    "method",
-    "trigger",
-    "attack",
-    "attacker",
-    "encoder",
-    "seed",
-)  # these stand in a run id in words, other parameters as name and value
+# These stand in a run id in words, other parameters as name and value.
+_WORDS = ("name", "method", "trigger", "attack", "attacker", "encoder", "seed")
 _LONGEST = 150  # characters of a run id
 
 

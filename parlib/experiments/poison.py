@@ -14,7 +14,7 @@ from parlib.attack.triggers import LEARNED, Trigger
 from parlib.data.pairs import Pairs
 from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
 from parlib.experiments.params import Input, Training, checkpoint_input, tuned
-from parlib.experiments.presets import attacker, planting, trigger_options
+from parlib.experiments.presets import planting, trigger_options
 from parlib.experiments.result import Result, beside
 from parlib.external.batches import check_outside
 from parlib.external.poisoned_copy import lists, poison_stream
@@ -62,28 +62,27 @@ class Poison(Training):
         return self._filled()
 
     def _check_attacker(self) -> None:
-        method = METHODS[ATTACKERS[self.attacker].method]
+        how = ATTACKERS[self.attacker]
+        method = METHODS[how.method]
         if (method.needs_clean or method.move) and (self.compute.processes > 1 or self.compute.chunk):
             raise ValueError(
                 f"attacker {self.attacker!r} trains in one process and in whole batches: leave compute's processes and chunk out"
             )
-        if attacker(self.attacker).get("others") and (self.data != "scenes" or self.attack != "dirty_label"):
+        if how.others and (self.data != "scenes" or self.attack != "dirty_label"):
             raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")
 
     def _filled(self) -> Self:
-        usual = planting(self.encoder, self.trigger, self.attack) | self._changed()
+        usual = planting(self.encoder, self.trigger, self.attack)
+        usual["rate"] = ATTACKERS[self.attacker].rate or usual["rate"]
         options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
         if (path := self.pattern_path()) is not None and path.is_file():
             options |= self.trigger_with(options).options  # its size is the file's
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         return self.model_copy(update=filled | {"trigger_options": options})
 
-    def _changed(self) -> dict[str, Any]:
-        return {name: value for name, value in attacker(self.attacker).items() if name == "rate"}
-
     def others(self) -> tuple[Trigger, ...]:
         """The triggers that an attacker plants beside its own, with their usual options."""
-        names = [name for name in attacker(self.attacker).get("others", []) if name != self.trigger]
+        names = [name for name in ATTACKERS[self.attacker].others if name != self.trigger]
         return tuple(Trigger(name, trigger_options(name, self.side)) for name in names)
 
     def planned(self, learned: Learned | None = None) -> Attack:

@@ -36,7 +36,8 @@ def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
     trigger = attack.trigger
     asked = {"trigger": trigger.name, "options": dict(trigger.options), "target": attack.target, "kind": attack.kind}
     asked |= {"rate": attack.rate, "seed": attack.seed, "pairs": pairs.count, "images": asdict(pairs.images)}
-    inputs = {"data": content(pairs.data) + Source.of(pairs.data).part + Source.of(pairs.data).options}
+    source = Source.of(pairs.data)
+    inputs = {"data": content(pairs.data) + source.part + source.options}
     inputs |= {} if trigger.pattern is None else {"pattern": digest(trigger.pattern)}
     key = identity(params=asked, inputs=inputs, stages=["poison", "external", f"trigger/{trigger.name}"]).digest
     folder = cache_dir() / "poisoned" / key[:32]

@@ -3,8 +3,9 @@
 import torch
 
 from parlib.data.pairs import Pairs
+from parlib.measure.metrics import embed_both
 from parlib.method.losses import distance
-from parlib.model.clip import Clip, embed_images, embed_texts
+from parlib.model.clip import Clip
 
 
 def frechet(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -34,13 +35,9 @@ def turned(clip: Clip, reference: Clip, pairs: Pairs) -> dict[str, float]:
     prediction: s_image, s_text, s_image_aligned, s_text_aligned. The rotation is fitted on one half of the pairs, S is that of the other.
     rotated: the share of S, over both encoders, that it explains; 0 where S is 0.
     """
-    captions = [caption if isinstance(caption, str) else caption[0] for caption in pairs.captions]
-    found = {}
-    for which, model in (("ours", clip), ("theirs", reference)):
-        found[which] = (embed_images(model, pairs.pixels), embed_texts(model, model.tokenizer(captions)))
-    half, metrics = len(pairs) // 2, {}
-    turn = rotation(*(torch.cat([embedded[:half] for embedded in both]) for both in found.values()))
-    for tower, ours, theirs in zip(("image", "text"), found["ours"], found["theirs"], strict=True):
+    found, half, metrics = embed_both(clip, reference, pairs), len(pairs) // 2, {}
+    turn = rotation(*(torch.cat([embedded[:half] for embedded in towers]) for towers in found))
+    for tower, ours, theirs in zip(("image", "text"), *found, strict=True):
         metrics[f"s_{tower}"] = distance(ours[half:], theirs[half:]).item()
         metrics[f"s_{tower}_aligned"] = distance(ours[half:] @ turn, theirs[half:]).item()
     whole, rest = (metrics[f"s_image{end}"] + metrics[f"s_text{end}"] for end in ("", "_aligned"))

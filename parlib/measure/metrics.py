@@ -185,11 +185,16 @@ def measure(clip: Clip, scenes: EvalSet, classes: torch.Tensor | None = None) ->
     return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(scenes.sentences)).to(image.device), scenes)
 
 
+def embed_both(clip: Clip, reference: Clip, pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The embeddings of images and of the first caption of each, (N, D), by a model and by its reference."""
+    tokens = clip.tokenizer([caption if isinstance(caption, str) else caption[0] for caption in pairs.captions])
+    return [(embed_images(model, pairs.pixels), embed_texts(model, tokens)) for model in (clip, reference)]
+
+
 def moved(clip: Clip, reference: Clip, pairs: Pairs) -> dict[str, float]:
     """S of both encoders on pairs as they are: how far they are from a reference, in 0..4 (losses.distance)."""
-    tokens = clip.tokenizer([caption if isinstance(caption, str) else caption[0] for caption in pairs.captions])
-    s_image = distance(embed_images(clip, pairs.pixels), embed_images(reference, pairs.pixels))
-    return {"s_image": s_image.item(), "s_text": distance(embed_texts(clip, tokens), embed_texts(reference, tokens)).item()}
+    towers = zip(("image", "text"), *embed_both(clip, reference, pairs), strict=True)
+    return {f"s_{tower}": distance(ours, theirs).item() for tower, ours, theirs in towers}
 
 
 def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:

@@ -147,9 +147,7 @@ METHODS: dict[str, Method] = {
     "distil": Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",)),
     "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
-}
-# How attackers who expect a cleaning train; plain ones take contrast.
-METHODS |= {
+    # How attackers who expect a cleaning train; plain ones take contrast.
     "spread": Method(spread, plants=True, needs_clean=True, learns_scale=True),
     "offset": Method(offset, plants=True, learns_scale=True),
     "lookahead": Method(contrast, move=ahead, plants=True, needs_clean=True, learns_scale=True),

@@ -45,9 +45,14 @@ def read_file(path: Path) -> dict[str, Any]:
     return record
 
 
+def record_files(folder: Path) -> list[Path]:
+    """The files of all records under a folder, in the order of their ids."""
+    return sorted(folder.glob("[0-9][0-9]_*/*.json"))
+
+
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """All records under a folder, in the order of their ids."""
-    return [read_file(path) for path in sorted(folder.glob("[0-9][0-9]_*/*.json"))]
+    return [read_file(path) for path in record_files(folder)]
 
 
 def differences(record: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:

@@ -63,7 +63,9 @@ def _asr(rows: pd.DataFrame) -> pd.Series:
 
 
 def _cleaned(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[~rows["method"].isin(CONTROLS)].drop_duplicates(["attacker", "method"])
+    """The first row of each attacker and method, controls left out, with its `asr`."""
+    found = rows[~rows["method"].isin(CONTROLS)].drop_duplicates(["attacker", "method"])
+    return found.assign(asr=_asr(found))
 
 
 def matrix(rows: pd.DataFrame) -> Figure | None:
@@ -73,7 +75,7 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
     found = _cleaned(rows)
     if found.empty:
         return None
-    table = found.assign(asr=_asr(found)).pivot_table(index="attacker", columns="method", values="asr", sort=False)
+    table = found.pivot_table(index="attacker", columns="method", values="asr", sort=False)
     table = table[[method for method in dict.fromkeys(in_order(found, ["method"])["method"]) if method in table]]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(4.4 + 1.25 * table.shape[1], 0.9 + 0.52 * len(table)))
@@ -89,7 +91,7 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
         ax.set_yticks(range(len(table)), [f"{who}\n(planted: {_planted(heads.loc[who])})" for who in table.index], fontsize=8)
         figure.colorbar(image, label=ASR)
     note = f"Test scenes, single runs. Each cell: the ASR after the cleaning, and its cost in clean accuracy. Removed: {GONE:g} or below."
-    return finished(figure, _finding(found.assign(asr=_asr(found))), note)
+    return finished(figure, _finding(found), note)
 
 
 def _planted(row: pd.Series) -> str:
@@ -113,12 +115,12 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return rows
     found, made = _cleaned(rows), []
-    for (_, run), asr in zip(found.iterrows(), _asr(found), strict=True):
+    for run in found.to_dict("records"):
         made.append(
             {
                 "attacker": run["attacker"],
                 "method": name(run["method"]),
-                "ASR": number(asr),
+                "ASR": number(run["asr"]),
                 "cost, points": f"{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}",
                 "accuracy under the trigger": number(run["triggered_accuracy"]),
                 "S of images, captions": f"{run['s_image']:.2f}, {run['s_text']:.2f}",

@@ -211,8 +211,8 @@ def aftermath(notebook: str) -> str:
 
 def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning") -> Figures | None:
     """What 08 found of an attacker's model and a method; None where it was not run."""
-    wanted = {"method": method, "attacker": attacker, "planted": planted, "rounds": 1}.items()
-    found = [one for one in published() if rebound.alike(one, check("08_adaptive", {})) and wanted <= one["params"].items()]
+    like, wanted = check("08_adaptive", {}), {"method": method, "attacker": attacker, "planted": planted, "rounds": 1}.items()
+    found = [one for one in published() if rebound.alike(one, like) and wanted <= one["params"].items()]
     return Figures(found[0]) if found else None
 
 

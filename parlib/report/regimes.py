@@ -13,14 +13,8 @@ from parlib.report import style
 from parlib.report.style import STYLE, colour, finished, in_order, label_ends, listed, name, number, points, rate, rate_axis
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
-GRIDS = (
-    "regimes",
-    "regimes_tau",
-    "regimes_triggers",
-    "rebound",
-    "downstream",
-    "adaptive",
-)  # the studies of few pairs, beside `make reproduce`, scarce
+# The studies of few pairs, beside that of `make reproduce`, scarce.
+GRIDS = ("regimes", "regimes_tau", "regimes_triggers", "rebound", "downstream", "adaptive")
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 

@@ -53,11 +53,6 @@ def planting(encoder: str, trigger: str, kind: str) -> dict[str, Any]:
     return found | known["triggers"].get(trigger, {}) | known["triggers"].get(f"{encoder}/{trigger}", {})
 
 
-def attacker(name: str) -> dict[str, Any]:
-    """What an attacker changes in the pairs: rate, others (triggers beside its own)."""
-    return dict(_read("planting")["attackers"].get(name, {}))
-
-
 def scale_values(notebook: str, scale: str, *of: str) -> dict[str, Any]:
     """What a scale takes where a parameter is left at its default; of: a method and an encoder, which may have values of their own."""
     known = _read("scales").get(scale, {})
