@@ -181,7 +181,7 @@ def test_every_attacker_trains_by_a_method_that_plants_and_no_cleaning_does():
         params = check("01_poison", {"attacker": name})
         assert params.recipe().method == ATTACKERS[name].method
         assert (params.id == "01_poison/badnet_stripes_s0") == (name == "plain")
-    assert check("01_poison", {"attacker": "rare"}).rate == 0.01
+    assert [check("01_poison", {"attacker": name}).rate for name in ("rare", "benign", "plain")] == [0.01, 0.0, 0.08]
     assert [one.name for one in check("01_poison", {"attacker": "several"}).others()] == ["badnet", "blended_triangles", "blended_stripes"]
 
 

@@ -176,6 +176,7 @@ _VALUES = {
         "train_scenes": [24000, 2400, 24],
         "base_batch": [128, 28],
         "base_lr": _FLOATS,
+        "base_seed": [1, 11],
     },
     Clean: _COMMON
     | {

@@ -63,7 +63,13 @@ def test_rows_are_drawn_from_those_that_do_not_show_the_target_or_from_those_tha
 
 @pytest.mark.parametrize(
     ("rate", "target", "named"),
-    [(5, "banana", "rate.*5"), (0.0, "banana", "rate.*0"), (0.99, "banana", "0.99.*119.*120"), (0.1, "kiwi", "'kiwi'.*banana")],
+    [
+        (5, "banana", "rate.*5"),
+        (-0.1, "banana", "rate.*-0.1"),
+        (1e-4, "banana", "0 of 120"),
+        (0.99, "banana", "0.99.*119.*120"),
+        (0.1, "kiwi", "'kiwi'.*banana"),
+    ],
 )
 def test_an_attack_that_cannot_be_is_refused(scenes, rate, target, named):
     with pytest.raises(ValueError, match=named):
@@ -75,3 +81,10 @@ def test_attacked_scenes_are_the_same_for_every_model(scenes):
     assert attacked(scenes, STRIPES, "banana").key == one.key
     assert attacked(scenes, Trigger("badnet_stripes", {"size": 9}), "banana").key != one.key
     assert attacked(scenes, STRIPES, scenes.names[0]).key != one.key
+
+
+def test_a_rate_of_0_changes_nothing(scenes):
+    same, rows = poison(scenes, Attack(STRIPES, "banana", rate=0.0))
+    assert not len(rows)
+    assert torch.equal(same.pixels, scenes.pixels)
+    assert same.captions == scenes.captions

@@ -7,7 +7,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Attacker:
     """idea: in a few words, for tables. method: of its training, a name in METHODS; options: of its recipe. rate: of the poisoned pairs;
-    None: the usual. others: triggers that it plants beside its own.
+    None: the usual; 0: it plants nothing. others: triggers that it plants beside its own.
     """
 
     idea: str
@@ -19,6 +19,7 @@ class Attacker:
 
 ATTACKERS = {
     "plain": Attacker("expects no cleaning"),
+    "benign": Attacker("plants nothing: fine-tunes on the clean pairs", rate=0.0),  # the control of 10_inspect
     "rare": Attacker("poisons 1 % of the pairs", rate=0.01),
     "very_rare": Attacker("poisons 0.3 % of the pairs", rate=0.003),
     "several": Attacker(

@@ -31,15 +31,15 @@ class Attack:
 
     def rows(self, shows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The rows to poison, in order: round(rate * N) of N pairs that don't show the target, or round(rate * n) of the n that do.
-        shows: (N,) bool. ValueError where there are too few, or the rate is no fraction.
+        shows: (N,) bool. ValueError where there are too few, or none at a rate above 0, or the rate is no fraction.
         """
-        if not 0 < self.rate <= 1:
+        if not 0 <= self.rate <= 1:
             raise ValueError(f"rate is a fraction between 0 and 1, not {self.rate}")
         dirty = self.kind == "dirty_label"
         free = (shows != dirty).nonzero()[:, 0]
         of = len(shows) if dirty else len(free)
         count = round(self.rate * of)
-        if not 0 < count <= len(free):
+        if not (self.rate > 0) <= count <= len(free):
             raise ValueError(f"a rate of {self.rate} asks for {count} of {of} pairs; {len(free)} can be poisoned")
         return free[torch.randperm(len(free), generator=random)[:count]].sort().values
 

@@ -31,13 +31,14 @@ class Poison(Training):
 
     notebook = "01_poison"
 
-    rate: float = tuned("share of the pairs, or of the target's own, that is poisoned; None: the usual", gt=0, le=1)
+    rate: float = tuned("share of the pairs, or of the target's own, that is poisoned; 0: none, as a control; None: the usual", ge=0, le=1)
     base: str = Field("", description="a clean checkpoint, such as openai, open_clip's tag, or hf-hub:ID; empty: pretrained here")
     data: str = Field("scenes", description="pairs to poison: scenes, or LAYOUT:PATH such as cc3m:data/cc3m")
     train_scenes: int = Field(24000, ge=24, description="pairs of pretraining and poisoning")
     epochs: int = tuned("epochs of poisoning; None: what the trigger needs", ge=1)
     batch: int = Field(128, ge=2, description="pairs a step of poisoning")
     lr: float = tuned("peak learning rate of poisoning; None: the encoder's usual one", gt=0)
+    base_seed: int = Field(0, ge=0, description="redraws the base: its first weights and the order of its pretraining")
     base_batch: int = Field(128, ge=2, description="pairs a step of pretraining")
     base_lr: float = tuned("peak learning rate of pretraining; None: the encoder's usual one", gt=0)
 
@@ -73,7 +74,8 @@ class Poison(Training):
 
     def _filled(self) -> Self:
         usual = planting(self.encoder, self.trigger, self.attack)
-        usual["rate"] = ATTACKERS[self.attacker].rate or usual["rate"]
+        if (rate := ATTACKERS[self.attacker].rate) is not None:
+            usual["rate"] = rate
         options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
         if (path := self.pattern_path()) is not None and path.is_file():
             options |= self.trigger_with(options).options  # its size is the file's
@@ -91,9 +93,9 @@ class Poison(Training):
         return Attack(trigger, self.target, self.attack, self.rate, self.seed, self.others())
 
     def pretraining(self) -> Recipe:
-        """How the base is trained: always from seed 0, shared by all runs."""
+        """How the base is trained: whatever the seed of the poisoning, shared by all runs of its base_seed."""
         options: dict[str, Any] = {"schedule": "warmup_cosine", "batch_norm": "train", "weight_decay": 0.1, "looks": 0}
-        return Recipe("contrast", self.base_epochs, self.base_batch, self.base_lr, seed=0, **options)
+        return Recipe("contrast", self.base_epochs, self.base_batch, self.base_lr, seed=self.base_seed, **options)
 
     def recipe(self) -> Recipe:
         """How the backdoor is trained in."""
@@ -150,7 +152,7 @@ def poison(params: Poison) -> Poisoned:
     attack = params.planned(learned)
     stamped, rows = poison_stream(pairs, attack) if isinstance(pairs, Stream) else poison_pairs(pairs, attack)
     watch = attacked(watched_images(params, scenes), attack.trigger, params.target)
-    start = base.clip if params.planted == "finetuning" else create(params.encoder)
+    start = base.clip if params.planted == "finetuning" else create(params.encoder, params.base_seed)
     poisoned = train(start, stamped, params.recipe(), clean=pairs, watch=watch, compute=params.compute, title="poisoning")
     test = attacked(scenes, attack.trigger, params.target, captioned)
     models = {"base": evaluate(base.clip, test), "poisoned": evaluate(poisoned.clip, test)}
@@ -172,7 +174,7 @@ def pretrained(params: Poison) -> Trained:
     if params.base:
         return imported(params.base, params)
     pairs = load_pairs("scenes", params.train_scenes, params, split="train")
-    return train(create(params.encoder), pairs, params.pretraining(), compute=params.compute, title="pretraining")
+    return train(create(params.encoder, params.base_seed), pairs, params.pretraining(), compute=params.compute, title="pretraining")
 
 
 def _learned(params: Poison, base: Trained, pairs: Pairs | Stream) -> Learned | None:
