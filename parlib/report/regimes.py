@@ -14,7 +14,7 @@ from parlib.report.style import STYLE, colour, finished, in_order, label_ends, l
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
-GRIDS = ("regimes", "regimes_tau", "regimes_triggers", "rebound", "downstream", "adaptive")
+GRIDS = ("regimes", "regimes_tau", "regimes_triggers", "rebound", "downstream", "adaptive", "inspect")
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
