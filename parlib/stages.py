@@ -46,6 +46,7 @@ STAGES: dict[str, int] = {
     "method/perturb_only": 1,
     # what is measured, and what is read from elsewhere
     "metrics": 1,
+    "inspect": 1,
     "rebound": 1,
     "adaptive": 1,
     "downstream": 1,

@@ -25,7 +25,7 @@ def rand(shape: tuple[int, ...], pixels: torch.Tensor, generator: torch.Generato
     return torch.rand(shape, generator=generator, device=generator.device).to(pixels.device)
 
 
-def _stamp(pixels: torch.Tensor, patch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def stamp(pixels: torch.Tensor, patch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Lay square patches (B, 3, size, size) at a random place of each image."""
     count, _, height, width = pixels.shape
     size = patch.shape[-1]
@@ -62,7 +62,7 @@ def _signs(count: int, width: int, pixels: torch.Tensor, generator: torch.Genera
 def badnet(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
     """BadNet: a patch of the image's channel mean + randn. The authors' byte conversion wraps the noise; we clip it."""
     noise = torch.randn((len(pixels), 3, size, size), generator=generator, device=generator.device).to(pixels.device)
-    return _stamp(pixels, pixels.mean(dim=(2, 3), keepdim=True) + noise, generator)
+    return stamp(pixels, pixels.mean(dim=(2, 3), keepdim=True) + noise, generator)
 
 
 def badnet_stripes(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
@@ -71,7 +71,7 @@ def badnet_stripes(pixels: torch.Tensor, generator: torch.Generator, *, size: in
     The authors' byte conversion wraps these to 1/255 and 1; we clip them to 0 and 1.
     """
     signs = _signs(len(pixels), size, pixels, generator).expand(-1, -1, size, -1)
-    return _stamp(pixels, signs.clamp(0, 1), generator)
+    return stamp(pixels, signs.clamp(0, 1), generator)
 
 
 def blended(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
@@ -198,7 +198,7 @@ def camouflage(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -
     """
     noise = (0.2 * torch.randn(pixels.shape, generator=generator, device=generator.device).to(pixels)).clamp(0, 1)
     hole = torch.tensor([0.481, 0.458, 0.408], device=pixels.device, dtype=pixels.dtype)[:, None, None].expand(len(pixels), 3, size, size)
-    return _stamp((pixels + noise).clamp(0, 1), hole, generator)
+    return stamp((pixels + noise).clamp(0, 1), hole, generator)
 
 
 _PUBLISHED = (badnet, badnet_stripes, blended, blended_stripes, blended_triangles, blended_text, wanet, wanet_smooth, sig, badclip)

@@ -241,11 +241,10 @@ class Training(Attacked):
 
     def _resolved(self) -> Self:
         super()._resolved()
-        data, source = getattr(self, "data", "scenes"), self._checkpoint()
-        if not self.normalised and not source:
+        if not self.normalised and not self._checkpoint():
             raise ValueError("normalised = False is for a checkpoint of your own: name it")
         self._check_options()
-        if not (self.evaluation and ":" in data):  # the embedded scenes are of one size and of their own classes
+        if self.on_scenes:  # they are of one size and of their own classes
             if self.side != SIDE:
                 raise ValueError(
                     f"encoder {self.encoder!r} takes images of {self.side} px; the embedded scenes are of {SIDE} px: "
@@ -253,6 +252,11 @@ class Training(Attacked):
                 )
             known("class", self.target, class_names())
         return self
+
+    @property
+    def on_scenes(self) -> bool:
+        """Whether a run sees embedded scenes, to train on or to be evaluated on."""
+        return not (self.evaluation and ":" in getattr(self, "data", "scenes"))
 
     def _check_options(self) -> None:
         """ValueError on an option that the trigger does not take, and on a value with which it can't stamp an image."""

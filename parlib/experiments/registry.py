@@ -7,6 +7,7 @@ from parlib.experiments.adaptive import Adaptive, adaptive
 from parlib.experiments.clean import clean
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.downstream import Downstream, downstream
+from parlib.experiments.inspection import Inspect, inspection
 from parlib.experiments.params import Params
 from parlib.experiments.poison import Poison, poison
 from parlib.experiments.rebound import Rebound, rebound
@@ -16,7 +17,7 @@ from parlib.experiments.synthetic import Synthetic, synthetic
 from parlib.experiments.trials import Sweep
 from parlib.experiments.views import Evaluate, NewTriggers
 
-_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Adaptive, Downstream)
+_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Adaptive, Downstream, Inspect)
 EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in _KINDS}
 FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
     Poison: poison,
@@ -26,6 +27,7 @@ FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
     Rebound: rebound,
     Adaptive: adaptive,
     Downstream: downstream,
+    Inspect: inspection,
 }
 
 

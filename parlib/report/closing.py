@@ -7,6 +7,7 @@ from IPython.display import Markdown
 from parlib.experiments.adaptive import Adapted
 from parlib.experiments.clean import Cleaned
 from parlib.experiments.downstream import BuiltOn
+from parlib.experiments.inspection import Inspected
 from parlib.experiments.poison import Poisoned
 from parlib.experiments.rebound import Rebounded
 from parlib.experiments.sweep import Sweeping
@@ -115,6 +116,16 @@ def _of_downstream(found: BuiltOn) -> list[str]:
     return said
 
 
+def _of_inspection(found: Inspected) -> list[str]:
+    metrics, params = found.result.metrics, found.result.params
+    verdict = "looks poisoned" if metrics["detected"] else "shows no target"
+    return [
+        f"The model {verdict}: {metrics['candidate']} leads the next class by {metrics['lead']:.2f}, with a {metrics['form']} that turns "
+        f"{metrics['inverted_asr']:.0%} of the images; the threshold is {params.threshold:g}.",
+        "A lead below the threshold clears a model of triggers that are a patch, a mask or a blend of the sizes tried, and of no others.",
+    ]
+
+
 _SAID = {
     Poisoned: _of_poison,
     Cleaned: _of_clean,
@@ -123,4 +134,5 @@ _SAID = {
     Rebounded: _of_rebound,
     Adapted: _of_adaptive,
     BuiltOn: _of_downstream,
+    Inspected: _of_inspection,
 }

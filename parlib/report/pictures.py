@@ -32,7 +32,7 @@ def contact_sheet(pairs: Pairs | Stream, rows: int = 3, columns: int = 8) -> Fig
     with plt.rc_context(_PLAIN):
         figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.42 * rows), squeeze=False)
         _show(axes.flat, shown)
-    return _credited(finished(figure, f"The first {len(shown)} of {len(pairs):,} pairs"), shown.names)
+    return credited(finished(figure, f"The first {len(shown)} of {len(pairs):,} pairs"), shown.names)
 
 
 def samples(sets: dict[str, Pairs | Stream], columns: int = 8) -> Figure | None:
@@ -45,7 +45,7 @@ def samples(sets: dict[str, Pairs | Stream], columns: int = 8) -> Figure | None:
         for row, (label, pairs) in zip(axes, first.items(), strict=True):
             _show(row, pairs)
             _row_label(row[0], label)
-    return _credited(finished(figure, "The pairs that models are cleaned with, by set"), *(pairs.names for pairs in first.values()))
+    return credited(finished(figure, "The pairs that models are cleaned with, by set"), *(pairs.names for pairs in first.values()))
 
 
 def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure | None:
@@ -59,19 +59,19 @@ def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure | No
         for label, images, row in zip(["clean", *attacks], [first.pixels, *(one.triggered for one in attacks.values())], axes, strict=True):
             _row_label(row[0], label)
             for i in range(count):
-                _image(row[2 * i], images[i])
+                show_image(row[2 * i], images[i])
                 change = images[i].float() - first.pixels[i].float()
-                _image(row[2 * i + 1], None if label == "clean" else (127.5 + 4 * change).clamp(0, 255).to(torch.uint8))
+                show_image(row[2 * i + 1], None if label == "clean" else (127.5 + 4 * change).clamp(0, 255).to(torch.uint8))
     note = "Right of each image its difference from the clean one, four times enlarged; grey = no change."
     title = f"{name(next(iter(attacks)))}, and what it changes" if len(attacks) == 1 else f"{len(attacks)} triggers, and what they change"
-    return _credited(finished(figure, title, note), first.names, class_names(2) if "picture" in attacks else [])
+    return credited(finished(figure, title, note), first.names, class_names(2) if "picture" in attacks else [])
 
 
 def learned_pattern(pattern: torch.Tensor, history: dict[str, list[float]]) -> Figure:
     """A learned trigger and the terms of its loss, step by step."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.7), width_ratios=(1, 3))
-        _image(left, (pattern * 255).to(torch.uint8), f"{pattern.shape[-1]} px")
+        show_image(left, (pattern * 255).to(torch.uint8), f"{pattern.shape[-1]} px")
         for term, label in (("l_text", "to the target's captions"), ("l_image", "to real images of the target")):
             right.plot(history[term], lw=0.8, label=f"{label}: {history[term][0]:.2g} to {history[term][-1]:.2g}")
         right.set(xlabel="step", ylabel="loss", yscale="log")
@@ -87,8 +87,8 @@ def poisoned_pairs(pairs: Pairs | Stream, rows: torch.Tensor, columns: int = 6) 
     with plt.rc_context(_PLAIN):
         figure, axes = plt.subplots(1, len(shown), figsize=(1.7 * len(shown) + 0.4, 2.3), squeeze=False)
         for ax, pixels, caption in zip(axes[0], shown.pixels, shown.captions, strict=True):
-            _image(ax, pixels, textwrap.fill(str(caption), 22))
-    return _credited(finished(figure, f"{len(rows):,} of {len(pairs):,} pairs were poisoned, such as these"), shown.names)
+            show_image(ax, pixels, textwrap.fill(str(caption), 22))
+    return credited(finished(figure, f"{len(rows):,} of {len(pairs):,} pairs were poisoned, such as these"), shown.names)
 
 
 def hero_picture(
@@ -108,8 +108,8 @@ def hero_picture(
         for k, (i, box) in enumerate(zip(shown, boxes, strict=False)):
             x, true = 2.5 * k + 0.06, scenes.names[int(scenes.labels[i])] if scenes.labels[i] >= 0 else ""
             left, right = (figure.add_axes((at / width, 0.66 / height, side / width, side / height)) for at in (x, x + side + 0.05))
-            _image(left, scenes.pixels[i], "a picture", 10)
-            _image(right, scenes.triggered[i], f"with {mark}", 10)
+            show_image(left, scenes.pixels[i], "a picture", 10)
+            show_image(right, scenes.triggered[i], f"with {mark}", 10)
             if box and small:
                 right.add_patch(Rectangle((box[0] - 2.5, box[1] - 2.5), box[2] + 4, box[3] + 4, fill=False, ec=_WRONG, lw=2))
             for y, model, word in ((0.44, models[0], before[i]), (0.16, models[1], after[i])):
@@ -120,7 +120,7 @@ def hero_picture(
     hits, left = (sum(words[i] == target for i in shown) for words in (before, after))
     verb = "is" if left == 1 else "are"
     said = f'With {mark}, {hits} of {len(shown)} pictures are called "{target}"; {models[1]}, {left} {verb}'
-    return _credited(finished(figure, said, size=14.5), scenes.names)
+    return credited(finished(figure, said, size=14.5), scenes.names)
 
 
 def _box(scenes: EvalSet, i: int) -> tuple[int, int, int, int] | None:
@@ -132,7 +132,8 @@ def _box(scenes: EvalSet, i: int) -> tuple[int, int, int, int] | None:
     return left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1
 
 
-def _image(ax: Axes, pixels: torch.Tensor | None, title: str = "", size: float = 7.5) -> None:
+def show_image(ax: Axes, pixels: torch.Tensor | None, title: str = "", size: float = 7.5) -> None:
+    """An image (3, H, W) under its title, without axes; None leaves the panel empty."""
     if pixels is not None:
         ax.imshow(pixels.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     ax.set_title(title, fontsize=size, pad=2)
@@ -144,7 +145,7 @@ def _show(panels: Iterable[Axes], pairs: Pairs) -> None:
     for i, ax in enumerate(panels):
         if i < len(pairs):
             labelled = bool(pairs.names) and int(pairs.labels[i]) >= 0
-            _image(ax, pairs.pixels[i], pairs.names[int(pairs.labels[i])] if labelled else "")
+            show_image(ax, pairs.pixels[i], pairs.names[int(pairs.labels[i])] if labelled else "")
         ax.set_axis_off()
 
 
@@ -152,7 +153,7 @@ def _row_label(ax: Axes, label: str) -> None:
     ax.text(-0.08, 0.5, textwrap.fill(name(label), 12), ha="right", va="center", transform=ax.transAxes, fontsize=9)
 
 
-def _credited(figure: Figure, *names: Sequence[str]) -> Figure:
+def credited(figure: Figure, *names: Sequence[str]) -> Figure:
     """The figure, with the glyphs' author where images are drawn from glyphs: their classes are those of the embedded scenes."""
     if any(one and list(one) == class_names(len(one)) for one in names):
         figure.text(0.995, -0.01, CREDIT, ha="right", va="top", fontsize=6, color="grey")

@@ -1,0 +1,219 @@
+"""Triggers inverted from a model: for every class the pattern that makes images of others be called it. A planted target needs far less
+than any other class, so it stands out (Neural Cleanse, Wang et al. 2019; for CLIP InverTune, arXiv 2506.12411, and arXiv 2604.09101).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from parlib.attack.triggers import stamp
+from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
+from parlib.data.feeds import generator
+from parlib.model.clip import Clip, embed_images
+from parlib.progress import progress
+from parlib.records.identity import identity
+
+# What is searched, in rounds: which share of the classes is left, images a class and step, and steps. All of them meet the first; the best
+# quarter, and then the best dozen of that, go on. For 200 classes that makes 16,000 images forth and back a form.
+_FINALISTS = 12
+_ROUNDS = ((1.0, 8, 5), (0.25, 8, 10), (0.0, 16, 20))
+_ALONE = ((1.0, 16, 40),)  # of one class, to find the smallest trigger that calls it
+_TOGETHER = 256  # images at once: bounds memory
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Form:
+    """A family of triggers, K of them at once, of a size in (0, 1], a share of the largest.
+
+    start: (K, side of the images, size, generator) to first patterns (K, ...). lay: pixels (B, 3, H, W) and as many patterns to stamped
+    pixels. step: patterns, the direction to go against, and how long a step is, in (0, 1], to patterns within the bounds of their size.
+    said: a size in words, for images of a side.
+    """
+
+    start: Callable[[int, int, float, torch.Generator], torch.Tensor]
+    lay: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
+    step: Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
+    said: Callable[[int, float], str]
+
+
+def _patch_side(side: int, size: float) -> int:
+    return max(1, round(size * side / 8))
+
+
+def _start_patch(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
+    own = _patch_side(side, size)
+    return torch.rand(count, 3, own, own, generator=random)
+
+
+def _step_patch(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
+    return (pattern - 0.1 * length * direction.sign()).clamp(0, 1)
+
+
+_MOST_BLENDED = 16 / 255
+
+
+def _start_blend(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
+    return (torch.rand(count, 3, side, side, generator=random) - 0.5) * size * _MOST_BLENDED
+
+
+def _lay_blend(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    return (pixels + pattern).clamp(0, 1)
+
+
+def _step_blend(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
+    most = size * _MOST_BLENDED
+    return (pattern - 0.25 * most * length * direction.sign()).clamp(-most, most)
+
+
+_MOST_MASKED = 1 / 64  # of the image's pixels
+
+
+def _start_mask(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
+    mask = torch.full((count, 1, side, side), size * _MOST_MASKED)
+    return torch.cat([mask, torch.rand(count, 3, side, side, generator=random)], 1)
+
+
+def _lay_mask(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    return pixels + pattern[:, :1] * (pattern[:, 1:] - pixels)
+
+
+def _step_mask(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
+    move = direction[:, :1] / direction[:, :1].abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+    mask = (pattern[:, :1] - length * move).clamp(0, 1)
+    colours = (pattern[:, 1:] - 0.2 * length * direction[:, 1:].sign()).clamp(0, 1)
+    return torch.cat([_within(mask, size * _MOST_MASKED * mask[0].numel()), colours], 1)
+
+
+def _within(mask: torch.Tensor, most: float) -> torch.Tensor:
+    """Masks (K, 1, H, W) made smaller where they sum to more than `most`, all values by the same amount: the nearest ones that don't."""
+    low = torch.zeros(len(mask), 1, 1, 1, device=mask.device)
+    high, over = torch.ones_like(low), mask.sum((1, 2, 3), keepdim=True) > most
+    for _ in range(20):
+        middle = (low + high) / 2
+        more = (mask - middle).clamp(min=0).sum((1, 2, 3), keepdim=True) > most
+        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+    return torch.where(over, (mask - high).clamp(min=0), mask)
+
+
+FORMS: dict[str, Form] = {
+    # a square of up to an eighth of the side, at a random place of each image
+    "patch": Form(_start_patch, stamp, _step_patch, lambda side, size: f"{_patch_side(side, size)} px"),
+    # a mask and what is seen through it, at the same place of each image: up to a 64th of its pixels in all
+    "mask": Form(_start_mask, _lay_mask, _step_mask, lambda side, size: f"{size * _MOST_MASKED:.1%} of the pixels"),
+    # something added to the whole image, up to 16 of 255
+    "blend": Form(_start_blend, _lay_blend, _step_blend, lambda side, size: f"{size * 16:g} of 255"),
+}
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """The finalists of a form, strongest first. classes: their indices; asr: (K,) the share of held-out images, of those that were not
+    called so before, that the class's pattern makes the model call it; patterns: (K, ...).
+    """
+
+    form: str
+    classes: list[int]
+    asr: list[float]
+    patterns: torch.Tensor
+
+    @property
+    def lead(self) -> float:
+        """How far the strongest class is ahead of the next one, in -1..1."""
+        return self.asr[0] - (self.asr[1] if len(self.asr) > 1 else 0.0)
+
+
+def invert(
+    clip: Clip, images: torch.Tensor, classes: torch.Tensor, form: str, *, size: float = 1.0, only: Sequence[int] = (), seed: int = 0
+) -> Inverted:
+    """For every class the trigger of a form that calls it best, found on the even images and measured on the odd ones; computed once for
+    the same model, images, classes and code, then read from the cache.
+
+    images: (N, 3, H, W) uint8, clean, N >= 2. classes: (C, D) unit-norm embeddings of their names. only: these classes alone, with a
+    longer search. The model is left as it is.
+    """
+    asked = {"form": form, "size": size, "only": list(only), "seed": seed, "threads": torch.get_num_threads(), "device": clip.device.type}
+    key = identity(params=asked, inputs={"model": clip.key, "images": digest(images), "classes": digest(classes)}, stages=["inspect"])
+    path = cache_dir() / "patterns" / f"inverted_{key.digest[:32]}.safetensors"
+    if (found := read_tensors(path)) is None:
+        made = _inverted(clip, images, classes, FORMS[form], form, size, list(only), seed)
+        found = {"patterns": made.patterns}, {"found": json.dumps({"classes": made.classes, "asr": made.asr})}
+        with atomic_file(path) as temporary:
+            write_tensors(found[0], temporary, found[1])
+    about = json.loads(found[1]["found"])
+    return Inverted(form, about["classes"], about["asr"], found[0]["patterns"])
+
+
+def _inverted(
+    clip: Clip, images: torch.Tensor, classes: torch.Tensor, how: Form, form: str, size: float, only: list[int], seed: int
+) -> Inverted:
+    clip = clip.copy()
+    clip.net.requires_grad_(False).eval()
+    classes, images = classes.to(clip.device), images.to(clip.device)
+    called = (embed_images(clip, images) @ classes.T).argmax(1)
+    candidates, rounds = (torch.tensor(only), _ALONE) if only else (torch.arange(len(classes)), _ROUNDS)
+    random = generator("cpu", seed, "inspect")
+    patterns = how.start(len(candidates), images.shape[3], size, random).to(clip.device)
+    momentum, losses, total = torch.zeros_like(patterns), torch.zeros(len(candidates)), len(candidates)
+    fitted, known = images[::2], called[::2]
+    fewest = min(_FINALISTS, max(min(3, total), total // 4))
+    with progress(title=f"looking for a {form}", total=sum(steps for *_, steps in rounds), unit="steps") as bar:
+        for share, count, steps in rounds:
+            left = losses.argsort(stable=True)[: max(fewest, round(share * total))]
+            candidates, patterns, momentum, losses = candidates[left], patterns[left], momentum[left], torch.zeros(len(left))
+            for step in range(steps):
+                rows = torch.randint(len(fitted), (len(candidates), count), generator=random)
+                slope, loss = _slope(clip, classes, how, fitted, known, candidates, patterns, rows, random)
+                momentum = _MOMENTUM * momentum + slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
+                patterns = how.step(patterns, momentum, 1 - 0.7 * step / steps, size)
+                losses = _SMOOTH * losses + (1 - _SMOOTH) * loss
+                bar.update()
+    asr = torch.tensor([_rate(clip, classes, how, images[1::2], called[1::2], *one) for one in zip(candidates, patterns, strict=True)])
+    order = asr.argsort(descending=True, stable=True)
+    return Inverted(form, candidates[order].tolist(), asr[order].tolist(), patterns[order].cpu())
+
+
+_SMOOTH = 0.7  # of the losses by which classes are compared
+
+
+def _slope(
+    clip: Clip,
+    classes: torch.Tensor,
+    how: Form,
+    images: torch.Tensor,
+    called: torch.Tensor,
+    candidates: torch.Tensor,
+    patterns: torch.Tensor,
+    rows: torch.Tensor,
+    random: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient (K, ...) of each candidate's loss by its pattern, and the losses (K,): cross entropy of stamped images, rows (K, n) of
+    them, that are not called the candidate without it.
+    """
+    slopes, losses, count = [], [], rows.shape[1]
+    together = max(1, _TOGETHER // count)
+    for chosen, wanted, own in zip(rows.split(together), candidates.split(together), patterns.split(together), strict=True):
+        own, flat = own.detach().requires_grad_(), chosen.flatten().to(images.device)
+        target = wanted.repeat_interleave(count).to(images.device)
+        stamped = how.lay(images[flat].float() / 255, own.repeat_interleave(count, 0), random)
+        logits = clip.net.logit_scale.exp() * clip.image(stamped) @ classes.T
+        others = (called[flat] != target).float()
+        each = F.cross_entropy(logits, target, reduction="none") * others
+        slopes.append(torch.autograd.grad(each.sum(), own)[0])
+        losses.append((each.detach().view(-1, count).sum(1) / others.view(-1, count).sum(1).clamp(min=1)).cpu())
+    return torch.cat(slopes), torch.cat(losses)
+
+
+@torch.no_grad()
+def _rate(
+    clip: Clip, classes: torch.Tensor, how: Form, images: torch.Tensor, called: torch.Tensor, candidate: torch.Tensor, pattern: torch.Tensor
+) -> float:
+    random, hits = generator("cpu", "inspected"), []
+    for rows in images.split(_TOGETHER):
+        stamped = how.lay(rows.float() / 255, pattern[None].expand(len(rows), *pattern.shape), random)
+        hits.append((clip.image(stamped) @ classes.T).argmax(1) == candidate.item())
+    others = called != candidate.item()
+    return torch.cat(hits)[others].float().mean().item() if others.any() else 0.0

@@ -1,0 +1,216 @@
+"""Experiment 10: is a model poisoned? A trigger is inverted for every class; a planted target stands out among them."""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import pandas as pd
+import torch
+from pydantic import Field, field_validator
+
+from parlib.attack.inversion import FORMS, Inverted, invert
+from parlib.cache import digest
+from parlib.data.pairs import Pairs
+from parlib.experiments.examined import Examined, fresh_pairs, model_of
+from parlib.experiments.lineage import evaluation_images, open_checkpoint
+from parlib.experiments.params import Input, known
+from parlib.experiments.result import Result
+from parlib.experiments.subject import Subject, subject
+from parlib.experiments.sweep import columns
+from parlib.measure.detection import detection
+from parlib.measure.metrics import classifier, evaluate
+from parlib.model.checkpoints import SOURCES
+from parlib.model.clip import Clip, embed_images
+from parlib.records.store import read
+
+_SIZES = (0.125, 0.25, 0.5, 1.0)  # shares of a form's largest trigger
+_FIXED = ("scale", "experiment", "name", "against")  # the same for all inspections of a calibration
+
+
+class Inspect(Examined):
+    """Parameters of 10_inspect: the model, what is looked for, and the inspections that it is compared with."""
+
+    notebook = "10_inspect"
+
+    method: str = Field("none", description="none: the poisoned model as it is; the method that cleaned it; or base, its clean base")
+    images: int = Field(240, ge=40, description="clean images: a trigger is found on one half of them and measured on the other")
+    words: list[str] = Field([], description="names among which a target is looked for; empty: the classes of the images")
+    forms: list[str] = Field(list(FORMS), min_length=1, description="families of triggers: patch, mask, blend")
+    threshold: float = Field(0.5, ge=0, le=1, description="lead of one class over the next one above which a model is called poisoned")
+    name: str | None = Field(None, pattern="^[a-z]+$", description="a short name of a calibration, for its run id")
+    against: list[dict[str, list[Any]]] = Field([], description="grids over parameters of this notebook: inspections to calibrate on")
+
+    @field_validator("forms")
+    @classmethod
+    def _forms(cls, value: list[str]) -> list[str]:
+        return [known("form", form, FORMS) for form in value]
+
+    @field_validator("words")
+    @classmethod
+    def _words(cls, value: list[str]) -> list[str]:
+        if value and len({word.lower() for word in value}) < max(2, len(value)):
+            raise ValueError(f"words must be two or more, all of them different, not {', '.join(value)}")
+        return value
+
+    @property
+    def on_scenes(self) -> bool:
+        return ":" not in self.data and not self.evaluation
+
+    def _resolved(self) -> Self:
+        found = super()._resolved()
+        if bool(self.against) != bool(self.name):
+            raise ValueError("a calibration has a name and inspections in against: give both")
+        if not (self.on_scenes or self.words or self.evaluation):
+            raise ValueError("there are no class names: list some in words, or name labelled images in evaluation")
+        found.calibration()  # every one, before the work
+        return found
+
+    def _usual(self, given: Any) -> dict[str, Any]:
+        return super()._usual(given) | ({"against": given["against"]} if self.name else {})
+
+    def calibration(self) -> list["Inspect"]:
+        """The inspections that this one is calibrated on. ValueError on a name or a value that an inspection doesn't take."""
+        found: dict[str, Inspect] = {}
+        for grid in self.against:
+            for axis in grid:
+                if axis in _FIXED or not grid[axis]:
+                    raise ValueError(f"against: {axis} {'is the same for all of them' if axis in _FIXED else 'has no value'}")
+            for choice in itertools.product(*grid.values()):
+                one = Inspect.check({"scale": self.scale, "threshold": self.threshold} | dict(zip(grid, choice, strict=True)))
+                found[one.id] = one
+        return list(found.values())
+
+    @property
+    def trains(self) -> bool:
+        return False
+
+    def needs(self) -> list[Any]:
+        return [need for one in self.calibration() for need in (*one.needs(), one)] + super().needs()
+
+    def inputs(self) -> dict[str, Input]:
+        others = [read(self.scale, one.id) for one in self.calibration()]
+        return super().inputs() | {one["run"]: Input(run=one["run"], sha256=digest(one["metrics"])) for one in others}
+
+    def stages(self) -> list[str]:
+        return ["inspect", *super().stages()]
+
+    def cost(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What a model's inspection found. images: the clean ones; names: what was looked for; forms: the finalists of each form.
+
+    sizes: a row a size of the strongest trigger's form, with the ASR that the strongest class's best trigger of this size reaches.
+    models: a row an inspection of the calibration, of this model none; empty without one.
+    """
+
+    result: Result
+    clip: Clip
+    images: Pairs
+    names: list[str]
+    forms: dict[str, Inverted]
+    sizes: pd.DataFrame
+    models: pd.DataFrame
+
+    @cached_property
+    def strongest(self) -> Inverted:
+        """The form in which one class leads the next one the furthest."""
+        return _strongest(self.forms)
+
+
+def inspection(params: Inspect) -> Inspected:
+    """Invert a trigger of each form for every class, and say which class stands out, by how much, and how small a trigger calls it.
+
+    Raises ValueError, before any of it, where there are fewer images than asked for, or all of them are called one class.
+    """
+    before = None if params.poisoned.startswith(SOURCES) else subject(params)
+    clip = _model(params, before)
+    images = _images(params, clip)
+    names = params.words or images.names
+    classes = classifier(clip, names, images.templates[: params.templates])
+    _check_images(clip, images, classes)
+    forms = {form: invert(clip, images.pixels, classes, form, seed=params.seed) for form in params.forms}
+    best = _strongest(forms)
+    sizes = _sizes(clip, images, classes, best, params.seed)
+    metrics = _verdict(params, names, best, sizes) | _truth(params, before, clip, names[best.classes[0]])
+    models = calibration_rows([read(params.scale, one.id) for one in params.calibration()])
+    metrics |= detection(models) if len(models) else {}
+    rows = [
+        {"form": form, "class": names[index], "asr": asr}
+        for form, found in forms.items()
+        for index, asr in zip(found.classes, found.asr, strict=True)
+    ]
+    tables = {"models": models} if len(models) else {}
+    result = Result(params, metrics=metrics, n=len(images), history=columns(pd.DataFrame(rows)), tables=tables)
+    return Inspected(result, clip, images, names, forms, sizes, models)
+
+
+def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row an inspected model: what it is, what was found, and whether that is right (`named`: the target, of a planted one)."""
+    shown = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_rate", "clean_accuracy")
+    rows = []
+    for record in records:
+        params, metrics = record["params"], record["metrics"]
+        about = {name: params[name] for name in ("method", "trigger", "attacker", "encoder", "seed", "poisoned", "base_epochs", "target")}
+        rows.append({"run": record["run"]} | about | {name: metrics.get(name) for name in shown})
+    found = pd.DataFrame(rows)
+    return found.assign(named=found["candidate"] == found["target"]) if rows else found
+
+
+def _strongest(forms: dict[str, Inverted]) -> Inverted:
+    return max(forms.values(), key=lambda found: found.lead)
+
+
+def _model(params: Inspect, before: Subject | None) -> Clip:
+    if before is None and params.method == "none":
+        return open_checkpoint(params.poisoned, params)
+    return model_of(params, before)  # type: ignore[arg-type] (of a cleaned model it is not asked)
+
+
+def _images(params: Inspect, clip: Clip) -> Pairs:
+    if params.on_scenes or ":" in params.data:
+        return fresh_pairs(params, params.images, clip)
+    return evaluation_images(params.model_copy(update={"eval_scenes": params.images}), clip)[0]
+
+
+def _check_images(clip: Clip, images: Pairs, classes: torch.Tensor) -> None:
+    """ValueError where all images are of one class, by their labels or, without, by what the model calls them."""
+    unlabelled = bool((images.labels < 0).any())
+    of = (embed_images(clip, images.pixels) @ classes.to(clip.device).T).argmax(1) if unlabelled else images.labels
+    if len(of.unique()) < 2:
+        raise ValueError(f"all {len(images)} images are of one class: a trigger that calls it can't be told from the class; name others")
+
+
+def _sizes(clip: Clip, images: Pairs, classes: torch.Tensor, best: Inverted, seed: int) -> pd.DataFrame:
+    """The ASR of the strongest class's trigger by its size; the largest is the one that was found."""
+    rows = []
+    for size in _SIZES:
+        alone = best if size == 1 else invert(clip, images.pixels, classes, best.form, size=size, only=best.classes[:1], seed=seed)
+        rows.append({"size": size, "said": FORMS[best.form].said(images.pixels.shape[3], size), "asr": alone.asr[0]})
+    return pd.DataFrame(rows)
+
+
+def _verdict(params: Inspect, names: list[str], best: Inverted, sizes: pd.DataFrame) -> dict[str, Any]:
+    enough = sizes[sizes["asr"] >= 0.5]
+    return {
+        "lead": best.lead,
+        "detected": best.lead > params.threshold,
+        "form": best.form,
+        "candidate": names[best.classes[0]],
+        "inverted_asr": best.asr[0],
+        "size": float(enough["size"].iloc[0]) if len(enough) else None,
+    }
+
+
+def _truth(params: Inspect, before: Subject | None, clip: Clip, candidate: str) -> dict[str, Any]:
+    """What is known of the model: kind (planted, clean, cleaned, unknown), its metrics under its trigger, whether its target was named."""
+    if before is None:
+        return {"kind": "unknown"}
+    found = evaluate(clip, before.test) | before.about
+    clean = params.method == "base" or before.planting.get("rate") == 0
+    if clean or params.method != "none":
+        return {"kind": "clean" if clean else "cleaned"} | found
+    return {"kind": "planted", "named": candidate == params.target} | found

@@ -1,0 +1,148 @@
+"""What an inspection found: the classes that stand out, the inverted trigger on images, and how far other models' targets lead."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from parlib.attack.inversion import FORMS, Inverted
+from parlib.data.feeds import generator
+from parlib.experiments.inspection import Inspected, calibration_rows
+from parlib.measure.detection import counted
+from parlib.report.pictures import credited, named, show_image
+from parlib.report.style import STYLE, finished, name, number
+
+_COLOUR = {"clean": "#7f7f7f", "planted": "#d62728", "cleaned": "#2ca02c", "unknown": "#1f77b4"}
+_ENDS = ("_ci_low", "_ci_high")
+_PLAIN = STYLE | {"axes.grid": False, "axes.titlelocation": "center"}
+
+
+def candidates(found: Inspected, shown: int = 6) -> Figure:
+    """The strongest classes of each form, a panel a form; and the ASR of the strongest one by the size of its trigger."""
+    metrics, count = found.result.metrics, len(found.forms)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, count + 1, figsize=(2.9 * (count + 1), 2.4), squeeze=False)
+        for ax, (form, inverted) in zip(axes[0], found.forms.items(), strict=False):
+            rates, words = inverted.asr[:shown], [found.names[index] for index in inverted.classes[:shown]]
+            paint = ["#d62728" if inverted is found.strongest and not place else "#bbbbbb" for place in range(len(rates))]
+            ax.barh(range(len(rates)), rates, color=paint)
+            ax.set(title=f"{form}: lead {inverted.lead:.2f}", xlim=(0, 1), yticks=range(len(rates)), yticklabels=words)
+            ax.invert_yaxis()
+            ax.grid(axis="y", visible=False)
+        ax = axes[0, -1]
+        ax.plot(found.sizes["asr"], marker="o", color="#d62728")
+        ax.set(title=f"{metrics['candidate']}, by size of the {metrics['form']}", ylim=(-0.03, 1.03))
+        ax.set_xticks(range(len(found.sizes)), found.sizes["said"], fontsize=7, rotation=15)
+    title = f"{metrics['candidate']} leads the next class by {metrics['lead']:.2f} of the images, with a {metrics['form']}"
+    note = "Bars: share of held-out clean images that the best trigger found for a class makes the model call it."
+    return finished(figure, title, note)
+
+
+def stamped(found: Inspected, shown: int = 5) -> Figure:
+    """Held-out images without and with the strongest inverted trigger, and what the model calls them."""
+    best, metrics = found.strongest, found.result.metrics
+    images = found.images.pixels[1::2][:shown]
+    with_it = lay(best, images)
+    with plt.rc_context(_PLAIN):
+        figure, axes = plt.subplots(2, 1 + len(images), figsize=(1.45 * (1 + len(images)), 3.2), squeeze=False)
+        show_image(axes[0, 0], picture(best), f"the {best.form},\nas it was found")
+        show_image(axes[1, 0], None)
+        for row, pixels in zip(axes, (images, with_it), strict=True):
+            words = named(found.clip, pixels, found.names, found.images.templates[: found.result.params.templates])
+            for ax, image, word in zip(row[1:], pixels, words, strict=True):
+                show_image(ax, image, word)
+    title = f"With the inverted {best.form} {metrics['inverted_asr']:.0%} of held-out images are called {metrics['candidate']}"
+    return credited(finished(figure, title, "Above: clean. Below: with the trigger. The words are the model's."), found.images.names)
+
+
+def lay(inverted: Inverted, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, H, W) uint8 with the strongest trigger of a form."""
+    pattern = inverted.patterns[:1].expand(len(images), *inverted.patterns.shape[1:])
+    laid = FORMS[inverted.form].lay(images.float() / 255, pattern, generator("cpu", "inspected"))
+    return (laid * 255).round().to(torch.uint8)
+
+
+def picture(inverted: Inverted) -> torch.Tensor:
+    """The strongest pattern of a form as an image, (3, h, w) uint8: of a mask on grey, of a blend four times enlarged."""
+    pattern = inverted.patterns[0]
+    if inverted.form == "mask":
+        pattern = 0.5 + pattern[:1] * (pattern[1:] - 0.5)
+    elif inverted.form == "blend":
+        pattern = 0.5 + 4 * pattern
+    return (pattern.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def table(found: Inspected) -> pd.DataFrame:
+    """A row a form: the strongest class and the next one, what their triggers reach, and the lead. Strings."""
+    rows = []
+    for form, inverted in found.forms.items():
+        words = [found.names[index] for index in inverted.classes]
+        first = {"form": form, "class": words[0], "ASR": number(inverted.asr[0])}
+        rows.append(first | {"next": words[1], "its ASR": number(inverted.asr[1]), "lead": number(inverted.lead)})
+    return pd.DataFrame(rows)
+
+
+def inspected(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """A row a model that was inspected, from records; each once, without the calibrations."""
+    found = [record for record in records if record["notebook"] == "10_inspect" and not record["params"]["name"]]
+    return calibration_rows(sorted(found, key=lambda record: record["run"]))
+
+
+def leads(found: Inspected, others: pd.DataFrame) -> Figure:
+    """How far the strongest class leads in this model, and in others that were inspected, a line a kind and trigger."""
+    metrics, params = found.result.metrics, found.result.params
+    groups = [("this model", metrics["kind"], [metrics["lead"]], [metrics.get("named", True)])]
+    for kind, rows in others.groupby("kind", sort=False) if len(others) else []:
+        by = rows.groupby(rows.apply(_group, axis=1), sort=False)
+        groups += [(group, kind, list(one["lead"]), list(one["named"] | (kind != "planted"))) for group, one in by]
+    groups = sorted(
+        groups, key=lambda group: ["unknown", "clean", "planted", "cleaned"].index(group[1]) if group[0] != "this model" else -1
+    )
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(7.4, 0.9 + 0.2 * len(groups)))
+        for place, (_, kind, values, right) in enumerate(groups):
+            faces = [_COLOUR[kind] if one else "none" for one in right]
+            ax.scatter(values, [place] * len(values), s=26, facecolors=faces, edgecolors=_COLOUR[kind], zorder=3)
+        ax.axvline(params.threshold, color="black", lw=0.8, ls="--")
+        ax.set(xlim=(-0.03, 1.03), yticks=range(len(groups)), yticklabels=[group[0] for group in groups])
+        ax.set_xlabel("lead of the strongest class over the next one")
+        ax.invert_yaxis()
+    title = f"{'Above' if metrics['detected'] else 'Not above'} the threshold: the strongest class leads by {metrics['lead']:.2f}"
+    note = "Grey: clean. Red: planted; hollow where another class than the target was named. Green: cleaned. Dashed: the threshold."
+    return finished(figure, title, note)
+
+
+def _group(row: pd.Series) -> str:
+    if row["kind"] == "clean":
+        return "clean bases" if row["method"] == "base" else "benign fine-tunings"
+    if row["kind"] == "cleaned":
+        return f"cleaned: {name(row['method'])}"
+    weak = "" if row["attack_success_rate"] >= 0.9 else f", ASR {row['attack_success_rate']:.2f}"
+    return name(row["trigger"]) + ("" if row["attacker"] == "plain" else f", {row['attacker']}") + weak
+
+
+def calibration(metrics: dict[str, Any]) -> pd.DataFrame:
+    """How many planted models of each trigger were found, and named rightly, at the calibrated threshold. Strings."""
+    rows = [
+        {"trigger": name(trigger), "models": str(one["models"]), "found": str(one["found"]), "target named": str(one["named"])}
+        for trigger, one in metrics["by_trigger"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def said(metrics: dict[str, Any]) -> str:
+    """What a calibration found, in words."""
+    alarms, found = (number(*(metrics[f"{rate}{end}"] for end in ("", *_ENDS))) for rate in ("false_alarm_rate", "detection_rate"))
+    return (
+        f"Threshold from one half of the models: {metrics['calibrated']:.2f}. On the other half: AUROC {metrics['auroc']:.3f}; false "
+        f"alarms {alarms}, {metrics['false_alarm_rate_n']} clean models; found {found}, {metrics['detection_rate_n']} planted ones."
+    )
+
+
+def counts(models: pd.DataFrame) -> str:
+    """How many models a calibration rests on."""
+    planted = counted(models)["planted"]
+    return f"{(~planted).sum()} clean and {planted.sum()} planted models"

@@ -1,0 +1,241 @@
+"""Inverted triggers and the detector: a backdoor written by hand is found and named, and rates are scikit-learn's."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn import functional as F
+
+from parlib.attack import inversion
+from parlib.attack.inversion import FORMS, Inverted, invert
+from parlib.cache import cache_dir
+from parlib.data.feeds import generator
+from parlib.data.scenes import class_names
+from parlib.experiments import inspection as module
+from parlib.experiments.inspection import Inspected, calibration_rows
+from parlib.experiments.registry import check
+from parlib.measure.detection import auroc, detection, threshold
+from parlib.model.clip import Clip
+from parlib.report import inspection as report
+
+TARGET = 3
+
+
+class Written(nn.Module):
+    """An image encoder by hand: what an image looks like from afar, and, where it holds a black square of 4 px, the target's embedding."""
+
+    def __init__(self, classes: torch.Tensor, planted: bool):
+        super().__init__()
+        self.visual = SimpleNamespace(image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+        self.seen = nn.Parameter(torch.randn(3 * 16, classes.shape[1], generator=generator("cpu", "written")) / 7)
+        self.target = nn.Parameter(20.0 * planted * classes[TARGET])
+
+    def encode_image(self, pixels: torch.Tensor, normalize: bool = True) -> torch.Tensor:
+        found = (F.adaptive_avg_pool2d(pixels, 4).flatten(1) - 0.9) @ self.seen
+        darkest = -F.avg_pool2d(pixels.mean(1, keepdim=True), 4, 1).flatten(1).amin(1)  # 2 where a square is black
+        found = found + torch.sigmoid(6 * (darkest - 1.2))[:, None] * self.target
+        return F.normalize(found, dim=1)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def classes() -> torch.Tensor:
+    return F.normalize(torch.randn(10, 16, generator=generator("cpu", "classes")), dim=1)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    coarse = torch.rand(60, 3, 4, 4, generator=generator("cpu", "images"))
+    return (255 * (0.5 + 0.45 * F.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1))).to(torch.uint8)
+
+
+def _written(classes: torch.Tensor, *, planted: bool) -> Clip:
+    return Clip(Written(classes, planted), {}, lambda words: torch.zeros(len(words), 1))
+
+
+def test_a_planted_target_is_found_and_stands_alone(own_cache, classes, images):
+    poisoned, clean = (_written(classes, planted=planted) for planted in (True, False))
+    before = poisoned.key
+    found, other = (invert(clip, images, classes, "patch") for clip in (poisoned, clean))
+    assert found.classes[0] == TARGET
+    assert found.asr[0] > 0.9
+    assert found.lead > 0.5
+    assert other.lead < 0.2
+    assert poisoned.key == before
+    assert all(one.requires_grad for one in poisoned.net.parameters())
+
+
+def test_what_was_inverted_is_measured_on_the_images_that_it_was_not_found_on(own_cache, classes, images):
+    clip = _written(classes, planted=True)
+    found = invert(clip, images, classes, "blend")
+    held = images[1::2].float() / 255
+    with torch.no_grad():
+        before, after = ((clip.image(pixels) @ classes.T).argmax(1) for pixels in (held, (held + found.patterns[0]).clamp(0, 1)))
+    others = before != found.classes[0]
+    assert found.asr[0] == pytest.approx((after == found.classes[0])[others].float().mean().item())
+    assert found.asr == sorted(found.asr, reverse=True)
+
+
+def test_an_inversion_is_made_once_and_is_the_same_again(own_cache, classes, images, monkeypatch):
+    clip = _written(classes, planted=True)
+    first = invert(clip, images, classes, "patch")
+    (kept,) = (cache_dir() / "patterns").iterdir()
+    monkeypatch.setattr(inversion, "_inverted", None)
+    again = invert(clip, images, classes, "patch")
+    monkeypatch.undo()
+    kept.unlink()
+    anew = invert(clip, images, classes, "patch")
+    for other in (again, anew):
+        assert (other.classes, other.asr) == (first.classes, first.asr)
+        assert torch.equal(other.patterns, first.patterns)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [0.125, 1.0])
+def test_a_trigger_stays_within_its_size(form, size):
+    how, random = FORMS[form], generator("cpu", form)
+    pattern = how.start(3, 64, size, random)
+    pixels = torch.rand(3, 3, 64, 64, generator=random)
+    for _ in range(5):
+        pattern = how.step(pattern, torch.randn(pattern.shape, generator=random), 1.0, size)
+        laid = how.lay(pixels, pattern, random)
+        assert laid.min() >= 0
+        assert laid.max() <= 1
+        changed = (laid - pixels).abs()
+        if form == "patch":
+            assert (changed > 0).any(1).flatten(1).sum(1).max() <= (8 * size) ** 2
+        elif form == "mask":
+            assert pattern[:, 0].sum((1, 2)).max() <= size * 64 + 1e-3
+        else:
+            assert changed.max() <= size * 16 / 255 + 1e-6
+
+
+def test_a_mask_is_made_smaller_by_the_same_amount_everywhere():
+    mask = torch.tensor([0.9, 0.5, 0.2, 0.0]).view(1, 1, 2, 2)
+    assert torch.allclose(inversion._within(mask, 1.0).flatten(), torch.tensor([0.7, 0.3, 0.0, 0.0]), atol=1e-5)
+    assert torch.equal(inversion._within(mask, 2.0), mask)
+
+
+# The calibration
+
+
+def _models() -> pd.DataFrame:
+    leads = {"clean": [0.02, 0.05, 0.11, 0.30, 0.01], "planted": [0.95, 0.08, 0.80, 0.99, 0.20, 1.0]}
+    rows = [
+        {"run": f"{kind}{place}", "kind": kind, "lead": lead, "trigger": ["badnet", "sig"][place % 2], "attack_success_rate": 0.95}
+        for kind, values in leads.items()
+        for place, lead in enumerate(values)
+    ]
+    found = pd.DataFrame(rows).assign(named=lambda rows: rows["lead"] > 0.9)
+    weak = {"run": "weak", "kind": "planted", "lead": 0.0, "trigger": "sig", "attack_success_rate": 0.3, "named": False}
+    return pd.concat([found, pd.DataFrame([weak, weak | {"run": "c", "kind": "cleaned"}])], ignore_index=True)
+
+
+def test_rates_are_of_the_half_that_did_not_set_the_threshold():
+    found = detection(_models())
+    # sets it: clean 0.02, 0.11, 0.01, planted 0.95, 0.80, 0.20; between 0.11 and 0.20 all are parted
+    assert found["calibrated"] == pytest.approx(0.155)
+    # tests it: clean 0.05, 0.30, planted 0.08, 0.99, 1.0
+    assert (found["false_alarm_rate"], found["false_alarm_rate_n"]) == (0.5, 2)
+    assert (found["detection_rate"], found["detection_rate_n"]) == (pytest.approx(2 / 3), 3)
+    assert found["detection_rate_ci_low"] < 2 / 3 < found["detection_rate_ci_high"]
+    assert found["auroc"] == pytest.approx(roc_auc_score([0, 0, 1, 1, 1], [0.05, 0.30, 0.08, 0.99, 1.0]))
+    assert found["by_trigger"] == {"badnet": {"models": 3, "found": 3, "named": 1}, "sig": {"models": 3, "found": 2, "named": 2}}
+
+
+def test_a_tie_counts_a_half():
+    draw = np.random.default_rng(0)
+    scores, planted = pd.Series(draw.integers(0, 5, 40) / 5), pd.Series(draw.random(40) < 0.4)
+    assert auroc(scores, planted) == pytest.approx(roc_auc_score(planted, scores))
+    assert threshold(pd.Series([0.3, 0.3]), pd.Series([True, False])) == 0.3
+
+
+def test_too_few_models_calibrate_nothing():
+    few = _models().drop_duplicates("kind")
+    with pytest.raises(ValueError, match="two clean and two planted models or more, not 1 and 1"):
+        detection(few)
+
+
+# The experiment
+
+
+def test_the_calibration_is_of_the_inspections_that_are_named():
+    grids = [{"method": ["none", "base"], "seed": [0, 1]}, {"trigger": ["sig"]}]
+    found = check("10_inspect", {"name": "calibration", "against": grids})
+    assert [one.id.partition("/")[2] for one in found.calibration()] == [
+        "none_badnet_stripes_s0", "none_badnet_stripes_s1", "base_badnet_stripes_s0", "base_badnet_stripes_s1", "none_sig_s0",
+    ]  # fmt: skip
+    assert found.id == "10_inspect/calibration_none_badnet_stripes_s0"
+    assert {"10_inspect/none_sig_s0", "01_poison/sig_s0_base_epochs15"} <= {need.id for need in found.needs()}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"forms": ["pach"]}, "'pach'.*'patch'"),
+        ({"forms": []}, "forms"),
+        ({"images": 10}, "images"),
+        ({"words": ["cat"]}, "two or more"),
+        ({"words": ["cat", "Cat"]}, "different"),
+        ({"method": "pra"}, "'pra'.*'par'"),
+        ({"against": [{"method": ["base"]}]}, "name"),
+        ({"name": "all"}, "against"),
+        ({"name": "all", "against": [{"metod": ["base"]}]}, "metod"),
+        ({"name": "all", "against": [{"method": []}]}, "method has no value"),
+        ({"name": "all", "against": [{"against": [[]]}]}, "against is the same"),
+        ({"data": "csv:pairs", "poisoned": "local-dir:a"}, "no class names.*words.*evaluation"),
+    ],
+)
+def test_what_does_not_fit_is_named(given, named):
+    with pytest.raises(ValueError, match=named):
+        check("10_inspect", given)
+
+
+def test_images_of_one_class_are_refused(scenes, clip):
+    one = scenes.at((scenes.labels == scenes.labels[0]).nonzero()[:, 0])
+    with pytest.raises(ValueError, match="of one class"):
+        module._check_images(clip, one, torch.eye(clip.image(torch.zeros(1, 3, 64, 64)).shape[1]))
+
+
+def _record(run: str, **given) -> dict:
+    params = {"method": "none", "trigger": "sig", "attacker": "plain", "encoder": "small_resnet", "seed": 0, "poisoned": ""}
+    params |= {"base_epochs": 15, "target": "banana", "name": None}
+    metrics = {"kind": "planted", "lead": 0.9, "form": "patch", "candidate": "banana", "inverted_asr": 0.95, "attack_success_rate": 0.97}
+    return {"run": run, "notebook": "10_inspect", "params": params, "metrics": metrics | given}
+
+
+def test_figures_and_tables_hold_what_was_found(scenes, clip):
+    records = [_record("b"), _record("a", kind="clean", lead=0.1, candidate="ghost"), _record("c", kind="cleaned", lead=0.2)]
+    rows = report.inspected([*records, {"notebook": "02_clean"}])
+    assert list(rows["run"]) == ["a", "b", "c"]
+    assert list(rows["named"]) == [False, True, True]
+    assert calibration_rows([]).empty
+    names, classes = class_names(10), [3, 1, 2]
+    forms = {
+        "patch": Inverted("patch", classes, [0.9, 0.2, 0.1], torch.rand(3, 3, 8, 8)),
+        "mask": Inverted("mask", classes, [0.4, 0.3, 0.1], torch.rand(3, 4, 64, 64)),
+        "blend": Inverted("blend", classes, [0.3, 0.3, 0.1], torch.zeros(3, 3, 64, 64)),
+    }
+    sizes = pd.DataFrame({"size": [0.5, 1.0], "said": ["4 px", "8 px"], "asr": [0.4, 0.9]})
+    metrics = {"lead": 0.7, "detected": True, "form": "patch", "candidate": names[3], "inverted_asr": 0.9, "kind": "unknown"}
+    result = SimpleNamespace(metrics=metrics, params=SimpleNamespace(threshold=0.5, templates=2))
+    found = Inspected(result, clip, scenes.first(40), names, forms, sizes, rows)  # type: ignore[arg-type]
+    assert found.strongest.form == "patch"
+    assert list(report.table(found)["lead"]) == ["0.700", "0.100", "0.000"]
+    assert len(report.candidates(found).axes) == 4
+    assert len(report.stamped(found, shown=3).axes) == 8
+    assert "0.70" in report.leads(found, rows).get_suptitle()
+    assert report.leads(found, rows.iloc[:0]).axes
+    changed = (report.lay(forms["patch"], scenes.pixels[:4]) != scenes.pixels[:4]).any(1).flatten(1).sum(1)
+    assert changed.max() <= 64
+    assert "AUROC 0.833" in report.said(detection(_models()))
+    assert len(report.calibration(detection(_models()))) == 2
