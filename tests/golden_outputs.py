@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from parlib.attack.inversion import FORMS, slope_of
 from parlib.attack.learned import badclip_loss
 from parlib.attack.poison import Attack, attacked, poison
 from parlib.attack.triggers import LEARNED, Trigger, takes_pattern
@@ -173,6 +174,21 @@ def _downstream() -> dict[str, Any]:
     return {"called": fit_probe(near, labels)(other).tolist()}
 
 
+def _inspect() -> dict[str, Any]:
+    """One step of each form of trigger, of three classes at once: losses, slopes, and where the step ends."""
+    clip, pixels, found = create("small_resnet", seed=0), _pairs().pixels, {}
+    clip.net.requires_grad_(False)
+    classes = F.normalize(torch.randn(_CLASSES, 128, generator=generator("cpu", "golden", "head")), dim=1)
+    chosen, rows, called = torch.arange(3), torch.arange(12).view(3, 4), torch.full((len(pixels),), -1)
+    for form, how in FORMS.items():
+        random = generator("cpu", "golden", form)
+        patterns = how.start(3, 64, 0.5, random)
+        slope, loss = slope_of(clip, classes, how, pixels, called, chosen, patterns, rows, random)
+        stepped = how.step(patterns, slope, 1.0, 0.5)
+        found |= {f"{form}, loss": loss.tolist(), f"{form}, slope": slope.norm().item(), f"{form}, step": stepped.norm().item()}
+    return found
+
+
 def _external() -> dict[str, Any]:
     import io
 
@@ -193,6 +209,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "rebound": _rebound,
     "adaptive": _adaptive,
     "downstream": _downstream,
+    "inspect": _inspect,
     "external": _external,
 }
 _FAMILIES: dict[str, Callable[[str], dict[str, Any]]] = {"trigger": _trigger, "method": _steps, "synthetic": _synthetic}

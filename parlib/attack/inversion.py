@@ -166,7 +166,7 @@ def _inverted(
             candidates, patterns, momentum, losses = candidates[left], patterns[left], momentum[left], torch.zeros(len(left))
             for step in range(steps):
                 rows = torch.randint(len(fitted), (len(candidates), count), generator=random)
-                slope, loss = _slope(clip, classes, how, fitted, known, candidates, patterns, rows, random)
+                slope, loss = slope_of(clip, classes, how, fitted, known, candidates, patterns, rows, random)
                 momentum = _MOMENTUM * momentum + slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-12)
                 patterns = how.step(patterns, momentum, 1 - 0.7 * step / steps, size)
                 losses = _SMOOTH * losses + (1 - _SMOOTH) * loss
@@ -179,7 +179,7 @@ def _inverted(
 _SMOOTH = 0.7  # of the losses by which classes are compared
 
 
-def _slope(
+def slope_of(
     clip: Clip,
     classes: torch.Tensor,
     how: Form,
