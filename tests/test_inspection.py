@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
 from parlib.attack import inversion
-from parlib.attack.inversion import FORMS, Inverted, invert
+from parlib.attack.inversion import FORMS, Inverted, invert, kept_inverted, read_inverted
 from parlib.cache import cache_dir
 from parlib.data.feeds import generator
 from parlib.data.scenes import class_names
@@ -123,6 +124,32 @@ def test_a_mask_is_made_smaller_by_the_same_amount_everywhere():
     mask = torch.tensor([0.9, 0.5, 0.2, 0.0]).view(1, 1, 2, 2)
     assert torch.allclose(inversion._within(mask, 1.0).flatten(), torch.tensor([0.7, 0.3, 0.0, 0.0]), atol=1e-5)
     assert torch.equal(inversion._within(mask, 2.0), mask)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_kept_trigger_stamps_as_it_was_found(own_cache, form, scenes):
+    pattern = FORMS[form].start(2, 64, 1.0, generator("cpu", form)).half().float()
+    path = kept_inverted(Inverted(form, [1, 2], [0.9, 0.1], pattern))
+    trigger = read_inverted(path)
+    pixels = scenes.pixels[:4].float() / 255
+    laid = FORMS[form].lay(pixels, pattern[:1].expand(4, *pattern.shape[1:]), generator("cpu", 1))
+    assert torch.equal(trigger(pixels, generator("cpu", 1)), laid)
+    params = check("02_clean", {"tests": [str(path), "sig"], "poisoned": "local-dir:a"})
+    assert [params.trigger_named(name).name for name in params.tests] == [path.stem, "sig"]
+    if form != "patch":
+        with pytest.raises(ValueError, match="64 px.*32 px"):
+            trigger(pixels[..., ::2, ::2], generator("cpu", 1))
+
+
+def test_a_file_that_holds_no_trigger_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        read_inverted(tmp_path / "none.safetensors")
+    (tmp_path / "noise.safetensors").write_bytes(b"noise" * 20)
+    save_file({"pattern": torch.zeros(3, 8, 8)}, tmp_path / "formless.safetensors")
+    save_file({"pattern": torch.zeros(3, 8, 8)}, tmp_path / "mask.safetensors", {"form": "mask"})
+    for name in ("noise", "formless", "mask"):
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no inverted trigger"):
+            read_inverted(tmp_path / f"{name}.safetensors")
 
 
 # The calibration

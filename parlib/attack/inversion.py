@@ -5,11 +5,14 @@ than any other class, so it stands out (Neural Cleanse, Wang et al. 2019; for CL
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from parlib.attack.triggers import stamp
+from parlib.attack.triggers import Trigger, stamp
 from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.model.clip import Clip, embed_images
@@ -124,6 +127,44 @@ class Inverted:
     def lead(self) -> float:
         """How far the strongest class is ahead of the next one, in -1..1."""
         return self.asr[0] - (self.asr[1] if len(self.asr) > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class InvertedTrigger(Trigger):
+    """A trigger that was inverted from a model, of a form; pattern: one pattern of it. It stamps as any other does."""
+
+    form: str = "patch"
+
+    def __post_init__(self):
+        if self.pattern is None or self.pattern.ndim != 3 or self.pattern.shape[0] != (4 if self.form == "mask" else 3):
+            raise ValueError(f"{self.name} holds no pattern of a {self.form}")
+
+    def __call__(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        pattern = self.pattern
+        assert pattern is not None
+        if self.form != "patch" and pattern.shape[1:] != pixels.shape[2:]:
+            raise ValueError(f"{self.name} is of {pattern.shape[2]} px, the images are of {pixels.shape[3]} px")
+        return FORMS[self.form].lay(pixels, pattern.to(pixels).expand(len(pixels), *pattern.shape), generator)
+
+
+def kept_inverted(found: Inverted) -> Path:
+    """A file of the strongest trigger of a form, for `read_inverted`; in the cache."""
+    pattern = found.patterns[0].half().contiguous()
+    path = cache_dir() / "patterns" / f"{digest(found.form, pattern.float())[:32]}.safetensors"
+    with atomic_file(path) as temporary:
+        save_file({"pattern": pattern}, temporary, {"form": found.form})
+    return path
+
+
+def read_inverted(path: Path) -> InvertedTrigger:
+    """The trigger that an inspection kept. FileNotFoundError where there is no such file, ValueError, which names it, on any other file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}, an inverted trigger")
+    try:
+        with safe_open(path, "pt") as file:
+            return InvertedTrigger(path.stem, {}, file.get_tensor("pattern").float(), form=(file.metadata() or {})["form"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds no inverted trigger, as 10_inspect keeps one: {' '.join(str(error).split())[:100]}") from None
 
 
 def invert(

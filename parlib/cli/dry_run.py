@@ -185,7 +185,7 @@ def _triggers(params: Poison | Clean) -> str:
     scene = Pairs(black, [""], torch.tensor([0]), torch.tensor([-1]), [params.target])
     if isinstance(params, Clean):
         triggers = [planted_trigger(params, _poisoning(params))]
-        triggers += [params.model_copy(update={"trigger": name}).trigger_with({}) for name in params.tests]
+        triggers += map(params.trigger_named, params.tests)
     else:
         triggers = [params.trigger_with(params.trigger_options)]
     for trigger in triggers:

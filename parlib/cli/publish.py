@@ -19,7 +19,7 @@ from parlib.records.store import REFERENCE, located, outputs, read, read_all, re
 from parlib.report import prose
 from parlib.report.rows import table
 
-_KEPT = ("pattern", "points", "tests")  # small artifacts, without which a run counts as gone; of runs that notebooks store, all
+_KEPT = ("pattern", "points", "tests", "models")  # small artifacts, without which a run counts as gone; of runs that notebooks store, all
 
 
 def stored_run(notebook: str) -> str:

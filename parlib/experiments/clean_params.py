@@ -1,11 +1,14 @@
 """Parameters of experiment 02, a cleaning."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator
 
-from parlib.attack.triggers import LEARNED, TRIGGERS
+from parlib.attack.inversion import read_inverted
+from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger
+from parlib.cache import ROOT, file_sha256
 from parlib.data.scenes import class_names, covered
 from parlib.data.synthetic import SYNTHETIC
 from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
@@ -18,6 +21,7 @@ from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
 from parlib.records.store import read
 
+_FILE = ".safetensors"  # of a trigger that 10_inspect kept
 ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "attacker", "base_epochs", "seed")
 
 
@@ -66,7 +70,8 @@ class Clean(Training):
     @field_validator("tests")
     @classmethod
     def _tests(cls, value: list[str]) -> list[str]:
-        if learned := [name for name in value if known("trigger", name, TRIGGERS) in LEARNED]:
+        named = [name for name in value if not name.endswith(_FILE)]
+        if learned := [name for name in named if known("trigger", name, TRIGGERS) in LEARNED]:
             raise ValueError(f"{learned[0]}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         return value
 
@@ -154,7 +159,15 @@ class Clean(Training):
         else:
             record = self.poisoning()
             poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
-        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data)
+        kept = {name: ROOT / Path(name).expanduser() for name in self.tests if name.endswith(_FILE)}
+        inverted = {name: Input(run=name, sha256=file_sha256(path)) for name, path in kept.items()}
+        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data) | inverted
+
+    def trigger_named(self, given: str) -> Trigger:
+        """A further trigger: one by its name, with its usual options, or one that 10_inspect kept in a file."""
+        if given in TRIGGERS:
+            return self.model_copy(update={"trigger": given}).trigger_with({})
+        return read_inverted(ROOT / Path(given).expanduser())
 
     def wordnet_input(self) -> dict[str, Input]:
         """WordNet's files, where they are named."""
@@ -179,7 +192,7 @@ class Clean(Training):
 
     def stages(self) -> list[str]:
         data = self.data_stages() + (["coverage"] if self.coverage < 1 else [])
-        triggers = [f"trigger/{name}" for name in (self.trigger, *self.tests)]
+        triggers = ["inspect" if name.endswith(_FILE) else f"trigger/{name}" for name in (self.trigger, *self.tests)]
         return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
 
     def cost(self) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from pydantic import Field, field_validator
 
-from parlib.attack.inversion import FORMS, Inverted, invert
+from parlib.attack.inversion import FORMS, Inverted, invert, kept_inverted
 from parlib.cache import digest
 from parlib.data.pairs import Pairs
 from parlib.experiments.examined import Examined, fresh_pairs, model_of
@@ -143,8 +143,9 @@ def inspection(params: Inspect) -> Inspected:
         for form, found in forms.items()
         for index, asr in zip(found.classes, found.asr, strict=True)
     ]
-    tables = {"models": models} if len(models) else {}
-    result = Result(params, metrics=metrics, n=len(images), history=columns(pd.DataFrame(rows)), tables=tables)
+    result = Result(params, metrics=metrics, n=len(images), history=columns(pd.DataFrame(rows)))
+    result.tables |= {"models": models} if len(models) else {}
+    result.files |= {"pattern": kept_inverted(best)} if metrics["detected"] else {}
     return Inspected(result, clip, images, names, forms, sizes, models)
 
 
