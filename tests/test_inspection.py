@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from miniatures import cc3m, picture
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -14,13 +15,14 @@ from torch.nn import functional as F
 from parlib.attack import inversion
 from parlib.attack.inversion import FORMS, Inverted, invert, kept_inverted, read_inverted
 from parlib.cache import cache_dir
+from parlib.cli.dry_run import rehearse
 from parlib.data.feeds import generator
 from parlib.data.scenes import class_names
 from parlib.experiments import inspection as module
 from parlib.experiments.inspection import Inspected, calibration_rows
 from parlib.experiments.registry import check
 from parlib.measure.detection import auroc, detection, threshold
-from parlib.model.clip import Clip
+from parlib.model.clip import Clip, save
 from parlib.report import inspection as report
 
 TARGET = 3
@@ -266,3 +268,59 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
     assert changed.max() <= 64
     assert "AUROC 0.833" in report.said(detection(_models()))
     assert len(report.calibration(detection(_models()))) == 2
+
+
+# A checkpoint of one's own
+
+
+WORDS = class_names(30)
+
+
+@pytest.fixture
+def own(clip, tmp_path) -> dict:
+    """A checkpoint, pictures and words."""
+    (tmp_path / "model").mkdir()
+    save(clip, tmp_path / "model")
+    (tmp_path / "pairs").mkdir()
+    cc3m(tmp_path / "pairs", count=50)
+    values = {"poisoned": f"local-dir:{tmp_path / 'model'}", "data": f"cc3m:{tmp_path / 'pairs'}", "words": WORDS}
+    return values | {"images": 40, "forms": ["patch"], "templates": 2}
+
+
+def test_a_checkpoint_of_one_s_own_needs_pictures_and_words_alone(own, own_cache, monkeypatch):
+    monkeypatch.setattr(module, "_check_images", lambda *_: None)  # random weights call all of them alike
+    found = module.inspection(check("10_inspect", own))
+    assert found.names == WORDS
+    assert len(found.forms["patch"].classes) == 7
+    metrics = found.result.metrics
+    assert metrics["kind"] == "unknown"
+    assert metrics["candidate"] in found.names
+    assert not {"attack_success_rate", "named"} & set(metrics)
+
+
+def test_labelled_images_bring_pictures_and_names(own, own_cache, tmp_path):
+    for i, word in enumerate(("axe", "cat")):
+        (tmp_path / "labelled" / word).mkdir(parents=True)
+        for k in range(20):
+            picture(20 * i + k).save(tmp_path / "labelled" / word / f"{k}.png")
+    given = {name: own[name] for name in ("poisoned", "images", "forms", "templates")} | {"evaluation": f"folder:{tmp_path / 'labelled'}"}
+    found = module.inspection(check("10_inspect", given))
+    assert found.names == ["axe", "cat"]
+    assert len(found.images) == 40
+
+
+def test_what_a_checkpoint_lacks_is_said_before_the_work(own, own_cache, tmp_path, clip, monkeypatch):
+    monkeypatch.setattr(module, "invert", None)
+    with pytest.raises(ValueError, match="60.*50|50.*60"):
+        module.inspection(check("10_inspect", own | {"images": 60}))
+    visual = {name: value for name, value in clip.net.state_dict().items() if name.startswith("visual")}
+    torch.save(visual, tmp_path / "visual.pt")
+    with pytest.raises(ValueError, match=r"visual\.pt"):
+        module.inspection(check("10_inspect", own | {"poisoned": f"file:{tmp_path / 'visual.pt'}"}))
+
+
+@pytest.mark.parametrize("method", ["none", "par"])
+def test_the_dry_run_looks_at_an_inspection(own, own_cache, method):
+    given = own | ({"method": "par", "cleaned": own["poisoned"]} if method == "par" else {})
+    found = rehearse(check("10_inspect", given))
+    assert all(fine for _, _, fine in found), found

@@ -13,7 +13,7 @@ from parlib.attack.inversion import FORMS, Inverted, invert, kept_inverted
 from parlib.cache import digest
 from parlib.data.pairs import Pairs
 from parlib.experiments.examined import Examined, fresh_pairs, model_of
-from parlib.experiments.lineage import evaluation_images, open_checkpoint
+from parlib.experiments.lineage import labelled_images, open_checkpoint
 from parlib.experiments.params import Input, known
 from parlib.experiments.result import Result
 from parlib.experiments.subject import Subject, subject
@@ -174,7 +174,7 @@ def _model(params: Inspect, before: Subject | None) -> Clip:
 def _images(params: Inspect, clip: Clip) -> Pairs:
     if params.on_scenes or ":" in params.data:
         return fresh_pairs(params, params.images, clip)
-    return evaluation_images(params.model_copy(update={"eval_scenes": params.images}), clip)[0]
+    return labelled_images(params, params.images, clip)
 
 
 def _check_images(clip: Clip, images: Pairs, classes: torch.Tensor) -> None:

@@ -80,14 +80,19 @@ def evaluation_images(params: Attacked, clip: Clip | None = None) -> tuple[Pairs
     templates = TEMPLATES[: params.templates]
     if not params.evaluation:
         return replace(load_scenes(params.split, params.eval_scenes, params.classes), templates=templates), None
-    images = preparation(clip, params)
-    found = replace(labelled(params.evaluation, params.eval_scenes, images, params.max_skipped), templates=templates)
+    found = labelled_images(params, params.eval_scenes, clip)
     _check_others(params.evaluation, found, params.target)
     if not params.retrieval:
         return found, None
-    others = captioned(params.retrieval, params.eval_scenes, images, params.max_skipped, params.target)
+    others = captioned(params.retrieval, params.eval_scenes, preparation(clip, params), params.max_skipped, params.target)
     _check_others(params.retrieval, others, params.target)
     return found, others
+
+
+def labelled_images(params: Attacked, n: int, clip: Clip | None = None) -> Pairs:
+    """n of the labelled images that a run names in `evaluation`."""
+    found = labelled(params.evaluation, n, preparation(clip, params), params.max_skipped)
+    return replace(found, templates=TEMPLATES[: params.templates])
 
 
 def _check_others(name: str, images: Pairs, target: str) -> None:
