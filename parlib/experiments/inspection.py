@@ -149,16 +149,18 @@ def inspection(params: Inspect) -> Inspected:
     return Inspected(result, clip, images, names, forms, sizes, models)
 
 
+_ASKED = ("method", "trigger", "attacker", "encoder", "seed", "poisoned", "base_epochs", "target")
+_FOUND = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_rate", "clean_accuracy")
+
+
 def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
     """A row an inspected model: what it is, what was found, and whether that is right (`named`: the target, of a planted one)."""
-    shown = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_rate", "clean_accuracy")
-    rows = []
-    for record in records:
-        params, metrics = record["params"], record["metrics"]
-        about = {name: params[name] for name in ("method", "trigger", "attacker", "encoder", "seed", "poisoned", "base_epochs", "target")}
-        rows.append({"run": record["run"]} | about | {name: metrics.get(name) for name in shown})
-    found = pd.DataFrame(rows)
-    return found.assign(named=found["candidate"] == found["target"]) if rows else found
+    rows = [
+        {"run": record["run"]} | {name: record["params"][name] for name in _ASKED} | {name: record["metrics"].get(name) for name in _FOUND}
+        for record in records
+    ]
+    found = pd.DataFrame(rows, columns=["run", *_ASKED, *_FOUND])
+    return found.assign(named=found["candidate"] == found["target"])
 
 
 def _strongest(forms: dict[str, Inverted]) -> Inverted:

@@ -133,6 +133,14 @@ def calibration(metrics: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def told_apart(others: pd.DataFrame, threshold: float) -> tuple[list[str], list[str]]:
+    """The triggers of planted models that are found in all of them, the target named rightly, and those that are not."""
+    planted = counted(others)
+    planted = planted[planted["planted"]]
+    right = ((planted["lead"] > threshold) & planted["named"]).groupby(planted["trigger"], sort=False).all()
+    return list(right[right].index), list(right[~right].index)
+
+
 def said(metrics: dict[str, Any]) -> str:
     """What a calibration found, in words."""
     alarms, found = (number(*(metrics[f"{rate}{end}"] for end in ("", *_ENDS))) for rate in ("false_alarm_rate", "detection_rate"))

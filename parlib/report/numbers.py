@@ -10,13 +10,13 @@ import pandas as pd
 from parlib.cache import ROOT
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
-from parlib.report import adaptive, downstream, rebound, regimes, schedule, style, tables
+from parlib.report import adaptive, downstream, inspection, rebound, regimes, schedule, style, tables
 from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers attacked_by attackers examined ended aftermath where_trials least_rate reproduced minutes on_workers longest_chain
-faults""".split()
+regime_triggers detector detected inspections told_apart attacked_by attackers examined ended aftermath where_trials least_rate
+reproduced minutes on_workers longest_chain faults""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -221,6 +221,28 @@ def attackers() -> str:
     return tables.markdown(adaptive.table(adaptive.results(published(), check("08_adaptive", {}))))
 
 
+def detector() -> Figures | None:
+    """What the calibration of 10 found; None where it was not run."""
+    found = [record for record in published() if record["notebook"] == "10_inspect" and record["params"]["name"]]
+    return Figures(found[0]) if found else None
+
+
+def detected() -> str:
+    """How many planted models the calibrated detector finds, by trigger, as Markdown."""
+    found = detector()
+    return tables.markdown(inspection.calibration(found.metrics)) if found else ""
+
+
+def inspections(**wanted: Any) -> pd.DataFrame:
+    """The models that 10 inspected, with these values in these columns of `calibration_rows`."""
+    return _having(inspection.inspected(published()), wanted)
+
+
+def told_apart() -> tuple[list[str], list[str]]:
+    """The triggers that 10 finds and those that it misses, at its usual threshold."""
+    return inspection.told_apart(inspections(), check("10_inspect", {}).threshold)
+
+
 def spread(column: str, **wanted: Any) -> str:
     """The mean ± the sample standard deviation over the rows that `where` finds."""
     values = where(**wanted)[column]
@@ -282,7 +304,8 @@ def faults() -> dict[str, str]:
     """What happened by kind of injected fault, in words, as tests/test_faults.py counted it; empty where it was not kept."""
     path = ROOT / "docs" / "faults.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    return {name.replace("_", " "): ", ".join(f"{count} {what}" for what, count in counts.items()) for name, counts in found.items()}
+    words = {name: name.replace("_", " ").replace("[", ", ").rstrip("]") for name in found}
+    return {words[name]: "; ".join(f"{what}: {count}" for what, count in counts.items()) for name, counts in found.items()}
 
 
 def superseded() -> pd.DataFrame:
