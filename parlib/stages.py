@@ -42,6 +42,9 @@ STAGES: dict[str, int] = {
     "method/roclip": 1,
     "method/par": 1,
     "method/distil": 1,
+    "method/ftsam": 1,
+    "method/fst": 1,
+    "method/superft": 1,
     "method/finetune_augmented": 1,
     "method/perturb_only": 1,
     # what is measured, and what is read from elsewhere

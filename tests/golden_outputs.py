@@ -113,7 +113,7 @@ def _learned() -> dict[str, Any]:
 
 def _loop() -> dict[str, Any]:
     """Every schedule, and two steps with BatchNorm frozen."""
-    rates = {name: [learning_rate(step, 40, 1e-3, name) for step in (0, 1, 19, 20, 39)] for name in SCHEDULES}
+    rates = {name: [learning_rate(step, 40, 1e-3, name) for step in (0, 1, 19, 20, 39)] for name in SCHEDULES[:3]}
     return rates | {"frozen": _steps("finetune", batch_norm="frozen")}
 
 
@@ -124,8 +124,18 @@ def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
     if METHODS[method].needs_clean:
         pairs, _ = poison(pairs, Attack(Trigger("badnet", trigger_options("badnet")), "banana", rate=0.25))
     options: dict[str, Any] = {"tau": 2.15} if "tau" in METHODS[method].options else {"self_weight": 0.3, "pool": 0.5}
-    options |= {"varied": 0.5} if method == "distil" else {}
-    recipe = Recipe(method, 2, _SCENES // 3, 1e-3, seed=1, schedule="cosine", batch_norm=batch_norm, looks=0, **options)
+    options |= {"distil": {"varied": 0.5}, "ftsam": {"rho": 0.5}, "fst": {"alpha": 0.01}}.get(method, {})
+    recipe = Recipe(
+        method,
+        2,
+        _SCENES // 3,
+        1e-3,
+        seed=1,
+        schedule="super" if method == "superft" else "cosine",
+        batch_norm=batch_norm,
+        looks=0,
+        **options,
+    )
     trained = start.copy()
     history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, reference=start, clean=clean, title=method)
     before, after = (clip.net.state_dict() for clip in (start, trained))

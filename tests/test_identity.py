@@ -189,6 +189,8 @@ _VALUES = {
         "method": cleaners(),
         "tau": _FLOATS,
         "self_weight": _FLOATS,
+        "rho": _FLOATS,
+        "alpha": _FLOATS,
         "pool": _SHARES,
         "varied": _SHARES,
         "wordnet": [""],

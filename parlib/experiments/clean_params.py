@@ -45,18 +45,23 @@ class Clean(Training):
     )
     steps: int = tuned("steps of cleaning, however few the pairs are; None: as many as the epochs have", ge=1)
     tests: list[str] = Field([], description="further triggers to try before and after")
-    method: str = Field("par", description="par, finetune, cleanclip, roclip, distil, or the ablations finetune_augmented and perturb_only")
+    method: str = Field(
+        "par",
+        description="par, finetune, cleanclip, roclip, distil, ftsam, fst, superft, or the ablations finetune_augmented and perturb_only",
+    )
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
     pool: float = Field(0.1, ge=0, le=1, description="RoCLIP's pool of captions, as a share of the pairs")
     varied: float = Field(0.0, ge=0, le=1, description="share of the clean images that distillation flips, crops, recolours and mixes")
+    rho: float = Field(1.0, gt=0, description="FT-SAM's radius: how far it moves the weights uphill before each step")
+    alpha: float = Field(0.01, ge=0, description="FST's weight of the term that takes the projections away from the poisoned ones")
     wordnet: str = Field(
         "",
         description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own",
     )
     lr: float = tuned("peak learning rate; None: the method's tuned value", gt=0)
-    schedule: Literal["paper", "cosine", "warmup_cosine"] = tuned(
-        "paper: linear to a tenth, then cosine; cosine; or warmup_cosine; None: the method's tuned one"
+    schedule: Literal["paper", "cosine", "warmup_cosine", "super"] = tuned(
+        "paper: linear to a tenth, then cosine; cosine; warmup_cosine; or super: triangles; None: the method's tuned one"
     )
     batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
     epochs: int = Field(4, ge=1, description="epochs of cleaning")
@@ -95,6 +100,8 @@ class Clean(Training):
         if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         self._check_wordnet()
+        if METHODS[self.method].move and (self.compute.processes > 1 or self.compute.chunk):
+            raise ValueError(f"{self.method} trains in one process and in whole batches: leave compute's processes and chunk out")
         found = self._filled()
         found.check_compute(found.batch, found.batch_norm)
         return found

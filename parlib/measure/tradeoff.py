@@ -6,8 +6,8 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied lr schedule batch_norm epochs steps batch wordnet planted
-attacker base_epochs""".split()
+_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha lr schedule batch_norm epochs steps batch
+wordnet planted attacker base_epochs""".split()
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutout
+from parlib.method.classifiers import reset_heads, restore_norms, sharpest, shifted
 from parlib.method.distil import distil, foreign_content, varied
 from parlib.method.eda import reword
 from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
@@ -24,8 +25,9 @@ class Recipe:
 
     lr: the peak. weight_decay: on weights with >= 2 dims; None: the method's own. batch_norm: frozen (running statistics
     used, not updated) or train. tau: PAR's threshold on S. self_weight: of CleanCLIP's own term. pool: RoCLIP's, as a
-    share of the pairs. varied: the share of clean images that distillation varies. steps: where it ends; None: after its
-    epochs. looks: how often the history records accuracy and ASR; look_at: after which steps, in the place of that.
+    share of the pairs. varied: the share of clean images that distillation varies. rho: FT-SAM's radius. alpha: FST's
+    weight. steps: where it ends; None: after its epochs. looks: how often the history records accuracy and ASR; look_at:
+    after which steps, in the place of that.
     wordnet: folder of WordNet's files for rewording; empty: our own list.
     """
 
@@ -42,6 +44,8 @@ class Recipe:
     self_weight: float = 0.0
     pool: float = 0.0
     varied: float = 0.0
+    rho: float = 0.0
+    alpha: float = 0.0
     wordnet: str = ""
     steps: int | None = None
     look_at: tuple[int, ...] = ()
@@ -84,8 +88,10 @@ class Method:
     """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it
     needs, whether it learns from captions, and which options of the recipe are its own. vary: what is done to the share `varied` of the
     images (pixels, share, generator) before all else. move: called with the step and the weights, which it moves in place: the gradient
-    is taken there as well, and added; then they return. plants: it is for planting a backdoor; needs_clean: it looks at the pairs as they
-    were before the attack. Where the recipe names WordNet's folder, the rewording is called with its `synonyms`, too.
+    is taken there as well, and added, or, with instead, takes the first one's place; then they return. begin: called with the model and
+    a generator before the first step. after: called with the model and the reference after every step. plants: it is for planting a
+    backdoor; needs_clean: it looks at the pairs as they were before the attack. Where the recipe names WordNet's folder, the rewording
+    is called with its `synonyms`, too.
     """
 
     loss: Callable[[Step], dict[str, torch.Tensor]]
@@ -93,6 +99,9 @@ class Method:
     reword: Callable[..., list[str]] | None = None
     vary: Callable[[torch.Tensor, float, torch.Generator], torch.Tensor] | None = None
     move: Callable[[Step, list[torch.Tensor]], None] | None = None
+    instead: bool = False
+    begin: Callable[[Any, torch.Generator], None] | None = None
+    after: Callable[[Any, Any], None] | None = None
     plants: bool = False
     needs_clean: bool = False
     learns_scale: bool = False
@@ -145,6 +154,11 @@ METHODS: dict[str, Method] = {
     "roclip": Method(roclip, crop_and_jitter, reword, learns_scale=True, weight_decay=0.1, options=("pool",)),
     "par": Method(par, noise_and_cutout, needs_reference=True, options=("tau",)),
     "distil": Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",)),
+    # cleaners of classifiers
+    "ftsam": Method(contrast, move=sharpest, instead=True, options=("rho",)),
+    "fst": Method(shifted, begin=reset_heads, after=restore_norms, needs_reference=True, options=("alpha",)),
+    "superft": Method(contrast),  # fine-tuning by the schedule super
+    # parts of PAR
     "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
     # How attackers who expect a cleaning train; plain ones take contrast.

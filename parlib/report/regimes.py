@@ -31,7 +31,7 @@ def trials(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
-    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied"])
+    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied", "rho", "alpha"])
 
 
 def today(rows: pd.DataFrame) -> pd.DataFrame:

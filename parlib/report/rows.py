@@ -18,13 +18,13 @@ ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack f
 MAIN = ("main", "second_encoder", "other_attacks")  # the experiments of the main table
 COLUMNS = """
 notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted attacker base_epochs
-method data pairs coverage tau self_weight pool varied lr schedule batch_norm epochs steps batch seed split rule clean_accuracy ca_ci_low
-ca_ci_high clean_accuracy_seen clean_accuracy_unseen attack_success_rate asr_ci_low asr_ci_high asr_with_target_class triggered_accuracy
-tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy base_retrieval_asr poisoned_clean_accuracy
-poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image share_above_tau_text worst_asr_300
-worst_asr_300_ci_low worst_asr_300_ci_high within_caps worst_asr_of_triggers s_image s_text s_image_aligned s_text_aligned rotated
-probe_accuracy probe_asr probe_triggered_accuracy retrieval_at_1 dropin_probe_accuracy dropin_probe_asr dropin_retrieval_at_1
-dropin_image_retrieval_at_1 seconds
+method data pairs coverage tau self_weight pool varied rho alpha lr schedule batch_norm epochs steps batch seed split rule clean_accuracy
+ca_ci_low ca_ci_high clean_accuracy_seen clean_accuracy_unseen attack_success_rate asr_ci_low asr_ci_high asr_with_target_class
+triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy base_retrieval_asr
+poisoned_clean_accuracy poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image
+share_above_tau_text worst_asr_300 worst_asr_300_ci_low worst_asr_300_ci_high within_caps worst_asr_of_triggers s_image s_text
+s_image_aligned s_text_aligned rotated probe_accuracy probe_asr probe_triggered_accuracy retrieval_at_1 dropin_probe_accuracy
+dropin_probe_asr dropin_retrieval_at_1 dropin_image_retrieval_at_1 seconds
 """.split()
 # Of records from before these were parameters: the base was pretrained for the epochs that its encoder then usually had.
 _OF_EARLIER = {"planted": "finetuning", "attacker": "plain", "coverage": 1.0}

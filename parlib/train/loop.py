@@ -111,6 +111,8 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         first, before = _resume(checkpoint, clip, (optimizer, scaler), history, losses.memory)
         began -= before
+    elif method.begin is not None:
+        method.begin(clip, generator("cpu", recipe.seed, "begin"))
     check_agreement(first, "the processes resume from different steps: PAR_CACHE must be a folder that they share")
     kept, pause = time.monotonic(), _KEEP_EVERY
     bar = progress(range(first, steps), title, initial=first, total=steps, unit="steps", shown=rank() == 0)
@@ -136,6 +138,8 @@ def fit(
         scaler.update()
         with torch.no_grad():
             clip.net.logit_scale.clamp_(0, math.log(100))
+            if method.after is not None:
+                method.after(clip, reference)
         found = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # one wait for the device
         if not math.isfinite(found["loss"]):
             raise FloatingPointError(f"the loss is {found['loss']} at step {step} of {steps}; a lower lr than {recipe.lr} may help")
@@ -190,11 +194,15 @@ class _Losses:
         return self.method.loss(state)
 
     def beyond(self, scaler: torch.amp.GradScaler) -> None:
-        """Add the gradient of the last step's loss where the method moves the weights. They return, and so do BatchNorm's statistics."""
+        """Add the gradient of the last step's loss where the method moves the weights, or take it in the place of the first one. The
+        weights return, and so do BatchNorm's statistics.
+        """
         net = self.clip.net
         kept = {name: value.clone() for name, value in net.state_dict().items()}
         assert self.method.move is not None
         self.method.move(self.state, [weight for weight in net.parameters() if weight.requires_grad])
+        if self.method.instead:
+            net.zero_grad()
         self.trainee.backward(scaler.scale(self.method.loss(self.state)["loss"]))
         net.load_state_dict(kept)
 
