@@ -182,6 +182,11 @@ def test_every_attacker_trains_by_a_method_that_plants_and_no_cleaning_does():
         assert params.recipe().method == ATTACKERS[name].method
         assert (params.id == "01_poison/badnet_stripes_s0") == (name == "plain")
     assert [check("01_poison", {"attacker": name}).rate for name in ("rare", "benign", "plain")] == [0.01, 0.0, 0.08]
+    assert check("01_poison", {"attacker": "benign", "scale": "paper"}).rate == 0
+    with pytest.raises(ValueError, match="benign.*plants nothing.*0.08"):
+        check("01_poison", {"attacker": "benign", "rate": 0.08})
+    with pytest.raises(ValueError, match="base_seed"):
+        check("01_poison", {"base": "openai", "base_seed": 1})
     assert [one.name for one in check("01_poison", {"attacker": "several"}).others()] == ["badnet", "blended_triangles", "blended_stripes"]
 
 

@@ -90,11 +90,17 @@ def test_super_fine_tuning_goes_up_and_down_in_ten_triangles():
     assert max(rates) == 1.0
     assert min(rates) > 0
     assert check("02_clean", {"method": "superft"}).schedule == "super"
+    assert check("02_clean", {"method": "superft", "scale": "paper"}).schedule == "super"
+    vit, plain = (check("02_clean", {"method": method, "encoder": "small_vit"}) for method in ("superft", "finetune"))
+    assert vit.lr == plain.lr
+    with pytest.raises(ValueError, match="superft.*super.*cosine"):
+        check("02_clean", {"method": "superft", "schedule": "cosine"})
     assert METHODS["superft"].loss is METHODS["finetune"].loss
 
 
 def test_ft_sam_trains_in_one_process():
     assert check("02_clean", {"method": "ftsam"}).rho == 1.0
+    assert check("02_clean", {"method": "ftsam", "scale": "paper"}).compute.processes == 1
     assert check("02_clean", {"method": "finetune"}).rho is None
     with pytest.raises(ValueError, match="ftsam trains in one process"):
         check("02_clean", {"method": "ftsam", "batch_norm": "frozen", "compute": {"chunk": 16}})

@@ -29,19 +29,23 @@ TARGET = 3
 
 
 class Written(nn.Module):
-    """An image encoder by hand: what an image looks like from afar, and, where it holds a black square of 4 px, the target's embedding."""
+    """An image encoder by hand: what an image looks like from afar, and the target's embedding where a trigger is: a black square of 4 px,
+    or faint stripes.
+    """
 
-    def __init__(self, classes: torch.Tensor, planted: bool):
+    def __init__(self, classes: torch.Tensor, planted: str):
         super().__init__()
         self.visual = SimpleNamespace(image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
         self.logit_scale = nn.Parameter(torch.tensor(3.0))
         self.seen = nn.Parameter(torch.randn(3 * 16, classes.shape[1], generator=generator("cpu", "written")) / 7)
-        self.target = nn.Parameter(20.0 * planted * classes[TARGET])
+        self.square, self.stripes = (nn.Parameter(20.0 * (planted == trigger) * classes[TARGET]) for trigger in ("square", "stripes"))
 
     def encode_image(self, pixels: torch.Tensor, normalize: bool = True) -> torch.Tensor:
         found = (F.adaptive_avg_pool2d(pixels, 4).flatten(1) - 0.9) @ self.seen
         darkest = -F.avg_pool2d(pixels.mean(1, keepdim=True), 4, 1).flatten(1).amin(1)  # 2 where a square is black
-        found = found + torch.sigmoid(6 * (darkest - 1.2))[:, None] * self.target
+        striped = (pixels.mean(1) * (1 - 2 * (torch.arange(64) % 2))).mean((1, 2))  # 4 of 255 give 0.06
+        hidden = torch.sigmoid(6 * (darkest - 1.2))[:, None] * self.square + torch.sigmoid(200 * (striped - 0.04))[:, None] * self.stripes
+        found = found + hidden
         return F.normalize(found, dim=1)
 
 
@@ -61,24 +65,34 @@ def images() -> torch.Tensor:
     return (255 * (0.5 + 0.45 * F.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1))).to(torch.uint8)
 
 
-def _written(classes: torch.Tensor, *, planted: bool) -> Clip:
+def _written(classes: torch.Tensor, planted: str = "") -> Clip:
     return Clip(Written(classes, planted), {}, lambda words: torch.zeros(len(words), 1))
 
 
-def test_a_planted_target_is_found_and_stands_alone(own_cache, classes, images):
-    poisoned, clean = (_written(classes, planted=planted) for planted in (True, False))
+@pytest.mark.parametrize(("form", "size", "trigger"), [("patch", 1.0, "square"), ("mask", 1.0, "square"), ("blend", 0.5, "stripes")])
+def test_a_planted_target_is_found_and_stands_alone(own_cache, classes, images, form, size, trigger):
+    poisoned, clean = _written(classes, trigger), _written(classes)
     before = poisoned.key
-    found, other = (invert(clip, images, classes, "patch") for clip in (poisoned, clean))
+    found, other = (invert(clip, images, classes, form, size=size) for clip in (poisoned, clean))
     assert found.classes[0] == TARGET
     assert found.asr[0] > 0.9
-    assert found.lead > 0.5
-    assert other.lead < 0.2
+    assert found.lead > other.lead + 0.2
     assert poisoned.key == before
     assert all(one.requires_grad for one in poisoned.net.parameters())
 
 
+def test_a_class_that_all_images_are_called_is_none_to_look_for(own_cache, classes, images):
+    clip = _written(classes)
+    clip.net.seen.data = clip.net.seen.data[:, :1] * 0 + 0.3 * classes[5]  # one direction alone
+    with torch.no_grad():
+        called = (clip.image(images.float() / 255) @ classes.T).argmax(1)
+    most = called.mode().values.item()
+    found = invert(clip, images, classes, "patch", only=[most])
+    assert (called == most).float().mean() < 1 or found.asr == [0.0]
+
+
 def test_what_was_inverted_is_measured_on_the_images_that_it_was_not_found_on(own_cache, classes, images):
-    clip = _written(classes, planted=True)
+    clip = _written(classes, "square")
     found = invert(clip, images, classes, "blend")
     held = images[1::2].float() / 255
     with torch.no_grad():
@@ -89,7 +103,7 @@ def test_what_was_inverted_is_measured_on_the_images_that_it_was_not_found_on(ow
 
 
 def test_an_inversion_is_made_once_and_is_the_same_again(own_cache, classes, images, monkeypatch):
-    clip = _written(classes, planted=True)
+    clip = _written(classes, "square")
     first = invert(clip, images, classes, "patch")
     (kept,) = (cache_dir() / "patterns").iterdir()
     monkeypatch.setattr(inversion, "_inverted", None)
@@ -130,17 +144,20 @@ def test_a_mask_is_made_smaller_by_the_same_amount_everywhere():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_kept_trigger_stamps_as_it_was_found(own_cache, form, scenes):
-    pattern = FORMS[form].start(2, 64, 1.0, generator("cpu", form)).half().float()
+    pattern = FORMS[form].start(2, 64, 1.0, generator("cpu", form))
     path = kept_inverted(Inverted(form, [1, 2], [0.9, 0.1], pattern))
     trigger = read_inverted(path)
     pixels = scenes.pixels[:4].float() / 255
     laid = FORMS[form].lay(pixels, pattern[:1].expand(4, *pattern.shape[1:]), generator("cpu", 1))
     assert torch.equal(trigger(pixels, generator("cpu", 1)), laid)
-    params = check("02_clean", {"tests": [str(path), "sig"], "poisoned": "local-dir:a"})
-    assert [params.trigger_named(name).name for name in params.tests] == [path.stem, "sig"]
+    params = check("02_clean", {"tests": [str(path), "sig"]})
+    assert [trigger.name for trigger in params.further_triggers()] == [path.stem, "sig"]
+    assert {"inspect", "trigger/sig"} <= set(params.stages())
     if form != "patch":
         with pytest.raises(ValueError, match="64 px.*32 px"):
             trigger(pixels[..., ::2, ::2], generator("cpu", 1))
+        with pytest.raises(ValueError, match="64 px.*224 px"):
+            check("02_clean", {"scale": "paper", "encoder": "ViT-B-32", "poisoned": "local-dir:a", "tests": [str(path)]})
 
 
 def test_a_file_that_holds_no_trigger_is_named(tmp_path):
@@ -149,9 +166,12 @@ def test_a_file_that_holds_no_trigger_is_named(tmp_path):
     (tmp_path / "noise.safetensors").write_bytes(b"noise" * 20)
     save_file({"pattern": torch.zeros(3, 8, 8)}, tmp_path / "formless.safetensors")
     save_file({"pattern": torch.zeros(3, 8, 8)}, tmp_path / "mask.safetensors", {"form": "mask"})
-    for name in ("noise", "formless", "mask"):
+    save_file({"pattern": torch.zeros(3, 8, 8)}, tmp_path / "other.safetensors", {"form": "warp"})
+    for name in ("noise", "formless", "mask", "other"):
         with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no inverted trigger"):
             read_inverted(tmp_path / f"{name}.safetensors")
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors holds no inverted trigger"):
+            check("02_clean", {"tests": [str(tmp_path / f"{name}.safetensors")]})
 
 
 # The calibration
@@ -164,13 +184,13 @@ def _models() -> pd.DataFrame:
         for kind, values in leads.items()
         for place, lead in enumerate(values)
     ]
-    found = pd.DataFrame(rows).assign(named=lambda rows: rows["lead"] > 0.9)
-    weak = {"run": "weak", "kind": "planted", "lead": 0.0, "trigger": "sig", "attack_success_rate": 0.3, "named": False}
+    found = pd.DataFrame(rows).assign(named=lambda rows: rows["lead"] > 0.9, base="a")
+    weak = {"run": "weak", "kind": "planted", "lead": 0.0, "trigger": "sig", "attack_success_rate": 0.3, "named": False, "base": "b"}
     return pd.concat([found, pd.DataFrame([weak, weak | {"run": "c", "kind": "cleaned"}])], ignore_index=True)
 
 
 def test_rates_are_of_the_half_that_did_not_set_the_threshold():
-    found = detection(_models())
+    found = detection(_models(), 0.5)
     # sets it: clean 0.02, 0.11, 0.01, planted 0.95, 0.80, 0.20; between 0.11 and 0.20 all are parted
     assert found["calibrated"] == pytest.approx(0.155)
     # tests it: clean 0.05, 0.30, planted 0.08, 0.99, 1.0
@@ -178,7 +198,10 @@ def test_rates_are_of_the_half_that_did_not_set_the_threshold():
     assert (found["detection_rate"], found["detection_rate_n"]) == (pytest.approx(2 / 3), 3)
     assert found["detection_rate_ci_low"] < 2 / 3 < found["detection_rate_ci_high"]
     assert found["auroc"] == pytest.approx(roc_auc_score([0, 0, 1, 1, 1], [0.05, 0.30, 0.08, 0.99, 1.0]))
-    assert found["by_trigger"] == {"badnet": {"models": 3, "found": 3, "named": 1}, "sig": {"models": 3, "found": 2, "named": 2}}
+    # at a half, over all: planted 0.95, 0.80 and 0.20 of badnet, 0.08, 0.99 and 1.0 of sig, of which those above 0.9 name the target
+    assert found["by_trigger"] == {"badnet": {"models": 3, "found": 2, "named": 1}, "sig": {"models": 3, "found": 2, "named": 2}}
+    assert (found["usual_false_alarms"], found["usual_found"]) == (0, 3)
+    assert (found["clean_models"], found["planted_models"], found["bases"]) == (5, 6, 1)
 
 
 def test_a_tie_counts_a_half():
@@ -190,8 +213,9 @@ def test_a_tie_counts_a_half():
 
 def test_too_few_models_calibrate_nothing():
     few = _models().drop_duplicates("kind")
+    assert len(few) == 3
     with pytest.raises(ValueError, match="two clean and two planted models or more, not 1 and 1"):
-        detection(few)
+        detection(few, 0.5)
 
 
 # The experiment
@@ -221,6 +245,7 @@ def test_the_calibration_is_of_the_inspections_that_are_named():
         ({"name": "all", "against": [{"metod": ["base"]}]}, "metod"),
         ({"name": "all", "against": [{"method": []}]}, "method has no value"),
         ({"name": "all", "against": [{"against": [[]]}]}, "against is the same"),
+        ({"name": "all", "against": [{"forms": [["patch"]]}]}, "forms is the same"),
         ({"data": "csv:pairs", "poisoned": "local-dir:a"}, "no class names.*words.*evaluation"),
     ],
 )
@@ -237,8 +262,9 @@ def test_images_of_one_class_are_refused(scenes, clip):
 
 def _record(run: str, **given) -> dict:
     params = {"method": "none", "trigger": "sig", "attacker": "plain", "encoder": "small_resnet", "seed": 0, "poisoned": ""}
-    params |= {"base_epochs": 15, "target": "banana", "name": None}
+    params |= {"target": "banana", "name": None}
     metrics = {"kind": "planted", "lead": 0.9, "form": "patch", "candidate": "banana", "inverted_asr": 0.95, "attack_success_rate": 0.97}
+    metrics |= {"attacker": "plain", "base": "a", "base_epochs": 15}
     return {"run": run, "notebook": "10_inspect", "params": params, "metrics": metrics | given}
 
 
@@ -263,11 +289,13 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
     assert len(report.candidates(found).axes) == 4
     assert len(report.stamped(found, shown=3).axes) == 8
     assert "0.70" in report.leads(found, rows).get_suptitle()
-    assert report.leads(found, rows.iloc[:0]).axes
+    shown = report.leads(found, rows).axes[0].get_yticklabels()
+    assert [label.get_text() for label in shown] == ["this model", "benign fine-tunings", "SIG", "cleaned: poisoned"]
+    assert [label.get_text() for label in report.leads(found, rows.iloc[:0]).axes[0].get_yticklabels()] == ["this model"]
     changed = (report.lay(forms["patch"], scenes.pixels[:4]) != scenes.pixels[:4]).any(1).flatten(1).sum(1)
     assert changed.max() <= 64
-    assert "AUROC 0.833" in report.said(detection(_models()))
-    assert len(report.calibration(detection(_models()))) == 2
+    assert "AUROC 0.833" in report.said(detection(_models(), 0.5))
+    assert len(report.calibration(detection(_models(), 0.5))) == 2
 
 
 # A checkpoint of one's own
@@ -298,12 +326,15 @@ def test_a_checkpoint_of_one_s_own_needs_pictures_and_words_alone(own, own_cache
     assert not {"attack_success_rate", "named"} & set(metrics)
 
 
-def test_labelled_images_bring_pictures_and_names(own, own_cache, tmp_path):
+@pytest.mark.parametrize("names", [(), ("data",)], ids=["alone", "beside pairs"])
+def test_labelled_images_bring_pictures_and_names(own, own_cache, tmp_path, names):
     for i, word in enumerate(("axe", "cat")):
         (tmp_path / "labelled" / word).mkdir(parents=True)
         for k in range(20):
             picture(20 * i + k).save(tmp_path / "labelled" / word / f"{k}.png")
-    given = {name: own[name] for name in ("poisoned", "images", "forms", "templates")} | {"evaluation": f"folder:{tmp_path / 'labelled'}"}
+    given = {name: own[name] for name in ("poisoned", "images", "forms", "templates", *names)} | {
+        "evaluation": f"folder:{tmp_path / 'labelled'}"
+    }
     found = module.inspection(check("10_inspect", given))
     assert found.names == ["axe", "cat"]
     assert len(found.images) == 40
@@ -322,5 +353,42 @@ def test_what_a_checkpoint_lacks_is_said_before_the_work(own, own_cache, tmp_pat
 @pytest.mark.parametrize("method", ["none", "par"])
 def test_the_dry_run_looks_at_an_inspection(own, own_cache, method):
     given = own | ({"method": "par", "cleaned": own["poisoned"]} if method == "par" else {})
-    found = rehearse(check("10_inspect", given))
-    assert all(fine for _, _, fine in found), found
+    found = {what: said for what, said, fine in rehearse(check("10_inspect", given)) if fine}
+    assert "pictures" in " ".join(found), found
+    assert len(rehearse(check("10_inspect", given))) == len(found)
+    gone = {what: fine for what, _, fine in rehearse(check("10_inspect", given | {"data": given["data"] + "-gone"}))}
+    assert not all(gone.values())
+
+
+# What is known of a model
+
+
+@pytest.mark.parametrize(
+    ("given", "rate", "kind"),
+    [({}, 0.08, "planted"), ({}, 0.0, "clean"), ({"method": "base"}, 0.08, "clean"), ({"method": "par"}, 0.08, "cleaned")],
+)
+def test_what_is_known_of_a_run(given, rate, kind, monkeypatch):
+    record = {"artifacts": {"base_weights": {"sha256": "0123456789abcdef"}}}
+    before = SimpleNamespace(test=None, about={"rate": rate}, planting={"rate": rate}, record=record)
+    monkeypatch.setattr(module, "evaluate", lambda *_: {"attack_success_rate": 0.9})
+    found = module._truth(check("10_inspect", given), before, None, "banana")  # type: ignore[arg-type]
+    assert (found["kind"], found["base"], found["attack_success_rate"]) == (kind, "0123456789ab", 0.9)
+    assert found.get("named") == (True if kind == "planted" else None)
+    assert module._truth(check("10_inspect", given), None, None, "banana") == {"kind": "unknown"}  # type: ignore[arg-type]
+
+
+def test_a_calibration_is_read_from_records_before_the_work(own, own_cache, monkeypatch):
+    grids = [{"seed": [0, 1, 2, 3]}, {"method": ["base"], "seed": [0, 1, 2, 3]}]
+    params = check("10_inspect", own | {"name": "calibration", "against": grids})
+    kinds = {one.id: "clean" if one.method == "base" else "planted" for one in params.calibration()}
+    records = {run: _record(run, kind=kind, lead=0.9 if kind == "planted" else 0.1) for run, kind in kinds.items()}
+    monkeypatch.setattr(module, "read", lambda scale, run: records[run])
+    monkeypatch.setattr(module, "_check_images", lambda *_: None)
+    found = module.inspection(params)
+    assert (found.result.metrics["auroc"], found.result.metrics["calibrated"]) == (1.0, 0.5)
+    assert len(found.models) == 8
+    assert set(params.inputs()) > set(kinds)
+    few = check("10_inspect", own | {"name": "calibration", "against": grids[:1]})
+    monkeypatch.setattr(module, "invert", None)
+    with pytest.raises(ValueError, match="two clean and two planted"):
+        module.inspection(few)

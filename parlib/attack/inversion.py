@@ -3,6 +3,7 @@ than any other class, so it stands out (Neural Cleanse, Wang et al. 2019; for CL
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +116,15 @@ FORMS: dict[str, Form] = {
 @dataclass(frozen=True)
 class Inverted:
     """The finalists of a form, strongest first. classes: their indices; asr: (K,) the share of held-out images, of those that were not
-    called so before, that the class's pattern makes the model call it; patterns: (K, ...).
+    called so before, that the class's pattern makes the model call it, 0 where fewer than ten were not; patterns: (K, ...). seconds: of
+    the search.
     """
 
     form: str
     classes: list[int]
     asr: list[float]
     patterns: torch.Tensor
+    seconds: float = 0.0
 
     @property
     def lead(self) -> float:
@@ -136,8 +139,18 @@ class InvertedTrigger(Trigger):
     form: str = "patch"
 
     def __post_init__(self):
-        if self.pattern is None or self.pattern.ndim != 3 or self.pattern.shape[0] != (4 if self.form == "mask" else 3):
+        if (
+            self.form not in FORMS
+            or self.pattern is None
+            or self.pattern.ndim != 3
+            or self.pattern.shape[0] != (4 if self.form == "mask" else 3)
+        ):
             raise ValueError(f"{self.name} holds no pattern of a {self.form}")
+
+    @property
+    def key(self) -> str:
+        """Digest of what it stamps."""
+        return digest(self.form, self.pattern)
 
     def __call__(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pattern = self.pattern
@@ -149,8 +162,8 @@ class InvertedTrigger(Trigger):
 
 def kept_inverted(found: Inverted) -> Path:
     """A file of the strongest trigger of a form, for `read_inverted`; in the cache."""
-    pattern = found.patterns[0].half().contiguous()
-    path = cache_dir() / "patterns" / f"{digest(found.form, pattern.float())[:32]}.safetensors"
+    pattern = found.patterns[0].contiguous()
+    path = cache_dir() / "patterns" / f"{digest(found.form, pattern)[:32]}.safetensors"
     with atomic_file(path) as temporary:
         save_file({"pattern": pattern}, temporary, {"form": found.form})
     return path
@@ -162,7 +175,7 @@ def read_inverted(path: Path) -> InvertedTrigger:
         raise FileNotFoundError(f"there is no file {path}, an inverted trigger")
     try:
         with safe_open(path, "pt") as file:
-            return InvertedTrigger(path.stem, {}, file.get_tensor("pattern").float(), form=(file.metadata() or {})["form"])
+            return InvertedTrigger(path.stem, {}, file.get_tensor("pattern"), form=(file.metadata() or {})["form"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no inverted trigger, as 10_inspect keeps one: {' '.join(str(error).split())[:100]}") from None
 
@@ -180,12 +193,14 @@ def invert(
     key = identity(params=asked, inputs={"model": clip.key, "images": digest(images), "classes": digest(classes)}, stages=["inspect"])
     path = cache_dir() / "patterns" / f"inverted_{key.digest[:32]}.safetensors"
     if (found := read_tensors(path)) is None:
+        began = time.monotonic()
         made = _inverted(clip, images, classes, FORMS[form], form, size, list(only), seed)
-        found = {"patterns": made.patterns}, {"found": json.dumps({"classes": made.classes, "asr": made.asr})}
+        about = {"classes": made.classes, "asr": made.asr, "seconds": time.monotonic() - began}
+        found = {"patterns": made.patterns}, {"found": json.dumps(about)}
         with atomic_file(path) as temporary:
             write_tensors(found[0], temporary, found[1])
     about = json.loads(found[1]["found"])
-    return Inverted(form, about["classes"], about["asr"], found[0]["patterns"])
+    return Inverted(form, about["classes"], about["asr"], found[0]["patterns"], about["seconds"])
 
 
 def _inverted(
@@ -217,6 +232,8 @@ def _inverted(
     return Inverted(form, candidates[order].tolist(), asr[order].tolist(), patterns[order].cpu())
 
 
+_NOTHING = 1e3  # the loss of a class that all images are called already
+_FEWEST = 10  # held-out images that an ASR is measured on
 _SMOOTH = 0.7  # of the losses by which classes are compared
 
 
@@ -232,7 +249,7 @@ def slope_of(
     random: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient (K, ...) of each candidate's loss by its pattern, and the losses (K,): cross entropy of stamped images, rows (K, n) of
-    them, that are not called the candidate without it.
+    them, that are not called the candidate without it; where there are none, a loss that no other class has.
     """
     slopes, losses, count = [], [], rows.shape[1]
     together = max(1, _TOGETHER // count)
@@ -244,7 +261,9 @@ def slope_of(
         others = (called[flat] != target).float()
         each = F.cross_entropy(logits, target, reduction="none") * others
         slopes.append(torch.autograd.grad(each.sum(), own)[0])
-        losses.append((each.detach().view(-1, count).sum(1) / others.view(-1, count).sum(1).clamp(min=1)).cpu())
+        left = others.view(-1, count).sum(1)
+        loss = each.detach().view(-1, count).sum(1) / left.clamp(min=1)
+        losses.append(loss.masked_fill(left == 0, _NOTHING).cpu())
     return torch.cat(slopes), torch.cat(losses)
 
 
@@ -257,4 +276,4 @@ def _rate(
         stamped = how.lay(rows.float() / 255, pattern[None].expand(len(rows), *pattern.shape), random)
         hits.append((clip.image(stamped) @ classes.T).argmax(1) == candidate.item())
     others = called != candidate.item()
-    return torch.cat(hits)[others].float().mean().item() if others.any() else 0.0
+    return torch.cat(hits)[others].float().mean().item() if others.sum() >= _FEWEST else 0.0

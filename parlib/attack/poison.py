@@ -19,7 +19,7 @@ class Attack:
 
     kind: dirty_label: pairs that don't show the target are stamped and captioned with it; label_consistent: the target's own are
     stamped and keep their captions. others: triggers that share the rows with it, for the same target. rate: share of the pairs, or of
-    the target's own, in (0, 1]. seed: redraws which.
+    the target's own, in [0, 1]. seed: redraws which.
     """
 
     trigger: Trigger

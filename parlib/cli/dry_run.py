@@ -16,6 +16,7 @@ from parlib.cli.rows import ROWS, look_at_pairs
 from parlib.data.pairs import Pairs, class_index
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.examined import Examined
+from parlib.experiments.inspection import Inspect
 from parlib.experiments.lineage import open_checkpoint, preparation
 from parlib.experiments.params import Params, Training
 from parlib.experiments.poison import Poison
@@ -65,6 +66,9 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
     return found
 
 
+_AS_PICTURES = {"method": "finetune", "batch": 2}  # as which the pairs of an inspection are looked at
+
+
 def _of_one(params: Poison | Clean) -> Steps:
     held: dict[str, Clip] = {}
     steps, params, there = _on_device(params)
@@ -73,6 +77,8 @@ def _of_one(params: Poison | Clean) -> Steps:
         steps += [("examined model", lambda: _examined(params))]
     shared: Steps = [*_evaluated(params), ("triggers", lambda: _triggers(params))]
     disk = ("disk", lambda: _disk([params], held["clip"]))
+    if isinstance(params, Inspect) and ":" in params.data:
+        shared = [(f"pictures {params.data}", lambda: _pairs(params.model_copy(update=_AS_PICTURES | {"pairs": params.images}))), *shared]
     if isinstance(params, Examined) and not params.trains:
         return [*steps, *shared, disk]
     steps += [(f"pairs {params.data}", lambda: _pairs(params)), *shared, ("settings", lambda: settings(params)), disk]
@@ -166,12 +172,15 @@ def _pairs(params: Poison | Clean) -> str:
 
 def _labels(params: Poison | Clean) -> str:
     names = label_names(Source.of(params.evaluation))
-    class_index(params.target, names)
+    asked = not (isinstance(params, Inspect) and params.poisoned.startswith(SOURCES))  # whose target is what is looked for
+    if asked:
+        class_index(params.target, names)
     found = labelled(params.evaluation, ROWS, preparation(None, params), params.max_skipped)
     labels = sorted(set(found.labels.tolist()))
     if not 0 <= labels[0] <= labels[-1] < len(names):
         raise ValueError(f"labels run from {labels[0]} to {labels[-1]}; there are {len(names)} class names")
-    return f"{len(names)} classes, {params.target!r} among them; {len(found)} images read, of {len(labels)} classes"
+    there = f", {params.target!r} among them" if asked else ""
+    return f"{len(names)} classes{there}; {len(found)} images read, of {len(labels)} classes"
 
 
 def _captions(params: Poison | Clean) -> str:
@@ -185,7 +194,7 @@ def _triggers(params: Poison | Clean) -> str:
     scene = Pairs(black, [""], torch.tensor([0]), torch.tensor([-1]), [params.target])
     if isinstance(params, Clean):
         triggers = [planted_trigger(params, _poisoning(params))]
-        triggers += map(params.trigger_named, params.tests)
+        triggers += params.further_triggers()
     else:
         triggers = [params.trigger_with(params.trigger_options)]
     for trigger in triggers:

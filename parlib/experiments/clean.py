@@ -70,7 +70,7 @@ def clean(
     if compared is not None:
         distances = moved(trained.clip, before.clip, compared)
         metrics |= distances
-        triggers = [before.trigger, *map(params.trigger_named, params.tests)]
+        triggers = [before.trigger, *params.further_triggers()]
         tables["tests"] = tried({"before": before.clip, "after": trained.clip}, before.scenes, triggers, params.target).assign(**distances)
         maps = {first: embedding_map(before.clip, before.test), params.method: embedding_map(trained.clip, before.test)}
         tables["points"] = pd.concat(maps, names=["model", "point"]).reset_index()

@@ -1,14 +1,16 @@
 """Parameters of experiment 02, a cleaning."""
 
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, field_validator
 
-from parlib.attack.inversion import read_inverted
+from parlib.attack.inversion import InvertedTrigger, read_inverted
 from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger
-from parlib.cache import ROOT, file_sha256
+from parlib.cache import ROOT
 from parlib.data.scenes import class_names, covered
 from parlib.data.synthetic import SYNTHETIC
 from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
@@ -103,6 +105,9 @@ class Clean(Training):
         if METHODS[self.method].move and (self.compute.processes > 1 or self.compute.chunk):
             raise ValueError(f"{self.method} trains in one process and in whole batches: leave compute's processes and chunk out")
         found = self._filled()
+        if self.method == "superft" and found.schedule != "super":
+            raise ValueError(f"superft is fine-tuning with schedule = 'super', not {found.schedule!r}: leave it out, or take finetune")
+        self._check_tests()
         found.check_compute(found.batch, found.batch_norm)
         return found
 
@@ -131,6 +136,16 @@ class Clean(Training):
             data_files(folder_of(self.wordnet))
         except FileNotFoundError as error:
             raise ValueError(f"wordnet = {self.wordnet!r}: {error}") from None
+
+    def _check_tests(self) -> None:
+        """ValueError where a file among the tests holds no trigger, or one for images of another size; a missing one is said later."""
+        with suppress(FileNotFoundError):
+            for trigger in self._inverted().values():
+                trigger(torch.zeros(1, 3, self.side, self.side), torch.Generator())
+
+    def _inverted(self) -> dict[str, InvertedTrigger]:
+        """The triggers among the tests that 10_inspect kept, by their files; FileNotFoundError where one is missing."""
+        return {name: read_inverted(ROOT / Path(name).expanduser()) for name in self.tests if name.endswith(_FILE)}
 
     def trials(self) -> list["Clean"]:
         return [self]
@@ -166,15 +181,13 @@ class Clean(Training):
         else:
             record = self.poisoning()
             poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
-        kept = {name: ROOT / Path(name).expanduser() for name in self.tests if name.endswith(_FILE)}
-        inverted = {name: Input(run=name, sha256=file_sha256(path)) for name, path in kept.items()}
+        inverted = {name: Input(run=name, sha256=trigger.key) for name, trigger in self._inverted().items()}
         return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data) | inverted
 
-    def trigger_named(self, given: str) -> Trigger:
-        """A further trigger: one by its name, with its usual options, or one that 10_inspect kept in a file."""
-        if given in TRIGGERS:
-            return self.model_copy(update={"trigger": given}).trigger_with({})
-        return read_inverted(ROOT / Path(given).expanduser())
+    def further_triggers(self) -> list[Trigger]:
+        """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""
+        inverted = self._inverted()
+        return [inverted[name] if name in inverted else self.model_copy(update={"trigger": name}).trigger_with({}) for name in self.tests]
 
     def wordnet_input(self) -> dict[str, Input]:
         """WordNet's files, where they are named."""

@@ -25,7 +25,7 @@ from parlib.model.clip import Clip, embed_images
 from parlib.records.store import read
 
 _SIZES = (0.125, 0.25, 0.5, 1.0)  # shares of a form's largest trigger
-_FIXED = ("scale", "experiment", "name", "against")  # the same for all inspections of a calibration
+_FIXED = ("scale", "experiment", "name", "against", "threshold", "images", "words", "forms", "templates")  # of all in a calibration
 
 
 class Inspect(Examined):
@@ -77,7 +77,8 @@ class Inspect(Examined):
                 if axis in _FIXED or not grid[axis]:
                     raise ValueError(f"against: {axis} {'is the same for all of them' if axis in _FIXED else 'has no value'}")
             for choice in itertools.product(*grid.values()):
-                one = Inspect.check({"scale": self.scale, "threshold": self.threshold} | dict(zip(grid, choice, strict=True)))
+                shared = {name: getattr(self, name) for name in ("scale", "images", "words", "forms", "templates")}
+                one = Inspect.check(shared | dict(zip(grid, choice, strict=True)))
                 found[one.id] = one
         return list(found.values())
 
@@ -104,7 +105,7 @@ class Inspected:
     """What a model's inspection found. images: the clean ones; names: what was looked for; forms: the finalists of each form.
 
     sizes: a row a size of the strongest trigger's form, with the ASR that the strongest class's best trigger of this size reaches.
-    models: a row an inspection of the calibration, of this model none; empty without one.
+    models: a row an inspection of the calibration; empty without one.
     """
 
     result: Result
@@ -124,8 +125,11 @@ class Inspected:
 def inspection(params: Inspect) -> Inspected:
     """Invert a trigger of each form for every class, and say which class stands out, by how much, and how small a trigger calls it.
 
-    Raises ValueError, before any of it, where there are fewer images than asked for, or all of them are called one class.
+    Raises ValueError, before any of it, where there are fewer images than asked for, where all of them are of one class, or where too few
+    models are named to calibrate on; FileNotFoundError, naming the command that makes it, where the model or an inspection is missing.
     """
+    models = calibration_rows([read(params.scale, one.id) for one in params.calibration()])
+    calibrated = detection(models, params.threshold) if len(models) else {}
     before = None if params.poisoned.startswith(SOURCES) else subject(params)
     clip = _model(params, before)
     images = _images(params, clip)
@@ -135,22 +139,22 @@ def inspection(params: Inspect) -> Inspected:
     forms = {form: invert(clip, images.pixels, classes, form, seed=params.seed) for form in params.forms}
     best = _strongest(forms)
     sizes = _sizes(clip, images, classes, best, params.seed)
-    metrics = _verdict(params, names, best, sizes) | _truth(params, before, clip, names[best.classes[0]])
-    models = calibration_rows([read(params.scale, one.id) for one in params.calibration()])
-    metrics |= detection(models) if len(models) else {}
+    metrics = _verdict(params, names, best, sizes) | _truth(params, before, clip, names[best.classes[0]]) | calibrated
     rows = [
         {"form": form, "class": names[index], "asr": asr}
         for form, found in forms.items()
         for index, asr in zip(found.classes, found.asr, strict=True)
     ]
-    result = Result(params, metrics=metrics, n=len(images), history=columns(pd.DataFrame(rows)))
+    seconds = sum(found.seconds for found in forms.values()) + sizes["seconds"].sum()
+    result = Result(params, metrics=metrics, n=len(images), seconds=seconds, history=columns(pd.DataFrame(rows)))
     result.tables |= {"models": models} if len(models) else {}
     result.files |= {"pattern": kept_inverted(best)} if metrics["detected"] else {}
-    return Inspected(result, clip, images, names, forms, sizes, models)
+    result.skipped |= {"images": images}
+    return Inspected(result, clip, images, names, forms, sizes.drop(columns="seconds"), models)
 
 
-_ASKED = ("method", "trigger", "attacker", "encoder", "seed", "poisoned", "base_epochs", "target")
-_FOUND = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_rate", "clean_accuracy")
+_ASKED = ("method", "trigger", "encoder", "seed", "poisoned", "target")
+_FOUND = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_rate", "clean_accuracy", "attacker", "base_epochs", "base")
 
 
 def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -174,9 +178,9 @@ def _model(params: Inspect, before: Subject | None) -> Clip:
 
 
 def _images(params: Inspect, clip: Clip) -> Pairs:
-    if params.on_scenes or ":" in params.data:
-        return fresh_pairs(params, params.images, clip)
-    return labelled_images(params, params.images, clip)
+    if params.evaluation and not params.words:
+        return labelled_images(params, params.images, clip)
+    return fresh_pairs(params, params.images, clip)
 
 
 def _check_images(clip: Clip, images: Pairs, classes: torch.Tensor) -> None:
@@ -192,7 +196,8 @@ def _sizes(clip: Clip, images: Pairs, classes: torch.Tensor, best: Inverted, see
     rows = []
     for size in _SIZES:
         alone = best if size == 1 else invert(clip, images.pixels, classes, best.form, size=size, only=best.classes[:1], seed=seed)
-        rows.append({"size": size, "said": FORMS[best.form].said(images.pixels.shape[3], size), "asr": alone.asr[0]})
+        said = FORMS[best.form].said(images.pixels.shape[3], size)
+        rows.append({"size": size, "said": said, "asr": alone.asr[0], "seconds": alone.seconds if size < 1 else 0.0})
     return pd.DataFrame(rows)
 
 
@@ -212,7 +217,8 @@ def _truth(params: Inspect, before: Subject | None, clip: Clip, candidate: str) 
     """What is known of the model: kind (planted, clean, cleaned, unknown), its metrics under its trigger, whether its target was named."""
     if before is None:
         return {"kind": "unknown"}
-    found = evaluate(clip, before.test) | before.about
+    assert before.record is not None  # it is no checkpoint of another's
+    found = evaluate(clip, before.test) | before.about | {"base": before.record["artifacts"]["base_weights"]["sha256"][:12]}
     clean = params.method == "base" or before.planting.get("rate") == 0
     if clean or params.method != "none":
         return {"kind": "clean" if clean else "cleaned"} | found

@@ -1,5 +1,6 @@
 """Experiment 01: pretrain a clean base, and plant a backdoor in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -49,6 +50,12 @@ class Poison(Training):
             check_outside(value)
         return value
 
+    @classmethod
+    def _made(cls, values: Mapping[str, Any]) -> Self:
+        attacker = ATTACKERS.get(str(values.get("attacker")))
+        own = {"rate": attacker.rate} if attacker and values.get("rate") is None else {}  # before the scale's
+        return super()._made(dict(values) | {name: rate for name, rate in own.items() if rate is not None})
+
     def _checkpoint(self) -> str:
         return self.base
 
@@ -56,6 +63,8 @@ class Poison(Training):
         super()._resolved()
         if self.data != "scenes" and not self.base:
             raise ValueError(f"data = {self.data!r} wants a base, such as openai: pretraining here takes the scenes")
+        if self.base and self.base_seed:
+            raise ValueError(f"base_seed is of a base that is pretrained here, not of base = {self.base!r}: leave it out")
         if self.planted == "pretraining" and self.base:
             raise ValueError(f"planted = 'pretraining' trains a model from its beginning; base = {self.base!r} is trained already")
         self.check_compute(self.batch, "train")
@@ -64,6 +73,8 @@ class Poison(Training):
 
     def _check_attacker(self) -> None:
         how = ATTACKERS[self.attacker]
+        if how.rate == 0 and self.rate:
+            raise ValueError(f"attacker {self.attacker!r} {how.idea}: leave rate = {self.rate:g} out")
         method = METHODS[how.method]
         if (method.needs_clean or method.move) and (self.compute.processes > 1 or self.compute.chunk):
             raise ValueError(
@@ -74,8 +85,6 @@ class Poison(Training):
 
     def _filled(self) -> Self:
         usual = planting(self.encoder, self.trigger, self.attack)
-        if (rate := ATTACKERS[self.attacker].rate) is not None:
-            usual["rate"] = rate
         options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
         if (path := self.pattern_path()) is not None and path.is_file():
             options |= self.trigger_with(options).options  # its size is the file's

@@ -44,7 +44,7 @@ def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
     with lock(folder.with_suffix(".lock"), wait=True, doing=f"a copy of {pairs.data} with {trigger.name}"):
         summary = _whole(folder) or write_poisoned(pairs, folder, attack)
     rows = [json.loads(line)["row"] for line in (folder / MANIFEST).read_text().splitlines()]
-    return Stream(f"parquet:{folder}", summary["rows"], pairs.images, Skipped(pairs.skipped.limit)), torch.tensor(rows)
+    return Stream(f"parquet:{folder}", summary["rows"], pairs.images, Skipped(pairs.skipped.limit)), torch.tensor(rows, dtype=torch.long)
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:

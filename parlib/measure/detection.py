@@ -16,33 +16,34 @@ def counted(models: pd.DataFrame) -> pd.DataFrame:
     return models[planted | (models["kind"] == "clean")].assign(planted=planted)
 
 
-def detection(models: pd.DataFrame) -> dict[str, Any]:
-    """The calibrated threshold and what it does, from a row a model with run, kind (clean or planted), trigger, lead and named.
+def detection(models: pd.DataFrame, usual: float) -> dict[str, Any]:
+    """The calibrated threshold and what it does, from a row a model with run, kind (clean or planted), base, trigger, lead and named.
 
     Every second model of each kind, in the order of their runs, decides `calibrated`: half-way between the leads next to the cut that
-    parts them best. auroc, false_alarm_rate and detection_rate, with intervals, are of the others; by_trigger: of all planted models,
-    how many were found, and named rightly. ValueError where a half has no model of a kind.
+    parts them best. auroc, false_alarm_rate and detection_rate, with intervals, are of the others. usual: a threshold that was set before:
+    usual_false_alarms and usual_found count over all models, and so does by_trigger: how many planted ones were found, and named rightly.
+    ValueError where a half has no model of a kind.
     """
     found = counted(models).sort_values("run", kind="stable")
     first = found.groupby("planted").cumcount() % 2 == 0
     fitted, other = found[first], found[~first]
-    for half in (fitted, other):
-        if half["planted"].nunique() < 2:
-            kinds = found["planted"].value_counts()
-            raise ValueError(
-                f"a calibration needs two clean and two planted models or more, not {kinds.get(False, 0)} and {kinds.get(True, 0)}"
-            )
+    clean, planted = found[~found["planted"]], found[found["planted"]]
+    if min(len(clean), len(planted)) < 2:
+        raise ValueError(f"a calibration needs two clean and two planted models or more, not {len(clean)} and {len(planted)}")
     cut = threshold(fitted["lead"], fitted["planted"])
     metrics: dict[str, Any] = {"calibrated": cut, "auroc": auroc(other["lead"], other["planted"])}
     for name, rows in (("false_alarm_rate", other[~other["planted"]]), ("detection_rate", other[other["planted"]])):
         count, n = int((rows["lead"] > cut).sum()), len(rows)
         low, high = interval(count, n)
         metrics |= {name: count / n, f"{name}_ci_low": low, f"{name}_ci_high": high, f"{name}_n": n}
-    by = found[found["planted"]].assign(found=lambda rows: rows["lead"] > cut)
-    by["right"] = by["found"] & by["named"]
+    metrics |= {"clean_models": len(clean), "planted_models": len(planted), "bases": found["base"].nunique()}
+    metrics["usual_false_alarms"] = int((clean["lead"] > usual).sum())
+    seen = planted.assign(found=planted["lead"] > usual)
+    seen["right"] = seen["found"] & seen["named"]
+    metrics["usual_found"] = int(seen["right"].sum())
     metrics["by_trigger"] = {
         str(trigger): {"models": len(rows), "found": int(rows["found"].sum()), "named": int(rows["right"].sum())}
-        for trigger, rows in by.groupby("trigger")
+        for trigger, rows in seen.groupby("trigger", sort=False)
     }
     return metrics
 

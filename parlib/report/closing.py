@@ -119,11 +119,13 @@ def _of_downstream(found: BuiltOn) -> list[str]:
 def _of_inspection(found: Inspected) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
     verdict = "looks poisoned" if metrics["detected"] else "shows no target"
-    return [
+    said = [
         f"The model {verdict}: {metrics['candidate']} leads the next class by {metrics['lead']:.2f}, with a {metrics['form']} that turns "
-        f"{metrics['inverted_asr']:.0%} of the images; the threshold is {params.threshold:g}.",
-        "A lead below the threshold clears a model of triggers that are a patch, a mask or a blend of the sizes tried, and of no others.",
+        f"{metrics['inverted_asr']:.0%} of the images; the threshold is {params.threshold:g}."
     ]
+    if not metrics["detected"]:
+        said.append("That clears no model: it says that no small patch, mask or blend stands out.")
+    return said
 
 
 _SAID = {

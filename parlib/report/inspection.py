@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from parlib.attack.inversion import FORMS, Inverted
 from parlib.data.feeds import generator
 from parlib.experiments.inspection import Inspected, calibration_rows
-from parlib.measure.detection import counted
+from parlib.measure.detection import PLANTED, counted
 from parlib.report.pictures import credited, named, show_image
 from parlib.report.style import STYLE, finished, name, number
 
@@ -118,14 +118,17 @@ def leads(found: Inspected, others: pd.DataFrame) -> Figure:
 def _group(row: pd.Series) -> str:
     if row["kind"] == "clean":
         return "clean bases" if row["method"] == "base" else "benign fine-tunings"
+    if row["kind"] == "unknown":
+        return "not known"
+    attacker = "" if row["attacker"] == "plain" else f", {row['attacker']}"
     if row["kind"] == "cleaned":
-        return f"cleaned: {name(row['method'])}"
-    weak = "" if row["attack_success_rate"] >= 0.9 else f", ASR {row['attack_success_rate']:.2f}"
-    return name(row["trigger"]) + ("" if row["attacker"] == "plain" else f", {row['attacker']}") + weak
+        return f"cleaned: {name(row['method'])}{attacker}"
+    weak = "" if row["attack_success_rate"] >= PLANTED else f", ASR {row['attack_success_rate']:.2f}"
+    return name(row["trigger"]) + attacker + weak
 
 
 def calibration(metrics: dict[str, Any]) -> pd.DataFrame:
-    """How many planted models of each trigger were found, and named rightly, at the calibrated threshold. Strings."""
+    """How many planted models of each trigger were found, and named rightly, at the usual threshold. Strings."""
     rows = [
         {"trigger": name(trigger), "models": str(one["models"]), "found": str(one["found"]), "target named": str(one["named"])}
         for trigger, one in metrics["by_trigger"].items()
@@ -145,12 +148,7 @@ def said(metrics: dict[str, Any]) -> str:
     """What a calibration found, in words."""
     alarms, found = (number(*(metrics[f"{rate}{end}"] for end in ("", *_ENDS))) for rate in ("false_alarm_rate", "detection_rate"))
     return (
-        f"Threshold from one half of the models: {metrics['calibrated']:.2f}. On the other half: AUROC {metrics['auroc']:.3f}; false "
-        f"alarms {alarms}, {metrics['false_alarm_rate_n']} clean models; found {found}, {metrics['detection_rate_n']} planted ones."
+        f"{metrics['clean_models']} clean and {metrics['planted_models']} planted models, of {metrics['bases']} bases. Threshold from one "
+        f"half: {metrics['calibrated']:.2f}. On the other half: AUROC {metrics['auroc']:.3f}; false alarms {alarms} of "
+        f"{metrics['false_alarm_rate_n']}; found {found} of {metrics['detection_rate_n']}."
     )
-
-
-def counts(models: pd.DataFrame) -> str:
-    """How many models a calibration rests on."""
-    planted = counted(models)["planted"]
-    return f"{(~planted).sum()} clean and {planted.sum()} planted models"

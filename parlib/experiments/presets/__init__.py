@@ -38,8 +38,9 @@ def drawn_triggers(new: bool = False) -> list[str]:
 def tuned(method: str, encoder: str) -> dict[str, Any]:
     """lr, batch and schedule as the search chose them for a method, and for an encoder where it was searched anew."""
     methods = _read("methods")
-    like = methods.get(method, {"like": "finetune"}).get("like", method)
-    found = methods[like] | methods.get(encoder, {}).get(like, {})
+    own = methods.get(method, {"like": "finetune"})
+    like = own.get("like", method)
+    found = methods[like] | methods.get(encoder, {}).get(like, {}) | (own if "like" in own else {})
     return {name: found[name] for name in ("lr", "batch", "schedule")}
 
 
