@@ -66,7 +66,7 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
     return found
 
 
-_AS_PICTURES = {"method": "finetune", "batch": 2}  # as which the pairs of an inspection are looked at
+_AS_PICTURES = {"method": "finetune", "batch": 2, "lr": 1e-3, "schedule": "cosine"}  # as which the pairs of an inspection are looked at
 
 
 def _of_one(params: Poison | Clean) -> Steps:
