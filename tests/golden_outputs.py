@@ -112,7 +112,7 @@ def _learned() -> dict[str, Any]:
 
 
 def _loop() -> dict[str, Any]:
-    """Every schedule, and two steps with BatchNorm frozen."""
+    """The schedules but super, which superft takes, and two steps with BatchNorm frozen."""
     rates = {name: [learning_rate(step, 40, 1e-3, name) for step in (0, 1, 19, 20, 39)] for name in SCHEDULES[:3]}
     return rates | {"frozen": _steps("finetune", batch_norm="frozen")}
 
