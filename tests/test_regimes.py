@@ -15,7 +15,7 @@ from parlib.experiments.poison import Poison
 from parlib.experiments.registry import check
 from parlib.experiments.subject import seen_classes
 from parlib.measure.metrics import EvalSet, zero_shot
-from parlib.measure.selection import blind, choose
+from parlib.measure.selection import KNOBS, blind, choose
 from parlib.method.methods import Recipe
 from parlib.model.preparation import Preparation
 from parlib.report import regimes
@@ -175,7 +175,7 @@ def _searched() -> pd.DataFrame:
     ]
     names = ["method", "tau", "lr", "clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "attack_success_rate"]
     found = pd.DataFrame(rows, columns=names).assign(**usual, triggered_accuracy=0.5, notebook="03_tau_sweep")
-    return found.assign(run=[f"a:{i}" for i in range(len(found))], self_weight=None, pool=None, varied=None)
+    return found.assign(run=[f"a:{i}" for i in range(len(found))], **dict.fromkeys(set(KNOBS) - {"tau"}))
 
 
 def test_what_a_removal_costs_by_hand():

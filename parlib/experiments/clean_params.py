@@ -63,7 +63,7 @@ class Clean(Training):
     )
     lr: float = tuned("peak learning rate; None: the method's tuned value", gt=0)
     schedule: Literal["paper", "cosine", "warmup_cosine", "super"] = tuned(
-        "paper: linear to a tenth, then cosine; cosine; warmup_cosine; or super: triangles; None: the method's tuned one"
+        "paper: linear to a tenth, then cosine; cosine; warmup_cosine; super: triangles; None: the method's tuned one"
     )
     batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
     epochs: int = Field(4, ge=1, description="epochs of cleaning")

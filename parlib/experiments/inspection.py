@@ -160,7 +160,9 @@ _FOUND = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_r
 def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
     """A row an inspected model: what it is, what was found, and whether that is right (`named`: the target, of a planted one)."""
     rows = [
-        {"run": record["run"]} | {name: record["params"][name] for name in _ASKED} | {name: record["metrics"].get(name) for name in _FOUND}
+        {"run": record["run"]}
+        | {name: record["params"][name] for name in _ASKED}
+        | {name: record["metrics"].get(name, record["params"].get(name)) for name in _FOUND}  # of earlier plantings params alone tell
         for record in records
     ]
     found = pd.DataFrame(rows, columns=["run", *_ASKED, *_FOUND])

@@ -120,11 +120,12 @@ def _group(row: pd.Series) -> str:
         return "clean bases" if row["method"] == "base" else "benign fine-tunings"
     if row["kind"] == "unknown":
         return "not known"
-    attacker = "" if row["attacker"] == "plain" else f", {row['attacker']}"
+    how = "" if row["attacker"] == "plain" else f", {row['attacker'].replace('_', ' ')}"
+    how += "" if row["encoder"] == "small_resnet" else f", {name(row['encoder'])}"
     if row["kind"] == "cleaned":
-        return f"cleaned: {name(row['method'])}{attacker}"
+        return f"cleaned: {name(row['method'])}{how}"
     weak = "" if row["attack_success_rate"] >= PLANTED else f", ASR {row['attack_success_rate']:.2f}"
-    return name(row["trigger"]) + attacker + weak
+    return name(row["trigger"]) + how + weak
 
 
 def calibration(metrics: dict[str, Any]) -> pd.DataFrame:
