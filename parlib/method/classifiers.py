@@ -9,10 +9,10 @@ def sharpest(step, weights: list[torch.Tensor]) -> None:
     """FT-SAM (arXiv 2304.11823): move every weight w by rho * w^2 g / |w g|, g its gradient and |w g| over all weights: up the loss, large
     weights the most. The update is then the gradient there (adaptive sharpness-aware minimisation, arXiv 2102.11600).
     """
-    moved = [weight for weight in weights if weight.grad is not None]
-    length = torch.stack([(weight.detach() * weight.grad).square().sum() for weight in moved]).sum().sqrt()
-    for weight in moved:
-        weight.data.add_(weight.data.square() * weight.grad / length.clamp(min=1e-12), alpha=step.recipe.rho)
+    moved = [(weight.data, weight.grad) for weight in weights if weight.grad is not None]
+    length = torch.stack([(weight * gradient).square().sum() for weight, gradient in moved]).sum().sqrt()
+    for weight, gradient in moved:
+        weight.add_(weight.square() * gradient / length.clamp(min=1e-12), alpha=step.recipe.rho)
 
 
 def heads(clip) -> dict[str, torch.Tensor]:

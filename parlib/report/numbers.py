@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from parlib.cache import ROOT
+from parlib.experiments.inspection import Inspect
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
 from parlib.report import adaptive, downstream, inspection, rebound, regimes, schedule, style, tables
@@ -239,7 +240,7 @@ def inspections(**wanted: Any) -> pd.DataFrame:
 
 def told_apart() -> tuple[list[str], list[str]]:
     """The triggers that 10 finds and those that it misses, at its usual threshold."""
-    return inspection.told_apart(inspections(), check("10_inspect", {}).threshold)
+    return inspection.told_apart(inspections(), Inspect.check({}).threshold)
 
 
 def spread(column: str, **wanted: Any) -> str:
