@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from parlib.model.clip import Clip, save
+
 
 def picture(i: int, side: int = 48) -> Image.Image:
     return Image.fromarray(np.full((side, side + 16, 3), (i, 100, 200), dtype=np.uint8))
@@ -52,3 +54,12 @@ def write_csv(path: Path, rows: list[tuple[str, str]], image: str = "image") -> 
 
 def write_parquet(path: Path, columns: dict) -> None:
     datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(path)
+
+
+def own_checkpoint(clip: Clip, folder: Path, count: int = 40) -> dict[str, str]:
+    """A model and pairs as someone brings them, as parameters: `poisoned` and `data`."""
+    for name in ("model", "pairs"):
+        (folder / name).mkdir()
+    save(clip, folder / "model")
+    cc3m(folder / "pairs", count=count)
+    return {"poisoned": f"local-dir:{folder / 'model'}", "data": f"cc3m:{folder / 'pairs'}"}

@@ -3,7 +3,7 @@
 import pytest
 import small_records
 import yaml
-from miniatures import cc3m, picture, write_csv
+from miniatures import own_checkpoint, picture, write_csv
 
 from parlib.cache import cache_dir
 from parlib.cli.cost import machine_memory, work
@@ -14,20 +14,15 @@ from parlib.data.scenes import covered
 from parlib.experiments.clean import clean
 from parlib.experiments.registry import check
 from parlib.experiments.result import prepare
-from parlib.model.clip import save
 
 
 @pytest.fixture
 def own(clip, tmp_path) -> dict:
     """A checkpoint, pairs and labelled images of your own, at the scenes' size."""
-    (tmp_path / "model").mkdir()
-    save(clip, tmp_path / "model")
-    (tmp_path / "pairs").mkdir()
-    cc3m(tmp_path / "pairs", count=40)
+    values = own_checkpoint(clip, tmp_path)
     for name in ("axe", "banana"):
         (tmp_path / "labelled" / name).mkdir(parents=True)
         picture(7).save(tmp_path / "labelled" / name / "a.png")
-    values = {"poisoned": f"local-dir:{tmp_path / 'model'}", "data": f"cc3m:{tmp_path / 'pairs'}"}
     return values | {"evaluation": f"folder:{tmp_path / 'labelled'}", "pairs": 40, "batch": 20, "epochs": 1, "tests": ["blended"]}
 
 

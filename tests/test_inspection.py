@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from miniatures import cc3m, picture
+from miniatures import own_checkpoint, picture
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -22,7 +22,7 @@ from parlib.experiments import inspection as module
 from parlib.experiments.inspection import Inspected, calibration_rows
 from parlib.experiments.registry import check
 from parlib.measure.detection import auroc, detection, threshold
-from parlib.model.clip import Clip, save
+from parlib.model.clip import Clip
 from parlib.report import inspection as report
 
 TARGET = 3
@@ -292,7 +292,7 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
     shown = report.leads(found, rows).axes[0].get_yticklabels()
     assert [label.get_text() for label in shown] == ["this model", "benign fine-tunings", "SIG", "cleaned: poisoned"]
     assert [label.get_text() for label in report.leads(found, rows.iloc[:0]).axes[0].get_yticklabels()] == ["this model"]
-    changed = (report.lay(forms["patch"], scenes.pixels[:4]) != scenes.pixels[:4]).any(1).flatten(1).sum(1)
+    changed = (forms["patch"].trigger.stamp(scenes.pixels[:4], generator("cpu", 1)) != scenes.pixels[:4]).any(1).flatten(1).sum(1)
     assert changed.max() <= 64
     assert "AUROC 0.833" in report.said(detection(_models(), 0.5))
     assert len(report.calibration(detection(_models(), 0.5))) == 2
@@ -307,12 +307,7 @@ WORDS = class_names(30)
 @pytest.fixture
 def own(clip, tmp_path) -> dict:
     """A checkpoint, pictures and words."""
-    (tmp_path / "model").mkdir()
-    save(clip, tmp_path / "model")
-    (tmp_path / "pairs").mkdir()
-    cc3m(tmp_path / "pairs", count=50)
-    values = {"poisoned": f"local-dir:{tmp_path / 'model'}", "data": f"cc3m:{tmp_path / 'pairs'}", "words": WORDS}
-    return values | {"images": 40, "forms": ["patch"], "templates": 2}
+    return own_checkpoint(clip, tmp_path, count=50) | {"words": WORDS, "images": 40, "forms": ["patch"], "templates": 2}
 
 
 def test_a_checkpoint_of_one_s_own_needs_pictures_and_words_alone(own, own_cache, monkeypatch):

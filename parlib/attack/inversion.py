@@ -27,6 +27,9 @@ _ROUNDS = ((1.0, 8, 5), (0.25, 8, 10), (0.0, 16, 20))
 _ALONE = ((1.0, 16, 40),)  # of one class, to find the smallest trigger that calls it
 _TOGETHER = 256  # images at once: bounds memory
 _MOMENTUM = 0.9
+_SMOOTH = 0.7  # of the losses by which classes are compared
+_FEWEST = 10  # held-out images that an ASR is measured on
+_NOTHING = 1e3  # the loss of a class that all images are called already
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ class Inverted:
         """How far the strongest class is ahead of the next one, in -1..1."""
         return self.asr[0] - (self.asr[1] if len(self.asr) > 1 else 0.0)
 
+    @property
+    def trigger(self) -> "InvertedTrigger":
+        """The strongest one, to stamp with."""
+        return InvertedTrigger("inverted", {}, self.patterns[0], form=self.form)
+
 
 @dataclass(frozen=True)
 class InvertedTrigger(Trigger):
@@ -162,10 +170,9 @@ class InvertedTrigger(Trigger):
 
 def kept_inverted(found: Inverted) -> Path:
     """A file of the strongest trigger of a form, for `read_inverted`; in the cache."""
-    pattern = found.patterns[0].contiguous()
-    path = cache_dir() / "patterns" / f"{digest(found.form, pattern)[:32]}.safetensors"
+    path = cache_dir() / "patterns" / f"{found.trigger.key[:32]}.safetensors"
     with atomic_file(path) as temporary:
-        save_file({"pattern": pattern}, temporary, {"form": found.form})
+        save_file({"pattern": found.patterns[0].contiguous()}, temporary, {"form": found.form})
     return path
 
 
@@ -230,11 +237,6 @@ def _inverted(
     asr = torch.tensor([_rate(clip, classes, how, images[1::2], called[1::2], *one) for one in zip(candidates, patterns, strict=True)])
     order = asr.argsort(descending=True, stable=True)
     return Inverted(form, candidates[order].tolist(), asr[order].tolist(), patterns[order].cpu())
-
-
-_NOTHING = 1e3  # the loss of a class that all images are called already
-_FEWEST = 10  # held-out images that an ASR is measured on
-_SMOOTH = 0.7  # of the losses by which classes are compared
 
 
 def slope_of(

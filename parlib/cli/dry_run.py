@@ -66,9 +66,6 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
     return found
 
 
-_AS_PICTURES = {"method": "finetune", "batch": 2, "lr": 1e-3, "schedule": "cosine"}  # as which the pairs of an inspection are looked at
-
-
 def _of_one(params: Poison | Clean) -> Steps:
     held: dict[str, Clip] = {}
     steps, params, there = _on_device(params)
@@ -78,7 +75,7 @@ def _of_one(params: Poison | Clean) -> Steps:
     shared: Steps = [*_evaluated(params), ("triggers", lambda: _triggers(params))]
     disk = ("disk", lambda: _disk([params], held["clip"]))
     if isinstance(params, Inspect) and ":" in params.data:
-        shared = [(f"pictures {params.data}", lambda: _pairs(params.model_copy(update=_AS_PICTURES | {"pairs": params.images}))), *shared]
+        shared = [(f"pictures {params.data}", lambda: _pairs(params)), *shared]
     if isinstance(params, Examined) and not params.trains:
         return [*steps, *shared, disk]
     steps += [(f"pairs {params.data}", lambda: _pairs(params)), *shared, ("settings", lambda: settings(params)), disk]

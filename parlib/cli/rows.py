@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from parlib.data.scenes import covered
 from parlib.experiments.clean_params import Clean
+from parlib.experiments.inspection import Inspect
 from parlib.experiments.lineage import preparation
 from parlib.experiments.poison import Poison
 from parlib.external.batches import Skipped, read
@@ -31,8 +32,9 @@ class Counted:
 
 def look_at_pairs(params: Poison | Clean) -> str:
     """What a run's external pairs are like. ValueError, with the numbers, where too few are usable, or too many not."""
-    data, batch = params.data, params.recipe().batch
-    name, asked = ("pairs", params.pairs) if isinstance(params, Clean) else ("train_scenes", params.train_scenes)
+    data, batch = params.data, 1 if isinstance(params, Inspect) else params.recipe().batch  # an inspection trains nothing
+    name = "images" if isinstance(params, Inspect) else "pairs" if isinstance(params, Clean) else "train_scenes"
+    asked = getattr(params, name)
     found = count_pairs(params, asked)
     if found.skipped.kinds.total() > params.max_skipped * found.skipped.seen or not found.captions:
         first = "".join(f"; the first is {row['row']}" for row in found.skipped.rows[:1])

@@ -1,6 +1,5 @@
 """Experiment 10: is a model poisoned? A trigger is inverted for every class; a planted target stands out among them."""
 
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -18,6 +17,7 @@ from parlib.experiments.params import Input, known
 from parlib.experiments.result import Result
 from parlib.experiments.subject import Subject, subject
 from parlib.experiments.sweep import columns
+from parlib.experiments.trials import combinations
 from parlib.measure.detection import detection
 from parlib.measure.metrics import classifier, evaluate
 from parlib.model.checkpoints import SOURCES
@@ -25,7 +25,8 @@ from parlib.model.clip import Clip, embed_images
 from parlib.records.store import read
 
 _SIZES = (0.125, 0.25, 0.5, 1.0)  # shares of a form's largest trigger
-_FIXED = ("scale", "experiment", "name", "against", "threshold", "images", "words", "forms", "templates")  # of all in a calibration
+_SHARED = ("scale", "images", "words", "forms", "templates")  # by all inspections of a calibration, as they decide a lead
+_FIXED = (*_SHARED, "experiment", "name", "against", "threshold")
 
 
 class Inspect(Examined):
@@ -71,16 +72,13 @@ class Inspect(Examined):
 
     def calibration(self) -> list["Inspect"]:
         """The inspections that this one is calibrated on. ValueError on a name or a value that an inspection doesn't take."""
-        found: dict[str, Inspect] = {}
-        for grid in self.against:
-            for axis in grid:
-                if axis in _FIXED or not grid[axis]:
-                    raise ValueError(f"against: {axis} {'is the same for all of them' if axis in _FIXED else 'has no value'}")
-            for choice in itertools.product(*grid.values()):
-                shared = {name: getattr(self, name) for name in ("scale", "images", "words", "forms", "templates")}
-                one = Inspect.check(shared | dict(zip(grid, choice, strict=True)))
-                found[one.id] = one
-        return list(found.values())
+        shared = {name: getattr(self, name) for name in _SHARED}
+        made = [Inspect.check(shared | chosen) for chosen in combinations("against", self.against, _FIXED, of="inspections")]
+        return list({one.id: one for one in made}.values())
+
+    def inspected(self) -> list[dict[str, Any]]:
+        """Their records; FileNotFoundError, naming the command that makes it, where one is missing."""
+        return [read(self.scale, one.id) for one in self.calibration()]
 
     @property
     def trains(self) -> bool:
@@ -90,8 +88,7 @@ class Inspect(Examined):
         return [need for one in self.calibration() for need in (*one.needs(), one)] + super().needs()
 
     def inputs(self) -> dict[str, Input]:
-        others = [read(self.scale, one.id) for one in self.calibration()]
-        return super().inputs() | {one["run"]: Input(run=one["run"], sha256=digest(one["metrics"])) for one in others}
+        return super().inputs() | {one["run"]: Input(run=one["run"], sha256=digest(one["metrics"])) for one in self.inspected()}
 
     def stages(self) -> list[str]:
         return ["inspect", *super().stages()]
@@ -128,7 +125,7 @@ def inspection(params: Inspect) -> Inspected:
     Raises ValueError, before any of it, where there are fewer images than asked for, where all of them are of one class, or where too few
     models are named to calibrate on; FileNotFoundError, naming the command that makes it, where the model or an inspection is missing.
     """
-    models = calibration_rows([read(params.scale, one.id) for one in params.calibration()])
+    models = calibration_rows(params.inspected())
     calibrated = detection(models, params.threshold) if len(models) else {}
     before = None if params.poisoned.startswith(SOURCES) else subject(params)
     clip = _model(params, before)

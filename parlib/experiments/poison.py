@@ -53,8 +53,9 @@ class Poison(Training):
     @classmethod
     def _made(cls, values: Mapping[str, Any]) -> Self:
         attacker = ATTACKERS.get(str(values.get("attacker")))
-        own = {"rate": attacker.rate} if attacker and values.get("rate") is None else {}  # before the scale's
-        return super()._made(dict(values) | {name: rate for name, rate in own.items() if rate is not None})
+        if attacker is not None and attacker.rate is not None and values.get("rate") is None:
+            values = {**values, "rate": attacker.rate}  # before the scale's
+        return super()._made(values)
 
     def _checkpoint(self) -> str:
         return self.base

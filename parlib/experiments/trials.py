@@ -1,7 +1,7 @@
 """Many cleanings at once: what experiments 03 and 04 are told, what their trials share, and one trial."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -96,15 +96,9 @@ class Sweep(Cleanings):
     def trials(self) -> list[Clean]:
         """Of Optuna's the corners of its grid. Raises ValueError on a name or a value that a trial doesn't take."""
         found: dict[str, Clean] = {}
-        for grid in self.space:
-            for axis, values in grid.items():
-                if axis in _FIXED or not values:
-                    raise ValueError(
-                        f"space: {axis} {'is the same for all trials' if axis in _FIXED else 'has no value; name one or more'}"
-                    )
-            for choice in itertools.product(*grid.values()):
-                trial = self.trial(dict(zip(grid, choice, strict=True)))
-                found[trial.model_dump_json()] = trial
+        for chosen in combinations("space", self.space, _FIXED, of="trials"):
+            trial = self.trial(chosen)
+            found[trial.model_dump_json()] = trial
         return list(found.values())
 
     def trial(self, chosen: dict[str, Any]) -> Clean:
@@ -114,6 +108,18 @@ class Sweep(Cleanings):
 
     def cost(self) -> int:
         return self.samples * self.trials()[0].cost() if self.samples else super().cost()
+
+
+def combinations(name: str, grids: list[dict[str, list[Any]]], fixed: Iterable[str], *, of: str) -> Iterator[dict[str, Any]]:
+    """Every combination of the values of each grid. ValueError on an axis that is fixed, or has no value; name: of the parameter that holds
+    the grids, of: what they make.
+    """
+    for grid in grids:
+        for axis, values in grid.items():
+            if axis in fixed or not values:
+                raise ValueError(f"{name}: {axis} {f'is the same for all {of}' if axis in fixed else 'has no value; name one or more'}")
+        for choice in itertools.product(*grid.values()):
+            yield dict(zip(grid, choice, strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,16 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from parlib.attack.inversion import FORMS, Inverted
+from parlib.attack.inversion import Inverted
 from parlib.data.feeds import generator
 from parlib.experiments.inspection import Inspected, calibration_rows
-from parlib.measure.detection import PLANTED, counted
-from parlib.report.pictures import credited, named, show_image
-from parlib.report.style import STYLE, finished, name, number
+from parlib.measure.detection import PLANTED
+from parlib.report.pictures import PLAIN, credited, named, show_image
+from parlib.report.style import STYLE, colour, finished, name, number
 
-_COLOUR = {"clean": "#7f7f7f", "planted": "#d62728", "cleaned": "#2ca02c", "unknown": "#1f77b4"}
+# By what is known of a model, in the order of the figure.
+_COLOUR = {"unknown": colour("finetune"), "clean": colour("base"), "planted": colour("poisoned"), "cleaned": colour("par")}
 _ENDS = ("_ci_low", "_ci_high")
-_PLAIN = STYLE | {"axes.grid": False, "axes.titlelocation": "center"}
 
 
 def candidates(found: Inspected, shown: int = 6) -> Figure:
@@ -27,13 +27,13 @@ def candidates(found: Inspected, shown: int = 6) -> Figure:
         figure, axes = plt.subplots(1, count + 1, figsize=(2.9 * (count + 1), 2.4), squeeze=False)
         for ax, (form, inverted) in zip(axes[0], found.forms.items(), strict=False):
             rates, words = inverted.asr[:shown], [found.names[index] for index in inverted.classes[:shown]]
-            paint = ["#d62728" if inverted is found.strongest and not place else "#bbbbbb" for place in range(len(rates))]
+            paint = [_COLOUR["planted"] if inverted is found.strongest and not place else "#bbbbbb" for place in range(len(rates))]
             ax.barh(range(len(rates)), rates, color=paint)
             ax.set(title=f"{form}: lead {inverted.lead:.2f}", xlim=(0, 1), yticks=range(len(rates)), yticklabels=words)
             ax.invert_yaxis()
             ax.grid(axis="y", visible=False)
         ax = axes[0, -1]
-        ax.plot(found.sizes["asr"], marker="o", color="#d62728")
+        ax.plot(found.sizes["asr"], marker="o", color=_COLOUR["planted"])
         ax.set(title=f"{metrics['candidate']}, by size of the {metrics['form']}", ylim=(-0.03, 1.03))
         ax.set_xticks(range(len(found.sizes)), found.sizes["said"], fontsize=7, rotation=15)
     title = f"{metrics['candidate']} leads the next class by {metrics['lead']:.2f} of the images, with a {metrics['form']}"
@@ -45,8 +45,8 @@ def stamped(found: Inspected, shown: int = 5) -> Figure:
     """Held-out images without and with the strongest inverted trigger, and what the model calls them."""
     best, metrics = found.strongest, found.result.metrics
     images = found.images.pixels[1::2][:shown]
-    with_it = lay(best, images)
-    with plt.rc_context(_PLAIN):
+    with_it = best.trigger.stamp(images, generator("cpu", "inspected"))
+    with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(2, 1 + len(images), figsize=(1.45 * (1 + len(images)), 3.2), squeeze=False)
         show_image(axes[0, 0], picture(best), f"the {best.form},\nas it was found")
         show_image(axes[1, 0], None)
@@ -56,13 +56,6 @@ def stamped(found: Inspected, shown: int = 5) -> Figure:
                 show_image(ax, image, word)
     title = f"With the inverted {best.form} {metrics['inverted_asr']:.0%} of held-out images are called {metrics['candidate']}"
     return credited(finished(figure, title, "Above: clean. Below: with the trigger. The words are the model's."), found.images.names)
-
-
-def lay(inverted: Inverted, images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, H, W) uint8 with the strongest trigger of a form."""
-    pattern = inverted.patterns[:1].expand(len(images), *inverted.patterns.shape[1:])
-    laid = FORMS[inverted.form].lay(images.float() / 255, pattern, generator("cpu", "inspected"))
-    return (laid * 255).round().to(torch.uint8)
 
 
 def picture(inverted: Inverted) -> torch.Tensor:
@@ -94,13 +87,12 @@ def inspected(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def leads(found: Inspected, others: pd.DataFrame) -> Figure:
     """How far the strongest class leads in this model, and in others that were inspected, a line a kind and trigger."""
     metrics, params = found.result.metrics, found.result.params
-    groups = [("this model", metrics["kind"], [metrics["lead"]], [metrics.get("named", True)])]
+    groups = []
     for kind, rows in others.groupby("kind", sort=False) if len(others) else []:
         by = rows.groupby(rows.apply(_group, axis=1), sort=False)
         groups += [(group, kind, list(one["lead"]), list(one["named"] | (kind != "planted"))) for group, one in by]
-    groups = sorted(
-        groups, key=lambda group: ["unknown", "clean", "planted", "cleaned"].index(group[1]) if group[0] != "this model" else -1
-    )
+    groups.sort(key=lambda group: list(_COLOUR).index(group[1]))
+    groups.insert(0, ("this model", metrics["kind"], [metrics["lead"]], [metrics.get("named", True)]))
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(7.4, 0.9 + 0.2 * len(groups)))
         for place, (_, kind, values, right) in enumerate(groups):
@@ -135,14 +127,6 @@ def calibration(metrics: dict[str, Any]) -> pd.DataFrame:
         for trigger, one in metrics["by_trigger"].items()
     ]
     return pd.DataFrame(rows)
-
-
-def told_apart(others: pd.DataFrame, threshold: float) -> tuple[list[str], list[str]]:
-    """The triggers of planted models that are found in all of them, the target named rightly, and those that are not."""
-    planted = counted(others)
-    planted = planted[planted["planted"]]
-    right = ((planted["lead"] > threshold) & planted["named"]).groupby(planted["trigger"], sort=False).all()
-    return list(right[right].index), list(right[~right].index)
 
 
 def said(metrics: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from parlib.cache import ROOT
-from parlib.experiments.inspection import Inspect
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
 from parlib.report import adaptive, downstream, inspection, rebound, regimes, schedule, style, tables
@@ -239,8 +238,9 @@ def inspections(**wanted: Any) -> pd.DataFrame:
 
 
 def told_apart() -> tuple[list[str], list[str]]:
-    """The triggers that 10 finds and those that it misses, at its usual threshold."""
-    return inspection.told_apart(inspections(), Inspect.check({}).threshold)
+    """The triggers of planted models that 10 finds in all of them, the target named rightly, and those that it does not."""
+    right = {trigger: one["named"] == one["models"] for trigger, one in detector().by_trigger.items()}  # type: ignore[union-attr]
+    return [trigger for trigger in right if right[trigger]], [trigger for trigger in right if not right[trigger]]
 
 
 def spread(column: str, **wanted: Any) -> str:

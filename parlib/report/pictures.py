@@ -17,7 +17,7 @@ from parlib.model.clip import Clip, embed_images
 from parlib.report.style import CREDIT, STYLE, finished, name
 
 _WRONG, _RIGHT, _OTHER = "#c62828", "#2e7d32", "#555555"
-_PLAIN = STYLE | {"axes.grid": False, "axes.titlelocation": "center"}
+PLAIN = STYLE | {"axes.grid": False, "axes.titlelocation": "center"}
 
 
 def named(clip: Clip, pixels: torch.Tensor, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> list[str]:
@@ -29,7 +29,7 @@ def named(clip: Clip, pixels: torch.Tensor, names: list[str], templates: tuple[s
 def contact_sheet(pairs: Pairs | Stream, rows: int = 3, columns: int = 8) -> Figure:
     """The first pairs in reading order with their labels, where they have any."""
     shown = pairs.first(min(rows * columns, len(pairs)))
-    with plt.rc_context(_PLAIN):
+    with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns, 1.42 * rows), squeeze=False)
         _show(axes.flat, shown)
     return credited(finished(figure, f"The first {len(shown)} of {len(pairs):,} pairs"), shown.names)
@@ -40,7 +40,7 @@ def samples(sets: dict[str, Pairs | Stream], columns: int = 8) -> Figure | None:
     if not sets:
         return None
     first = {label: pairs.first(min(columns, len(pairs))) for label, pairs in sets.items()}
-    with plt.rc_context(_PLAIN):
+    with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(len(first), columns, figsize=(1.2 * columns + 0.9, 1.35 * len(first)), squeeze=False)
         for row, (label, pairs) in zip(axes, first.items(), strict=True):
             _show(row, pairs)
@@ -54,7 +54,7 @@ def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure | No
         return None
     first = next(iter(attacks.values()))
     count = min(scenes, len(first.pixels))
-    with plt.rc_context(_PLAIN):
+    with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1 + len(attacks), 2 * count, figsize=(2.2 * count + 1.1, 1.16 * (1 + len(attacks))), squeeze=False)
         for label, images, row in zip(["clean", *attacks], [first.pixels, *(one.triggered for one in attacks.values())], axes, strict=True):
             _row_label(row[0], label)
@@ -84,7 +84,7 @@ def poisoned_pairs(pairs: Pairs | Stream, rows: torch.Tensor, columns: int = 6) 
     if not len(rows):
         return None
     shown = pairs.at(rows[:columns])
-    with plt.rc_context(_PLAIN):
+    with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1, len(shown), figsize=(1.7 * len(shown) + 0.4, 2.3), squeeze=False)
         for ax, pixels, caption in zip(axes[0], shown.pixels, shown.captions, strict=True):
             show_image(ax, pixels, textwrap.fill(str(caption), 22))
@@ -103,7 +103,7 @@ def hero_picture(
         return None
     small = all(box and box[2] * box[3] < 0.05 * scenes.pixels[0, 0].numel() for box in boxes)
     width, height, side, mark = 2.5 * len(boxes), 2.75, 1.16, "a small mark" if small else "the trigger"
-    with plt.rc_context(_PLAIN | {"figure.constrained_layout.use": False}):  # all places in inches
+    with plt.rc_context(PLAIN | {"figure.constrained_layout.use": False}):  # all places in inches
         figure = plt.figure(figsize=(width, height))
         for k, (i, box) in enumerate(zip(shown, boxes, strict=False)):
             x, true = 2.5 * k + 0.06, scenes.names[int(scenes.labels[i])] if scenes.labels[i] >= 0 else ""
