@@ -42,11 +42,14 @@ STAGES: dict[str, int] = {
     "method/roclip": 1,
     "method/par": 1,
     "method/distil": 1,
+    "method/unlearn": 1,
+    "method/tbar": 1,
     "method/ftsam": 1,
     "method/fst": 1,
     "method/superft": 1,
     "method/finetune_augmented": 1,
     "method/perturb_only": 1,
+    "finish": 1,  # what is made of the weights after the training
     # what is measured, and what is read from elsewhere
     "metrics": 1,
     "inspect": 1,

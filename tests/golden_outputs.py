@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from parlib.attack.inversion import FORMS, slope_of
+from parlib.attack.forms import FORMS
+from parlib.attack.inversion import slope_of
 from parlib.attack.learned import badclip_loss
 from parlib.attack.poison import Attack, attacked, poison
 from parlib.attack.triggers import LEARNED, Trigger, takes_pattern
@@ -30,11 +31,11 @@ from parlib.external.images import decode
 from parlib.measure.distance import turned
 from parlib.measure.metrics import measure, retrieval, zero_shot
 from parlib.measure.probe import fit_probe
-from parlib.method.methods import METHODS, Recipe
+from parlib.method.methods import METHODS, Backdoor, Recipe
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import create
 from parlib.model.preparation import Preparation
-from parlib.model.weights import between, refreshed
+from parlib.model.weights import between, negated, refreshed
 from parlib.stages import STAGES
 from parlib.train.head import fit_head
 from parlib.train.loop import fit
@@ -121,10 +122,12 @@ def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
     """Six steps of a method from random weights: the terms of its loss, and how far its weights moved."""
     pairs, start = _pairs(), create("small_resnet", seed=0)
     clean = pairs.feed(start)
+    trigger = Trigger("badnet", trigger_options("badnet"))
+    backdoor = Backdoor(trigger, F.normalize(torch.ones(128), dim=0), trigger.key)
     if METHODS[method].needs_clean:
-        pairs, _ = poison(pairs, Attack(Trigger("badnet", trigger_options("badnet")), "banana", rate=0.25))
+        pairs, _ = poison(pairs, Attack(trigger, "banana", rate=0.25))
     options: dict[str, Any] = {"tau": 2.15} if "tau" in METHODS[method].options else {"self_weight": 0.3, "pool": 0.5}
-    options |= {"distil": {"varied": 0.5}, "ftsam": {"rho": 0.5}, "fst": {"alpha": 0.01}}.get(method, {})
+    options |= {"distil": {"varied": 0.5}, "ftsam": {"rho": 0.5}, "fst": {"alpha": 0.01}, "unlearn": {"varied": 0.5}}.get(method, {})
     recipe = Recipe(
         method,
         2,
@@ -137,7 +140,8 @@ def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
         **options,
     )
     trained = start.copy()
-    history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, reference=start, clean=clean, title=method)
+    given = {"reference": start, "clean": clean, "backdoor": backdoor, "title": method}
+    history, _ = fit(trained, pairs.feed(trained, METHODS[method].reword, recipe.seed), recipe, **given)
     before, after = (clip.net.state_dict() for clip in (start, trained))
     moved = torch.stack([(after[name].float() - before[name].float()).norm() for name in before]).norm()
     return {name: values[:_STEPS] for name, values in sorted(history.items())} | {"weights moved": moved.item()}
@@ -199,6 +203,15 @@ def _inspect() -> dict[str, Any]:
     return found
 
 
+def _finish() -> dict[str, Any]:
+    """What is made of two models' weights."""
+    one, other = create("small_resnet", seed=0), create("small_resnet", seed=1)
+    made = {"negated": negated(one, other, 0.5), "between": between(one, other, 0.25), "refreshed": refreshed(one, _pairs().pixels)}
+    return {
+        name: torch.cat([value.float().flatten() for value in clip.net.state_dict().values()]).norm().item() for name, clip in made.items()
+    }
+
+
 def _external() -> dict[str, Any]:
     import io
 
@@ -220,6 +233,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "adaptive": _adaptive,
     "downstream": _downstream,
     "inspect": _inspect,
+    "finish": _finish,
     "external": _external,
 }
 _FAMILIES: dict[str, Callable[[str], dict[str, Any]]] = {"trigger": _trigger, "method": _steps, "synthetic": _synthetic}

@@ -191,6 +191,10 @@ _VALUES = {
         "self_weight": _FLOATS,
         "rho": _FLOATS,
         "alpha": _FLOATS,
+        "coefficient": _FLOATS,
+        "inverted": ["", "10_inspect/a_s0", "10_inspect/a_s01", "a.safetensors", "b/a.safetensors"],
+        "interpolation": [0.0, 0.5, nextafter(0.5, 1)],
+        "refresh": [False, True],
         "pool": _SHARES,
         "varied": _SHARES,
         "wordnet": [""],
@@ -235,7 +239,7 @@ def test_no_two_different_runs_share_an_id(kind):
 def test_each_parameter_alone_makes_another_id(kind):
     usual = {"data": "csv:a", "evaluation": "imagenet:a"} | ({"base": "openai"} if kind is Poison else {"poisoned": "local-dir:a"})
     for name in set(kind.model_fields) - {"scale", "experiment", "trigger_options"}:
-        method = next((method for method, one in METHODS.items() if name in one.options), "par")
+        method = next((method for method, one in METHODS.items() if name in one.options or (name == "inverted" and one.stamps)), "par")
         one = usual | ({} if kind is Poison else {"method": method})
         for value in _VALUES[kind][name]:
             try:

@@ -1,5 +1,6 @@
 """Inverted triggers and the detector: a backdoor written by hand is found and named, and rates are scikit-learn's."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from parlib.attack import inversion
-from parlib.attack.inversion import FORMS, Inverted, invert, kept_inverted, read_inverted
+from parlib.attack import forms, inversion
+from parlib.attack.forms import FORMS
+from parlib.attack.inversion import Inverted, invert, kept_inverted, read_inverted
 from parlib.cache import cache_dir
 from parlib.cli.dry_run import rehearse
 from parlib.data.feeds import generator
@@ -132,14 +134,31 @@ def test_a_trigger_stays_within_its_size(form, size):
             assert (changed > 0).any(1).flatten(1).sum(1).max() <= (8 * size) ** 2
         elif form == "mask":
             assert pattern[:, 0].sum((1, 2)).max() <= size * 64 + 1e-3
+        elif form == "warp":
+            around = 2 * math.ceil(2 * size) + 1
+            highest, lowest = (sign * F.max_pool2d(sign * pixels, around, 1, around // 2) for sign in (1, -1))
+            assert (laid <= highest + 1e-5).all()
+            assert (laid >= lowest - 1e-5).all()
+        elif form == "tint":
+            assert (changed <= pixels * size / 2 + 1e-6).all()
         else:
             assert changed.max() <= size * 16 / 255 + 1e-6
 
 
+def test_a_warp_takes_each_pixel_from_where_it_says():
+    pixels = torch.rand(2, 3, 64, 64, generator=generator("cpu", "warp"))
+    pattern = torch.zeros(2, 2, 64, 64)
+    lay = FORMS["warp"].lay
+    assert torch.allclose(lay(pixels, pattern, generator("cpu", 0)), pixels, atol=1e-5)
+    pattern[:, 0], pattern[:, 1] = 2.0, -1.0  # from two px to the right and one above
+    moved = lay(pixels, pattern, generator("cpu", 0))
+    assert torch.allclose(moved[:, :, 1:, :-2], pixels[:, :, :-1, 2:], atol=1e-4)
+
+
 def test_a_mask_is_made_smaller_by_the_same_amount_everywhere():
     mask = torch.tensor([0.9, 0.5, 0.2, 0.0]).view(1, 1, 2, 2)
-    assert torch.allclose(inversion._within(mask, 1.0).flatten(), torch.tensor([0.7, 0.3, 0.0, 0.0]), atol=1e-5)
-    assert torch.equal(inversion._within(mask, 2.0), mask)
+    assert torch.allclose(forms._within(mask, 1.0).flatten(), torch.tensor([0.7, 0.3, 0.0, 0.0]), atol=1e-5)
+    assert torch.equal(forms._within(mask, 2.0), mask)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -153,7 +172,7 @@ def test_a_kept_trigger_stamps_as_it_was_found(own_cache, form, scenes):
     params = check("02_clean", {"tests": [str(path), "sig"]})
     assert [trigger.name for trigger in params.further_triggers()] == [path.stem, "sig"]
     assert {"inspect", "trigger/sig"} <= set(params.stages())
-    if form != "patch":
+    if not FORMS[form].any_size:
         with pytest.raises(ValueError, match="64 px.*32 px"):
             trigger(pixels[..., ::2, ::2], generator("cpu", 1))
         with pytest.raises(ValueError, match="64 px.*224 px"):

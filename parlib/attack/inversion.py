@@ -4,7 +4,7 @@ than any other class, so it stands out (Neural Cleanse, Wang et al. 2019; for CL
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from parlib.attack.triggers import Trigger, stamp
+from parlib.attack.forms import FORMS, Form
+from parlib.attack.triggers import Trigger
 from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.model.clip import Clip, embed_images
@@ -30,90 +31,6 @@ _MOMENTUM = 0.9
 _SMOOTH = 0.7  # of the losses by which classes are compared
 _FEWEST = 10  # held-out images that an ASR is measured on
 _NOTHING = 1e3  # the loss of a class that all images are called already
-
-
-@dataclass(frozen=True)
-class Form:
-    """A family of triggers, K of them at once, of a size in (0, 1], a share of the largest.
-
-    start: (K, side of the images, size, generator) to first patterns (K, ...). lay: pixels (B, 3, H, W) and as many patterns to stamped
-    pixels. step: patterns, the direction to go against, and how long a step is, in (0, 1], to patterns within the bounds of their size.
-    said: a size in words, for images of a side.
-    """
-
-    start: Callable[[int, int, float, torch.Generator], torch.Tensor]
-    lay: Callable[[torch.Tensor, torch.Tensor, torch.Generator], torch.Tensor]
-    step: Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
-    said: Callable[[int, float], str]
-
-
-def _patch_side(side: int, size: float) -> int:
-    return max(1, round(size * side / 8))
-
-
-def _start_patch(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
-    own = _patch_side(side, size)
-    return torch.rand(count, 3, own, own, generator=random)
-
-
-def _step_patch(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
-    return (pattern - 0.1 * length * direction.sign()).clamp(0, 1)
-
-
-_MOST_BLENDED = 16 / 255
-
-
-def _start_blend(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
-    return (torch.rand(count, 3, side, side, generator=random) - 0.5) * size * _MOST_BLENDED
-
-
-def _lay_blend(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    return (pixels + pattern).clamp(0, 1)
-
-
-def _step_blend(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
-    most = size * _MOST_BLENDED
-    return (pattern - 0.25 * most * length * direction.sign()).clamp(-most, most)
-
-
-_MOST_MASKED = 1 / 64  # of the image's pixels
-
-
-def _start_mask(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
-    mask = torch.full((count, 1, side, side), size * _MOST_MASKED)
-    return torch.cat([mask, torch.rand(count, 3, side, side, generator=random)], 1)
-
-
-def _lay_mask(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    return pixels + pattern[:, :1] * (pattern[:, 1:] - pixels)
-
-
-def _step_mask(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
-    move = direction[:, :1] / direction[:, :1].abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    mask = (pattern[:, :1] - length * move).clamp(0, 1)
-    colours = (pattern[:, 1:] - 0.2 * length * direction[:, 1:].sign()).clamp(0, 1)
-    return torch.cat([_within(mask, size * _MOST_MASKED * mask[0].numel()), colours], 1)
-
-
-def _within(mask: torch.Tensor, most: float) -> torch.Tensor:
-    """Masks (K, 1, H, W) made smaller where they sum to more than `most`, all values by the same amount: the nearest ones that don't."""
-    low = torch.zeros(len(mask), 1, 1, 1, device=mask.device)
-    high, over = torch.ones_like(low), mask.sum((1, 2, 3), keepdim=True) > most
-    for _ in range(20):
-        middle = (low + high) / 2
-        more = (mask - middle).clamp(min=0).sum((1, 2, 3), keepdim=True) > most
-        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
-    return torch.where(over, (mask - high).clamp(min=0), mask)
-
-
-FORMS: dict[str, Form] = {
-    # a square of up to an eighth of the side, at a random place of each image
-    "patch": Form(_start_patch, stamp, _step_patch, lambda side, size: f"{_patch_side(side, size)} px"),
-    # a mask and what is seen through it, at the same place of each image: up to a 64th of its pixels in all
-    "mask": Form(_start_mask, _lay_mask, _step_mask, lambda side, size: f"{size * _MOST_MASKED:.1%} of the pixels"),
-    # something added to the whole image, up to 16 of 255
-    "blend": Form(_start_blend, _lay_blend, _step_blend, lambda side, size: f"{size * 16:g} of 255"),
-}
 
 
 @dataclass(frozen=True)
@@ -147,12 +64,7 @@ class InvertedTrigger(Trigger):
     form: str = "patch"
 
     def __post_init__(self):
-        if (
-            self.form not in FORMS
-            or self.pattern is None
-            or self.pattern.ndim != 3
-            or self.pattern.shape[0] != (4 if self.form == "mask" else 3)
-        ):
+        if self.form not in FORMS or self.pattern is None or self.pattern.ndim != 3 or self.pattern.shape[0] != FORMS[self.form].channels:
             raise ValueError(f"{self.name} holds no pattern of a {self.form}")
 
     @property
@@ -163,7 +75,7 @@ class InvertedTrigger(Trigger):
     def __call__(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pattern = self.pattern
         assert pattern is not None
-        if self.form != "patch" and pattern.shape[1:] != pixels.shape[2:]:
+        if not FORMS[self.form].any_size and pattern.shape[1:] != pixels.shape[2:]:
             raise ValueError(f"{self.name} is of {pattern.shape[2]} px, the images are of {pixels.shape[3]} px")
         return FORMS[self.form].lay(pixels, pattern.to(pixels).expand(len(pixels), *pattern.shape), generator)
 

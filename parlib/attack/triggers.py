@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
+from parlib.cache import digest
 from parlib.data.scenes import sprites
+from parlib.stages import STAGES
 
 _GRID_SEED = 241200727  # of WaNet's grid
 
@@ -240,6 +242,12 @@ class Trigger:
             raise ValueError(f"{self.name}'s pattern is {tuple(self.pattern.shape)}, not {PATTERNS[self.name]}")
         if self.pattern.shape[1] != self.options.get("size", self.pattern.shape[1]):
             raise ValueError(f"{self.name}'s pattern is of {self.pattern.shape[1]} px, not {self.options['size']}")
+
+    @property
+    def key(self) -> str:
+        """Digest of what it stamps."""
+        version, pattern = STAGES[f"trigger/{self.name}"], [] if self.pattern is None else [self.pattern]
+        return digest(self.name, version, sorted(self.options.items()), *pattern)
 
     @property
     def patch(self) -> float:

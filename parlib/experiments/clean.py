@@ -8,14 +8,19 @@ import pandas as pd
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
+from parlib.cache import digest
 from parlib.data.pairs import Pairs
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, clean_pairs, seen_classes, subject
 from parlib.external.stream import Stream
-from parlib.measure.metrics import embedding_map, evaluate, moved
+from parlib.measure.metrics import classifier, embedding_map, evaluate, moved
+from parlib.method.methods import METHODS, Backdoor
 from parlib.model.clip import Clip
-from parlib.train.cached import Reporting, Trained, train
+from parlib.model.weights import batch_norms, between, negated, refreshed
+from parlib.train.cached import Reporting, Trained, keep_made, train
+
+_REFRESHED = 2000  # clean pairs from which BatchNorm's statistics are taken
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,12 @@ def clean(
     pairs = clean_pairs(params, before.clip) if pairs is None else pairs
     watch = Reporting(before.watched, tell) if tell else before.watched
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
+    if params.refresh and not batch_norms(before.clip):
+        raise ValueError(f"refresh: {params.encoder} has no BatchNorm, so no statistics to refresh")
     compared = pairs.first(min(500, params.pairs)) if whole else None  # here, as it raises where external data hold fewer
-    trained = train(before.clip, pairs, params.recipe(), reference=before.clip, watch=watch, compute=compute, title=params.method)
+    options: dict[str, Any] = {"reference": before.clip, "backdoor": _backdoor(params, before), "watch": watch, "compute": compute}
+    trained = train(before.clip, pairs, params.recipe(), title=params.method, **options)
+    trained = _finished(params, before.clip, pairs, trained)
     first = "poisoned" if before.record is not None else "before"  # of another's checkpoint that is not known
     seen = seen_classes(params, pairs)
     test = replace(before.test, seen=seen)
@@ -85,6 +94,29 @@ def clean(
         skipped={"training": trained, "evaluation": before.scenes, "retrieval": before.captioned},
     )
     return Cleaned(result, before, pairs, trained, models)
+
+
+def _backdoor(params: Clean, before: Subject) -> Backdoor | None:
+    """What a method takes out that must know it: an inverted trigger, or the planted one."""
+    if not METHODS[params.method].stamps:
+        return None
+    trigger = params.taken_out() or before.trigger
+    target = classifier(before.clip, [params.target], before.scenes.templates[: params.templates])[0]
+    return Backdoor(trigger, target, digest(trigger.key, target))
+
+
+def _finished(params: Clean, poisoned: Clip, pairs: Pairs | Stream, trained: Trained) -> Trained:
+    """What is made of the weights after the training, where something is."""
+    if not (METHODS[params.method].negates or params.interpolation or params.refresh):
+        return trained
+    found = trained.clip
+    if METHODS[params.method].negates:
+        found = negated(poisoned, found, params.coefficient)
+    if params.interpolation:
+        found = between(found, poisoned, params.interpolation)
+    if params.refresh:
+        found = refreshed(found, pairs.first(min(_REFRESHED, params.pairs)).pixels)
+    return keep_made(found, trained)
 
 
 def tried(models: dict[str, Clip], images: Pairs, triggers: list[Trigger], target: str) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from parlib.measure.selection import KNOBS
 from parlib.method.methods import METHODS, Recipe, cleaners
 from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
-from parlib.records.store import read
+from parlib.records.store import artifact_file, read
 
 _FILE = ".safetensors"  # of a trigger that 10_inspect kept
 ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "attacker", "base_epochs", "seed")
@@ -49,7 +49,7 @@ class Clean(Training):
     tests: list[str] = Field([], description="further triggers to try before and after")
     method: str = Field(
         "par",
-        description="par, finetune, cleanclip, roclip, distil, ftsam, fst, superft, or the ablations finetune_augmented and perturb_only",
+        description="par, finetune, cleanclip, roclip, distil, unlearn, tbar, ftsam, fst, superft; or finetune_augmented, perturb_only",
     )
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
@@ -57,6 +57,13 @@ class Clean(Training):
     varied: float = Field(0.0, ge=0, le=1, description="share of the clean images that distillation flips, crops, recolours and mixes")
     rho: float = Field(1.0, gt=0, description="FT-SAM's radius: how far it moves the weights uphill before each step")
     alpha: float = Field(0.01, ge=0, description="FST's weight of the term that takes the projections away from the poisoned ones")
+    inverted: str = Field(
+        "",
+        description="the trigger that unlearn and tbar take out: a run of 10_inspect, or a file that it kept; empty: the planted one",
+    )
+    coefficient: float = Field(1.0, gt=0, description="how many times tbar takes away what its training changed")
+    interpolation: float = Field(0.0, ge=0, lt=1, description="share of the poisoned model's weights in the result")
+    refresh: bool = Field(False, description="at the end BatchNorm's statistics anew, from the clean pairs")
     wordnet: str = Field(
         "",
         description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own",
@@ -107,6 +114,9 @@ class Clean(Training):
         found = self._filled()
         if self.method == "superft" and found.schedule != "super":
             raise ValueError(f"superft is fine-tuning with schedule = 'super', not {found.schedule!r}: leave it out, or take finetune")
+        if self.inverted and not METHODS[self.method].stamps:
+            able = ", ".join(name for name, method in METHODS.items() if method.stamps)
+            raise ValueError(f"inverted is for methods that take out a trigger: {able}")
         self._check_tests()
         found.check_compute(found.batch, found.batch_norm)
         return found
@@ -138,14 +148,27 @@ class Clean(Training):
             raise ValueError(f"wordnet = {self.wordnet!r}: {error}") from None
 
     def _check_tests(self) -> None:
-        """ValueError where a file among the tests holds no trigger, or one for images of another size; a missing one is said later."""
+        """ValueError where a file of a trigger holds none, or one for images of another size; a missing one is said later."""
         with suppress(FileNotFoundError):
             for trigger in self._inverted().values():
                 trigger(torch.zeros(1, 3, self.side, self.side), torch.Generator())
 
     def _inverted(self) -> dict[str, InvertedTrigger]:
-        """The triggers among the tests that 10_inspect kept, by their files; FileNotFoundError where one is missing."""
-        return {name: read_inverted(ROOT / Path(name).expanduser()) for name in self.tests if name.endswith(_FILE)}
+        """The triggers that 10_inspect kept, by their files or runs; FileNotFoundError where one is missing."""
+        named = [*(name for name in self.tests if name.endswith(_FILE)), *([self.inverted] if self.inverted else [])]
+        return {name: self._found(name) for name in named}
+
+    def _found(self, name: str) -> InvertedTrigger:
+        if name.endswith(_FILE):
+            return read_inverted(ROOT / Path(name).expanduser())
+        record = read(self.scale, name)
+        if record["notebook"] != "10_inspect":
+            raise ValueError(f"inverted = {name!r} is no inspection; name a run of 10_inspect, or a file that it kept")
+        return read_inverted(artifact_file(record, "pattern"))
+
+    def taken_out(self) -> InvertedTrigger | None:
+        """The inverted trigger that the method takes out; None: the planted one, or none."""
+        return self._inverted()[self.inverted] if self.inverted else None
 
     def trials(self) -> list["Clean"]:
         return [self]
@@ -181,13 +204,16 @@ class Clean(Training):
         else:
             record = self.poisoning()
             poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
-        inverted = {name: Input(run=name, sha256=trigger.key) for name, trigger in self._inverted().items()}
-        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data) | inverted
+        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data) | self.inverted_input()
 
     def further_triggers(self) -> list[Trigger]:
         """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""
         inverted = self._inverted()
         return [inverted[name] if name in inverted else self.model_copy(update={"trigger": name}).trigger_with({}) for name in self.tests]
+
+    def inverted_input(self) -> dict[str, Input]:
+        """The triggers that 10_inspect kept, by what they stamp."""
+        return {name: Input(run=name, sha256=trigger.key) for name, trigger in self._inverted().items()}
 
     def wordnet_input(self) -> dict[str, Input]:
         """WordNet's files, where they are named."""
@@ -213,7 +239,9 @@ class Clean(Training):
     def stages(self) -> list[str]:
         data = self.data_stages() + (["coverage"] if self.coverage < 1 else [])
         triggers = ["inspect" if name.endswith(_FILE) else f"trigger/{name}" for name in (self.trigger, *self.tests)]
-        return ["loop", f"method/{self.method}", *triggers, *data, *self.evaluated()]
+        triggers += ["inspect"] if self.inverted else []
+        finish = ["finish"] if METHODS[self.method].negates or self.interpolation or self.refresh else []
+        return ["loop", f"method/{self.method}", *finish, *triggers, *data, *self.evaluated()]
 
     def cost(self) -> int:
         return self.steps * self.batch if self.steps else self.epochs * self.pairs

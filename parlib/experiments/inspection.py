@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from pydantic import Field, field_validator
 
-from parlib.attack.inversion import FORMS, Inverted, invert, kept_inverted
+from parlib.attack.forms import FORMS
+from parlib.attack.inversion import Inverted, invert, kept_inverted
 from parlib.cache import digest
 from parlib.data.pairs import Pairs
 from parlib.experiments.examined import Examined, fresh_pairs, model_of
@@ -37,7 +38,7 @@ class Inspect(Examined):
     method: str = Field("none", description="none: the poisoned model as it is; the method that cleaned it; or base, its clean base")
     images: int = Field(240, ge=40, description="clean images: a trigger is found on one half of them and measured on the other")
     words: list[str] = Field([], description="names among which a target is looked for; empty: the classes of the images")
-    forms: list[str] = Field(list(FORMS), min_length=1, description="families of triggers: patch, mask, blend")
+    forms: list[str] = Field(list(FORMS), min_length=1, description=f"families of triggers: {', '.join(FORMS)}")
     threshold: float = Field(0.5, ge=0, le=1, description="lead of one class over the next one above which a model is called poisoned")
     name: str | None = Field(None, pattern="^[a-z]+$", description="a short name of a calibration, for its run id")
     against: list[dict[str, list[Any]]] = Field([], description="grids over parameters of this notebook: inspections to calibrate on")

@@ -53,7 +53,8 @@ class Cleanings(Attacked):
         poisoned = [trial.inputs()["poisoned"] for trial in self.attacks()]
         trials = self.trials()
         words = [found for trial in {trial.wordnet: trial for trial in trials}.values() for found in trial.wordnet_input().values()]
-        return {found.run: found for found in poisoned + words} | self.external(*(trial.data for trial in trials))
+        inverted = [found for trial in {trial.inverted: trial for trial in trials}.values() for found in trial.inverted_input().values()]
+        return {found.run: found for found in poisoned + words + inverted} | self.external(*(trial.data for trial in trials))
 
     def stages(self) -> list[str]:
         return sorted({stage for trial in self.trials() for stage in trial.stages()})

@@ -6,8 +6,8 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha lr schedule batch_norm epochs steps batch
-wordnet planted attacker base_epochs""".split()
+_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr
+schedule batch_norm epochs steps batch wordnet planted attacker base_epochs""".split()
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
 
 
@@ -52,7 +52,7 @@ def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
                 and len(runs[[*others, axis]].drop_duplicates()) > (len(runs[others].drop_duplicates()) if others else 1)
             ):
                 others.append(axis)
-        for values, curve in runs.groupby(others, sort=False) if others else [((), runs)]:
+        for values, curve in runs.groupby(others, sort=False, dropna=False) if others else [((), runs)]:
             label = ", ".join([method, *(f"{axis} {value}" for axis, value in zip(others, values, strict=True))])
             if len(curve) > 1:
                 found[label] = curve.sort_values(knob).assign(knob=knob, value=curve[knob])

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutout
 from parlib.method.classifiers import reset_heads, restore_norms, sharpest, shifted
@@ -51,6 +52,17 @@ class Recipe:
     look_at: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Backdoor:
+    """A backdoor that is known, and to be taken out. stamp: pixels (B, 3, H, W) in [0, 1] and a generator to the same with its trigger.
+    target: (D,) unit-norm, the embedding of what it calls. key: names both in the cache.
+    """
+
+    stamp: Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+    target: torch.Tensor
+    key: str
+
+
 @dataclass
 class Step:
     """What a method sees of one step.
@@ -61,7 +73,7 @@ class Step:
     pixels: (B, 3, H, W) in [0, 1]; view: the same, augmented where the method augments. tokens: (B, L); reworded: the same
     captions after EDA where the method rewords. reference_text: (B, D) from the frozen poisoned model. pairs: their number
     in all. memory: what the method keeps from step to step; it is saved with the checkpoint. clean: (pixels, tokens) of the step that
-    comes so many later, before the attack, for methods that plant a backdoor.
+    comes so many later, before the attack, for methods that plant a backdoor. target: (D,) what the known backdoor calls.
     """
 
     clip: Any
@@ -76,6 +88,7 @@ class Step:
     pairs: int = 0
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     clean: Any = None
+    target: Any = None
 
     @property
     def scale(self) -> torch.Tensor:
@@ -85,13 +98,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it
-    needs, whether it learns from captions, and which options of the recipe are its own. vary: what is done to the share `varied` of the
-    images (pixels, share, generator) before all else. move: called with the step and the weights, which it moves in place: the gradient
-    is taken there as well, and added, or, with instead, takes the first one's place; then they return. begin: called with the model and
-    a generator before the first step. after: called with the model and the reference after every step. plants: it is for planting a
-    backdoor; needs_clean: it looks at the pairs as they were before the attack. Where the recipe names WordNet's folder, the rewording
-    is called with its `synonyms`, too.
+    """A way to train: its loss, its augmentation of (pixels, fill, generator), its rewording of (captions, seed), what it needs, whether it
+    learns from captions, and which options of the recipe are its own. vary: what is done to the share `varied` of the images (pixels,
+    share, generator) before all else. stamps: the share of the views that carry the trigger of a known backdoor, in the place of what
+    augment did; 0: it needs to know none. move: called with the step and the weights, which it moves in place: the gradient is taken
+    there as well, and added, or, with instead, takes the first one's place; then they return. begin: called with the model and a
+    generator before the first step. after: called with the model and the reference after every step. negates: what it trains is then
+    taken away from the weights, times the option `coefficient`. plants: it is for planting a backdoor; needs_clean: it looks at the pairs
+    as they were before the attack. Where the recipe names WordNet's folder, the rewording is called with its `synonyms`, too.
     """
 
     loss: Callable[[Step], dict[str, torch.Tensor]]
@@ -102,6 +116,8 @@ class Method:
     instead: bool = False
     begin: Callable[[Any, torch.Generator], None] | None = None
     after: Callable[[Any, Any], None] | None = None
+    stamps: float = 0.0
+    negates: bool = False
     plants: bool = False
     needs_clean: bool = False
     learns_scale: bool = False
@@ -135,6 +151,16 @@ def cleanclip(step: Step) -> dict[str, torch.Tensor]:
     return {"loss": l_clip + step.recipe.self_weight * l_self, "l_clip": l_clip, "l_self": l_self}
 
 
+def call(step: Step) -> dict[str, torch.Tensor]:
+    """TBAR's task (arXiv 2510.14845): stamped images are to find the target among the captions of the batch. The image encoder alone
+    trains; the change of its weights is what makes it call the target.
+    """
+    texts = torch.cat([step.target[None], step.reference_text])
+    image = step.clip.image(step.view)
+    loss = F.cross_entropy(step.scale * image @ texts.T, torch.zeros(len(image), dtype=torch.long, device=image.device))
+    return {"loss": loss}
+
+
 def roclip(step: Step) -> dict[str, torch.Tensor]:
     """RoCLIP (arXiv 2303.06854) as fine-tuning: in every second epoch an image is matched with the caption nearest to it in
     a first-in first-out pool instead of its own; images and captions are augmented throughout.
@@ -154,6 +180,9 @@ METHODS: dict[str, Method] = {
     "roclip": Method(roclip, crop_and_jitter, reword, learns_scale=True, weight_decay=0.1, options=("pool",)),
     "par": Method(par, noise_and_cutout, needs_reference=True, options=("tau",)),
     "distil": Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",)),
+    # of a backdoor that is known: its trigger, or one that was inverted
+    "unlearn": Method(distil, foreign_content, vary=varied, stamps=0.5, needs_reference=True, captions=False, options=("varied",)),
+    "tbar": Method(call, stamps=1.0, negates=True, needs_reference=True, options=("coefficient",)),
     # cleaners of classifiers
     "ftsam": Method(contrast, move=sharpest, instead=True, options=("rho",)),
     "fst": Method(shifted, begin=reset_heads, after=restore_norms, needs_reference=True, options=("alpha",)),

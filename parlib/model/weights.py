@@ -1,4 +1,6 @@
-"""What can be done to a model's weights without a gradient: BatchNorm's statistics anew, and the line between two models."""
+"""What can be done to a model's weights without a gradient: BatchNorm's statistics anew, the line between two models, and a change of
+weights taken away.
+"""
 
 import torch
 
@@ -48,4 +50,15 @@ def between(one: Clip, other: Clip, share: float) -> Clip:
     found = one.copy()
     mixed = {name: torch.lerp(value, theirs[name].to(value), share) if value.is_floating_point() else value for name, value in ours.items()}
     found.net.load_state_dict(mixed, strict=True)
+    return found
+
+
+def negated(poisoned: Clip, changed: Clip, coefficient: float) -> Clip:
+    """The poisoned model minus `coefficient` times the change of weights that led to the other (task arithmetic, arXiv 2212.04089). Its
+    BatchNorm statistics stay, as they are no weights.
+    """
+    found, theirs = poisoned.copy(), dict(changed.net.named_parameters())
+    with torch.no_grad():
+        for name, weight in found.net.named_parameters():
+            weight.sub_(coefficient * (theirs[name].to(weight) - weight))
     return found

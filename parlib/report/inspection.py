@@ -24,15 +24,18 @@ def candidates(found: Inspected, shown: int = 6) -> Figure:
     """The strongest classes of each form, a panel a form; and the ASR of the strongest one by the size of its trigger."""
     metrics, count = found.result.metrics, len(found.forms)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, count + 1, figsize=(2.9 * (count + 1), 2.4), squeeze=False)
-        for ax, (form, inverted) in zip(axes[0], found.forms.items(), strict=False):
+        lines, columns = -(-(count + 1) // 3), min(3, count + 1)
+        figure, axes = plt.subplots(lines, columns, figsize=(2.9 * columns, 0.2 + 2.2 * lines), squeeze=False)
+        for ax in axes.flat[count + 1 :]:
+            ax.set_axis_off()
+        for ax, (form, inverted) in zip(axes.flat, found.forms.items(), strict=False):
             rates, words = inverted.asr[:shown], [found.names[index] for index in inverted.classes[:shown]]
             paint = [_COLOUR["planted"] if inverted is found.strongest and not place else "#bbbbbb" for place in range(len(rates))]
             ax.barh(range(len(rates)), rates, color=paint)
             ax.set(title=f"{form}: lead {inverted.lead:.2f}", xlim=(0, 1), yticks=range(len(rates)), yticklabels=words)
             ax.invert_yaxis()
             ax.grid(axis="y", visible=False)
-        ax = axes[0, -1]
+        ax = axes.flat[count]
         ax.plot(found.sizes["asr"], marker="o", color=_COLOUR["planted"])
         ax.set(title=f"{metrics['candidate']}, by size of the {metrics['form']}", ylim=(-0.03, 1.03))
         ax.set_xticks(range(len(found.sizes)), found.sizes["said"], fontsize=7, rotation=15)
@@ -59,12 +62,18 @@ def stamped(found: Inspected, shown: int = 5) -> Figure:
 
 
 def picture(inverted: Inverted) -> torch.Tensor:
-    """The strongest pattern of a form as an image, (3, h, w) uint8: of a mask on grey, of a blend four times enlarged."""
+    """The strongest pattern of a form as an image, (3, h, w) uint8: of a mask and a tint on grey, of a blend four times enlarged, of a warp
+    where each pixel comes from: redder is further right, greener further down.
+    """
     pattern = inverted.patterns[0]
     if inverted.form == "mask":
         pattern = 0.5 + pattern[:1] * (pattern[1:] - 0.5)
     elif inverted.form == "blend":
         pattern = 0.5 + 4 * pattern
+    elif inverted.form == "warp":
+        pattern = 0.5 + 0.2 * torch.cat([pattern, torch.zeros_like(pattern[:1])])
+    elif inverted.form == "tint":
+        pattern = (0.5 * (1 + pattern)).expand(3, 16, 16)
     return (pattern.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

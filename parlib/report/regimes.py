@@ -14,7 +14,7 @@ from parlib.report.style import STYLE, colour, finished, in_order, label_ends, l
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
-GRIDS = ("regimes", "regimes_tau", "regimes_triggers", "rebound", "downstream", "adaptive", "inspect")
+GRIDS = ("regimes", "regimes_tau", "regimes_known", "regimes_triggers", "rebound", "downstream", "adaptive", "inspect")
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
@@ -31,7 +31,7 @@ def trials(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
-    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied", "rho", "alpha"])
+    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied", "rho", "alpha", "coefficient"])
 
 
 def today(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,24 +18,28 @@ ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack f
 MAIN = ("main", "second_encoder", "other_attacks")  # the experiments of the main table
 COLUMNS = """
 notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted attacker base_epochs
-method data pairs coverage tau self_weight pool varied rho alpha lr schedule batch_norm epochs steps batch seed split rule clean_accuracy
-ca_ci_low ca_ci_high clean_accuracy_seen clean_accuracy_unseen attack_success_rate asr_ci_low asr_ci_high asr_with_target_class
-triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy base_retrieval_asr
-poisoned_clean_accuracy poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image
+method data pairs coverage tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr schedule batch_norm epochs
+steps batch seed split rule clean_accuracy ca_ci_low ca_ci_high clean_accuracy_seen clean_accuracy_unseen attack_success_rate asr_ci_low
+asr_ci_high asr_with_target_class triggered_accuracy tr_at_1 ir_at_1 retrieval_asr base_clean_accuracy base_asr base_triggered_accuracy
+base_retrieval_asr poisoned_clean_accuracy poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image
 share_above_tau_text worst_asr_300 worst_asr_300_ci_low worst_asr_300_ci_high within_caps worst_asr_of_triggers s_image s_text
 s_image_aligned s_text_aligned rotated probe_accuracy probe_asr probe_triggered_accuracy retrieval_at_1 dropin_probe_accuracy
-dropin_probe_asr dropin_retrieval_at_1 dropin_image_retrieval_at_1 kind form candidate lead
-inverted_asr auroc false_alarm_rate detection_rate seconds
+dropin_probe_asr dropin_retrieval_at_1 dropin_image_retrieval_at_1 kind form candidate lead inverted_asr auroc false_alarm_rate
+detection_rate seconds
 """.split()
 # Of records from before these were parameters: the base was pretrained for the epochs that its encoder then usually had.
 _OF_EARLIER = {"planted": "finetuning", "attacker": "plain", "coverage": 1.0}
+_NEUTRAL = ("inverted", "interpolation", "refresh")  # as nothing where they do nothing
 _POISONING = {"method": "none", "schedule": "warmup_cosine", "batch_norm": "train"}  # what 01 doesn't leave open
 
 
 def table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """One row a record, for sweeps a row a trial, with COLUMNS."""
     rows = [_OF_EARLIER | row for record in records for row in (_trial_rows(record) if "timings" in record else [_row(record)])]
-    return _ruled(pd.DataFrame(rows, columns=COLUMNS))
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    for name in _NEUTRAL:
+        found[name] = [value or None for value in found[name]]
+    return _ruled(found)
 
 
 def _ruled(found: pd.DataFrame) -> pd.DataFrame:

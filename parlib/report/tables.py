@@ -24,13 +24,15 @@ _ENDS = {"clean_accuracy": ("ca_ci_low", "ca_ci_high"), "attack_success_rate": (
 _PART = {"finetune": "neither", "finetune_augmented": "augmentation", "perturb_only": "perturbation", "par": "both: PAR"}
 _HEADING = SHOWN | {
     "lr": "learning rate", "self_weight": "CleanCLIP's weight", "pool": "RoCLIP's pool", "varied": "varied images",
-    "rho": "FT-SAM's radius", "alpha": "FST's weight",
+    "rho": "FT-SAM's radius", "alpha": "FST's weight", "coefficient": "TBAR's coefficient",
     "batch_norm": "BatchNorm", "rate": "poisoned",
     "s_image_max": "largest S, images", "s_text_max": "largest S, texts", "s_image": "S, images", "s_text": "S, texts",
     "rule_tau": "tau by the rule", "rule_clean_accuracy": "its clean accuracy", "rule_asr": "its ASR", "best_tau": "best tau",
     "best_clean_accuracy": "its clean accuracy ", "best_asr": "its ASR ", "gap": "Fréchet distance", "diversity": "Vendi score",
 }  # fmt: skip
-_OPTIONS = "method trigger data split pairs epochs rate lr batch tau self_weight pool varied rho alpha schedule batch_norm".split()
+_OPTIONS = (
+    "method trigger data split pairs epochs rate lr batch tau self_weight pool varied rho alpha coefficient schedule batch_norm".split()
+)
 
 
 def readable(frame: pd.DataFrame, columns: Sequence[str] | None = None) -> pd.DataFrame:

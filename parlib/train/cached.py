@@ -1,7 +1,7 @@
 """Training through the content-addressed cache: the same weights, data, recipe and versions are trained once."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ import torch
 
 from parlib.cache import atomic_folder, cache_dir, damaged, file_sha256, lock, read_json, sealed, write_json
 from parlib.data.feeds import Feed, Reword
-from parlib.method.methods import METHODS, Recipe, rewording
+from parlib.method.methods import METHODS, Backdoor, Recipe, rewording
 from parlib.method.wordnet import content, folder_of
 from parlib.model.clip import CONFIG, WEIGHTS, Clip, load, save
 from parlib.records.identity import Identity, identity
@@ -64,18 +64,21 @@ def train(
     *,
     reference: Clip | None = None,
     clean: Source | None = None,
+    backdoor: Backdoor | None = None,
     watch: Watch | None = None,
     compute: Compute = PLAIN,
     title: str = "",
 ) -> Trained:
     """`fit` through the cache; `clip` itself is left as it is. An interrupted call goes on where it was. clean: the pairs before the
-    attack, for methods that look at them.
+    attack, for methods that look at them. backdoor: the one to take out, for methods that must know it.
     """
     check_recipe(recipe, len(pairs))
     clip, reference = _on(clip, compute.device), reference and _on(reference, compute.device)
     feed = pairs.feed(clip, rewording(recipe), recipe.seed, compute.workers)
     before = clean.feed(clip, workers=compute.workers) if clean is not None and METHODS[recipe.method].needs_clean else None
-    key = training_identity(clip, feed, recipe, reference=reference, clean=before, watch=watch, compute=compute).digest
+    backdoor = backdoor if METHODS[recipe.method].stamps else None
+    known = {"reference": reference, "backdoor": backdoor, "watch": watch, "compute": compute}
+    key = training_identity(clip, feed, recipe, clean=before, **known).digest
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
         report = kept_report(folder)
@@ -85,7 +88,7 @@ def train(
             unfinished.unlink()
         _report_earlier(watch, report, unfinished)
         if report is None:
-            options = {"reference": reference, "watch": watch, "checkpoint": unfinished, "compute": compute, "title": title}
+            options = known | {"checkpoint": unfinished, "title": title}
             if compute.processes > 1:
                 from parlib.train.ray import fit_together
 
@@ -106,6 +109,13 @@ def keep(clip: Clip, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
         report = {"sha256": save(clip, temporary), "config": file_sha256(temporary / CONFIG)} | report
         write_json(report, temporary / _REPORT)
     return report
+
+
+def keep_made(clip: Clip, trained: Trained) -> Trained:
+    """A training whose model something was made of: the new one in the place of its own, in the cache under what it holds."""
+    folder = cache_dir() / "models" / clip.key[:32]
+    report = kept_report(folder) or keep(clip, folder, {"history": trained.history, "seconds": trained.seconds})
+    return replace(trained, clip=clip, weights=folder / WEIGHTS, sha256=report["sha256"])
 
 
 def kept_report(folder: Path) -> dict[str, Any] | None:
@@ -144,6 +154,7 @@ def training_identity(
     watch: Watch | None,
     compute: Compute = PLAIN,
     clean: Feed | None = None,
+    backdoor: Backdoor | None = None,
 ) -> Identity:
     """What names a training in the cache: the recipe and how it is computed, the first weights and the data, the versions of the loop
     and of the method. Of WordNet it is what its files hold, wherever they are.
@@ -157,6 +168,7 @@ def training_identity(
     inputs |= {"reference": reference.key} if reference and METHODS[recipe.method].needs_reference else {}
     inputs |= {"watched": watch.key} if watch else {}
     inputs |= {"clean": clean.key} if clean else {}
+    inputs |= {"backdoor": backdoor.key} if backdoor else {}
     if (named := asked.pop("wordnet", "")) and METHODS[recipe.method].reword:
         inputs["wordnet"] = content(folder_of(named))
     return identity(params=asked, inputs=inputs, stages=["loop", f"method/{recipe.method}", *(["metrics"] if watch else [])])

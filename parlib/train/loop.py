@@ -15,7 +15,7 @@ from open_clip.modified_resnet import ModifiedResNet
 
 from parlib.cache import atomic_file, seal
 from parlib.data.feeds import Batch, Feed, MemoryFeed, generator, rank, world
-from parlib.method.methods import METHODS, Recipe, Step
+from parlib.method.methods import METHODS, Backdoor, Recipe, Step
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import Clip, embed_texts
 from parlib.progress import progress
@@ -75,6 +75,7 @@ def fit(
     *,
     reference: Clip | None = None,
     clean: Feed | None = None,
+    backdoor: Backdoor | None = None,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
     compute: Compute = PLAIN,
@@ -85,10 +86,10 @@ def fit(
     history: per step loss, l_clip, lr and the method's other terms, such as PAR's s_image and s_text; at each look look_step,
     look_clean_accuracy and look_attack_success_rate.
 
-    feed: the pairs. reference: the frozen poisoned model. clean: the pairs before the attack, for methods that look at them. watch:
-    scenes for the looks. checkpoint: a file to resume from and to write, atomically, now and then. Where several processes train
-    together, each calls this with its own copy of the model: batches are shared out, losses are those of the whole batch, the first one
-    looks and writes.
+    feed: the pairs. reference: the frozen poisoned model. clean: the pairs before the attack, for methods that look at them. backdoor:
+    the one to take out, for methods that must know it. watch: scenes for the looks. checkpoint: a file to resume from and to write,
+    atomically, now and then. Where several processes train together, each calls this with its own copy of the model: batches are shared
+    out, losses are those of the whole batch, the first one looks and writes.
     Raises ValueError on a recipe that can't be followed and FloatingPointError when the loss is no longer finite.
     """
     check_recipe(recipe, feed.pairs)
@@ -97,6 +98,8 @@ def fit(
         raise ValueError(f"{recipe.method} needs the frozen poisoned model as its reference")
     if method.needs_clean and clean is None:
         raise ValueError(f"{recipe.method} needs the pairs as they were before the attack")
+    if method.stamps and backdoor is None:
+        raise ValueError(f"{recipe.method} needs the backdoor that it takes out")
     if method.reword and not feed.rewords:
         raise ValueError(f"{recipe.method} needs reworded captions")
     normed = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in clip.net.modules())
@@ -105,7 +108,7 @@ def fit(
     per_epoch = feed.pairs // recipe.batch
     steps = recipe.steps or per_epoch * recipe.epochs
     looks = set(recipe.look_at) or ({round(steps * i / recipe.looks) for i in range(recipe.looks + 1)} if recipe.looks else set())
-    losses = _Losses(clip, reference, feed, recipe, compute, clean)
+    losses = _Losses(clip, reference, feed, recipe, compute, clean, backdoor)
     scaler = torch.amp.GradScaler(clip.device.type, enabled=compute.precision == "fp16")
     optimizer, history, first, began = _optimizer(clip.net, recipe), {}, 0, time.monotonic()
     if checkpoint is not None and checkpoint.exists():
@@ -158,14 +161,23 @@ class _Losses:
     trainee: the model as the method sees it. memory: what the method keeps from step to step.
     """
 
-    def __init__(self, clip: Clip, reference: Clip | None, feed: Feed, recipe: Recipe, compute: Compute, clean: Feed | None = None):
+    def __init__(
+        self,
+        clip: Clip,
+        reference: Clip | None,
+        feed: Feed,
+        recipe: Recipe,
+        compute: Compute,
+        clean: Feed | None = None,
+        backdoor: Backdoor | None = None,
+    ):
         self.clip, self.feed, self.recipe, self.method, self.memory = clip, feed, recipe, METHODS[recipe.method], {}
         share, precision = recipe.batch // world(), _PRECISION[compute.precision]
         self.trainee = GradCache(_prepared(clip, recipe, compute), share, compute.chunk, precision)
         if clip.text_is_frozen and isinstance(feed, MemoryFeed):
             self.feed = feed = feed.embedded(lambda tokens: embed_texts(clip, tokens))
             clean = clean.embedded(lambda tokens: embed_texts(clip, tokens)) if isinstance(clean, MemoryFeed) else clean
-        self.clean = clean
+        self.clean, self.backdoor = clean, backdoor
         self.state: Any = None  # of the last step
         self.frozen, self.known_text = None, None
         if self.method.needs_reference and reference is not None:
@@ -184,10 +196,15 @@ class _Losses:
         view = plain
         if self.method.augment is not None:
             view = self.method.augment(plain, self.clip.fill, generator(self.clip.device, recipe.seed, "augment", step, *part))
+        if self.backdoor is not None:
+            random = generator("cpu", recipe.seed, "stamp", step, *part)
+            rows = torch.rand(len(view), 1, 1, 1, generator=random) < self.method.stamps
+            view = torch.where(rows.to(view.device), self.backdoor.stamp(plain, random), view)
         state = Step(self.trainee, self.frozen, recipe, plain, view, given.tokens, given.reworded)
         if self.frozen is not None and self.method.captions:
             state.reference_text = self.frozen.known(given.tokens) if self.known_text is None else self.known_text[given.rows]
         state.epoch, state.pairs, state.memory = step // (self.feed.pairs // recipe.batch), self.feed.pairs, self.memory
+        state.target = self.backdoor and self.backdoor.target.to(self.clip.device)
         if (clean := self.clean) is not None:
             state.clean = lambda later: _before(clean.batch(step + later, recipe.batch, recipe.seed))
         self.state = state
