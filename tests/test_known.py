@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from parlib.attack.inversion import InvertedTrigger
 from parlib.attack.triggers import Trigger
 from parlib.cache import write_tensors
+from parlib.cli.cost import settings
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
 from parlib.method.methods import METHODS, Backdoor, Recipe
@@ -135,6 +136,10 @@ def test_an_inverted_trigger_is_named_by_its_file_or_its_inspection(tmp_path, ow
     write_tensors({"pattern": torch.zeros(3, 32, 32)}, path, {"form": "blend"})
     with pytest.raises(ValueError, match="32 px.*64 px"):
         check("02_clean", {"method": "unlearn", "inverted": str(path)})
+
+
+def test_the_dry_run_says_the_coefficient():
+    assert "coefficient 2, " in settings(check("02_clean", {"method": "tbar", "coefficient": 2.0}))
 
 
 def test_what_is_done_after_the_training_is_a_stage_of_its_own():

@@ -38,7 +38,7 @@ def settings(params: Poison | Clean) -> str:
     check_recipe(recipe, pairs)
     steps = recipe.steps or pairs // recipe.batch * recipe.epochs
     norm = f"BatchNorm {recipe.batch_norm}" if has_batch_norm(params.encoder) else "no BatchNorm"
-    own = [f"{name} {getattr(recipe, name):g}" for name in METHODS[recipe.method].options]
+    own = [f"{name} {getattr(recipe if hasattr(recipe, name) else params, name):g}" for name in METHODS[recipe.method].options]
     said = [
         recipe.method if isinstance(params, Clean) else "poisoning",
         *own,

@@ -191,7 +191,7 @@ def _triggers(params: Poison | Clean) -> str:
     scene = Pairs(black, [""], torch.tensor([0]), torch.tensor([-1]), [params.target])
     if isinstance(params, Clean):
         triggers = [planted_trigger(params, _poisoning(params))]
-        triggers += params.further_triggers()
+        triggers += [*params.further_triggers(), *([taken] if (taken := params.taken_out()) else [])]
     else:
         triggers = [params.trigger_with(params.trigger_options)]
     for trigger in triggers:

@@ -124,7 +124,9 @@ def _of_inspection(found: Inspected) -> list[str]:
         f"{metrics['inverted_asr']:.0%} of the images; the threshold is {params.threshold:g}."
     ]
     if not metrics["detected"]:
-        said.append("That clears no model: it says that no small patch, mask or blend stands out.")
+        said.append("That clears no model: it says that no small trigger of these forms stands out.")
+    else:
+        said.append(f"Notebook 02 takes out what was found, with `method: unlearn` and `inverted: {params.id}`.")
     return said
 
 

@@ -15,7 +15,7 @@ from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers detector detected inspections told_apart attacked_by attackers examined ended aftermath where_trials least_rate
+regime_triggers detector detected inspections unlearned attacked_by attackers examined ended aftermath where_trials least_rate
 reproduced minutes on_workers longest_chain faults""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -237,10 +237,10 @@ def inspections(**wanted: Any) -> pd.DataFrame:
     return _having(inspection.inspected(published()), wanted)
 
 
-def told_apart() -> tuple[list[str], list[str]]:
-    """The triggers of planted models that 10 finds in all of them, the target named rightly, and those that it does not."""
-    right = {trigger: one["named"] == one["models"] for trigger, one in detector().by_trigger.items()}  # type: ignore[union-attr]
-    return [trigger for trigger in right if right[trigger]], [trigger for trigger in right if not right[trigger]]
+def unlearned() -> str:
+    """The cleanings that took out an inverted trigger, a row a trigger, as Markdown; empty where there is none."""
+    found = inspection.unlearned(rows(), inspections())
+    return tables.markdown(found) if len(found) else ""
 
 
 def spread(column: str, **wanted: Any) -> str:
