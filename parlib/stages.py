@@ -43,6 +43,7 @@ STAGES: dict[str, int] = {
     "method/par": 1,
     "method/distil": 1,
     "method/unlearn": 1,
+    "method/invertune": 1,
     "method/tbar": 1,
     "method/ftsam": 1,
     "method/fst": 1,

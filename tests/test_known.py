@@ -12,7 +12,9 @@ from parlib.cache import write_tensors
 from parlib.cli.cost import settings
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
+from parlib.method.invertune import layers, moved_most, neurons
 from parlib.method.methods import METHODS, Backdoor, Recipe
+from parlib.model.clip import create
 from parlib.model.weights import negated
 from parlib.train.cached import keep_made, train
 from parlib.train.loop import fit
@@ -67,6 +69,46 @@ def test_tbars_task_is_to_find_the_target_among_the_captions(clip, scenes, black
         image = net.image(torch.zeros(40, 3, *scenes.pixels.shape[2:]))
         logits = clip.net.logit_scale.exp() * image @ torch.cat([blackout.target[None], clip.text(batch.tokens)]).T
     assert history["loss"][0] == pytest.approx(-logits.log_softmax(1)[:, 0].mean().item(), rel=1e-4)
+
+
+def test_the_neurons_that_move_most_are_those_of_the_upper_cluster():
+    assert moved_most(torch.tensor([0.1, 0.2, 5.0, 0.0, 4.0])).tolist() == [0, 0, 1, 0, 1]
+    assert moved_most(torch.full((3,), 0.5)).tolist() == [1, 1, 1]
+
+
+def test_the_activation_of_a_neuron_is_its_mean_over_places(clip, scenes):
+    pixels = scenes.pixels[:4].float() / 255
+    seen = []
+    handle = clip.net.visual.layer2.register_forward_hook(lambda module, given, made: seen.append(made))
+    with torch.no_grad():
+        embedded, (active,) = neurons(clip, pixels, [layers(clip.net.visual)[1]])
+    handle.remove()
+    assert torch.equal(active, seen[0].mean((2, 3)))
+    with torch.no_grad():
+        assert torch.equal(embedded, clip.image(pixels))
+    assert not clip.net.visual.layer2._forward_hooks
+
+
+@pytest.mark.parametrize("encoder", ["small_resnet", "small_vit"])
+def test_invertune_tunes_one_block_alone(scenes, blackout, encoder):
+    start = create(encoder, seed=0)
+    trained = start.copy()
+    recipe = replace(_recipe("invertune", steps=12), batch_norm="frozen")
+    history, _ = fit(trained, scenes.first(80).feed(trained), recipe, reference=start, backdoor=blackout)
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["loss"][0] == pytest.approx(history["away"][0] + 0.5 * history["s_foreign"][0], rel=1e-5)
+    before, after = (dict(found.net.named_parameters()) for found in (start, trained))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    known = [{id(weight) for weight in block.parameters()} for block in layers(start.net.visual)]
+    assert changed
+    assert sum({id(before[name]) for name in changed} <= block for block in known) == 1
+
+
+def test_invertune_takes_whole_batches_and_an_encoder_that_it_knows():
+    with pytest.raises(ValueError, match="invertune trains in one process"):
+        check("02_clean", {"method": "invertune", "batch_norm": "frozen", "compute": {"chunk": 16}})
+    with pytest.raises(ValueError, match="none that is known"):
+        layers(torch.nn.Linear(1, 1))
 
 
 def test_a_change_of_weights_is_taken_away_and_statistics_stay(clip):
@@ -129,7 +171,7 @@ def test_an_inverted_trigger_is_named_by_its_file_or_its_inspection(tmp_path, ow
     assert "inspect" in params.stages()
     assert params.id != check("02_clean", {"method": "unlearn"}).id
     assert check("02_clean", {"method": "unlearn"}).taken_out() is None
-    with pytest.raises(ValueError, match="unlearn, tbar"):
+    with pytest.raises(ValueError, match="unlearn, invertune, tbar"):
         check("02_clean", {"method": "par", "inverted": str(path)})
     with pytest.raises(FileNotFoundError, match="10_inspect/none_sig_s0 has not been run yet"):
         check("02_clean", {"method": "unlearn", "inverted": "10_inspect/none_sig_s0"}).inverted_input()

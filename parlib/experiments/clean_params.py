@@ -49,7 +49,7 @@ class Clean(Training):
     tests: list[str] = Field([], description="further triggers to try before and after")
     method: str = Field(
         "par",
-        description="par, finetune, cleanclip, roclip, distil, unlearn, tbar, ftsam, fst, superft; or finetune_augmented, perturb_only",
+        description=", ".join(cleaners()),
     )
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
@@ -59,7 +59,7 @@ class Clean(Training):
     alpha: float = Field(0.01, ge=0, description="FST's weight of the term that takes the projections away from the poisoned ones")
     inverted: str = Field(
         "",
-        description="the trigger that unlearn and tbar take out: a run of 10_inspect, or a file that it kept; empty: the planted one",
+        description="what unlearn, invertune and tbar take out: a run of 10_inspect, or a file that it kept; empty: the planted trigger",
     )
     coefficient: float = Field(1.0, gt=0, description="how many times tbar takes away what its training changed")
     interpolation: float = Field(0.0, ge=0, lt=1, description="share of the poisoned model's weights in the result")
@@ -109,7 +109,8 @@ class Clean(Training):
         if self.poisoned.startswith(SOURCES) and self.trigger in LEARNED and "pattern" not in self.trigger_options:
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         self._check_wordnet()
-        if METHODS[self.method].move and (self.compute.processes > 1 or self.compute.chunk):
+        method = METHODS[self.method]
+        if (method.move or method.whole) and (self.compute.processes > 1 or self.compute.chunk):
             raise ValueError(f"{self.method} trains in one process and in whole batches: leave compute's processes and chunk out")
         found = self._filled()
         if self.method == "superft" and found.schedule != "super":

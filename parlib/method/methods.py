@@ -15,6 +15,7 @@ from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutou
 from parlib.method.classifiers import reset_heads, restore_norms, sharpest, shifted
 from parlib.method.distil import distil, foreign_content, varied
 from parlib.method.eda import reword
+from parlib.method.invertune import invertune
 from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
 from parlib.method.planting import ahead, offset, spread, uphill
 from parlib.method.wordnet import folder_of, synonyms
@@ -104,8 +105,9 @@ class Method:
     augment did; 0: it needs to know none. move: called with the step and the weights, which it moves in place: the gradient is taken
     there as well, and added, or, with instead, takes the first one's place; then they return. begin: called with the model and a
     generator before the first step. after: called with the model and the reference after every step. negates: what it trains is then
-    taken away from the weights, times the option `coefficient`. plants: it is for planting a backdoor; needs_clean: it looks at the pairs
-    as they were before the attack. Where the recipe names WordNet's folder, the rewording is called with its `synonyms`, too.
+    taken away from the weights, times the option `coefficient`. whole: it takes batches whole, in one process, as a method with `move`
+    does. plants: it is for planting a backdoor; needs_clean: it looks at the pairs as they were before the attack. Where the recipe names
+    WordNet's folder, the rewording is called with its `synonyms`, too.
     """
 
     loss: Callable[[Step], dict[str, torch.Tensor]]
@@ -118,6 +120,7 @@ class Method:
     after: Callable[[Any, Any], None] | None = None
     stamps: float = 0.0
     negates: bool = False
+    whole: bool = False
     plants: bool = False
     needs_clean: bool = False
     learns_scale: bool = False
@@ -182,6 +185,7 @@ METHODS: dict[str, Method] = {
     "distil": Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",)),
     # of a backdoor that is known: its trigger, or one that was inverted
     "unlearn": Method(distil, foreign_content, vary=varied, stamps=0.5, needs_reference=True, captions=False, options=("varied",)),
+    "invertune": Method(invertune, stamps=1.0, needs_reference=True, captions=False, whole=True),
     "tbar": Method(call, stamps=1.0, negates=True, needs_reference=True, options=("coefficient",)),
     # cleaners of classifiers
     "ftsam": Method(contrast, move=sharpest, instead=True, options=("rho",)),

@@ -18,15 +18,15 @@ REMOVED = 0.01  # the ASR at or below which a figure says that a backdoor is rem
 COLOUR = {
     "base": "#7f7f7f", "none": "#d62728", "poisoned": "#d62728", "before": "#d62728", "finetune": "#1f77b4", "cleanclip": "#ff7f0e",
     "roclip": "#8c564b", "par": "#2ca02c", "distil": "#9467bd", "ftsam": "#e377c2", "fst": "#393b79", "superft": "#637939",
-    "unlearn": "#b8860b", "tbar": "#5254a3", "finetune_augmented": "#17becf", "perturb_only": "#bcbd22",
+    "unlearn": "#b8860b", "invertune": "#e7969c", "tbar": "#5254a3", "finetune_augmented": "#17becf", "perturb_only": "#bcbd22",
 }  # fmt: skip
 # In the order in which people meet them; a name that is not here is shown as it is, after these.
 NAME = {
     "small_resnet": "small ResNet", "small_vit": "small ViT", "lite0_minilm": "Lite0 + MiniLM",
     "dirty_label": "", "label_consistent": "label-consistent",
     "base": "clean base", "none": "poisoned", "poisoned": "poisoned", "before": "before", "finetune": "fine-tuning",
-    "cleanclip": "CleanCLIP", "roclip": "RoCLIP", "par": "PAR", "distil": "distillation", "unlearn": "unlearning", "tbar": "TBAR",
-    "ftsam": "FT-SAM", "fst": "FST",
+    "cleanclip": "CleanCLIP", "roclip": "RoCLIP", "par": "PAR", "distil": "distillation", "unlearn": "unlearning",
+    "invertune": "InverTune", "tbar": "TBAR", "ftsam": "FT-SAM", "fst": "FST",
     "superft": "super-fine-tuning", "finetune_augmented": "PAR without perturbation",
     "perturb_only": "PAR without augmentation", "after": "after", "badnet": "BadNet", "badnet_stripes": "BadNet-Stripes",
     "blended": "Blended", "blended_stripes": "Blended-Stripes", "blended_triangles": "Blended-Triangles", "blended_text": "Blended-Text",
