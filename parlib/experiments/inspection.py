@@ -91,6 +91,9 @@ class Inspect(Examined):
     def inputs(self) -> dict[str, Input]:
         return super().inputs() | {one["run"]: Input(run=one["run"], sha256=digest(one["metrics"])) for one in self.inspected()}
 
+    def asked(self) -> dict[str, Any]:
+        return super().asked() | {"forms": self.forms}  # always, as more forms became usual
+
     def stages(self) -> list[str]:
         return ["inspect", *super().stages()]
 
