@@ -1,6 +1,9 @@
 """Methods that know the backdoor that they take out: what they see, TBAR by hand, inverted triggers as parameters."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,15 +11,22 @@ import torch.nn.functional as F
 
 from parlib.attack.inversion import InvertedTrigger
 from parlib.attack.triggers import Trigger
-from parlib.cache import write_tensors
-from parlib.cli.cost import settings
+from parlib.cache import file_sha256, write_tensors
+from parlib.cli.cost import cost, settings
+from parlib.cli.plan import needs_of, plan, with_needs
+from parlib.experiments.clean import clean_model
+from parlib.experiments.clean_params import Clean
+from parlib.experiments.params import Input
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
 from parlib.method.invertune import layers, moved_most, neurons
 from parlib.method.methods import METHODS, Backdoor, Recipe
-from parlib.model.clip import create
-from parlib.model.weights import negated
+from parlib.model.clip import create, load
+from parlib.model.weights import between, negated, refreshed
+from parlib.records.store import SCHEMA, record_path
+from parlib.report.training import training_history
 from parlib.train.cached import keep_made, train
+from parlib.train.compute import Compute
 from parlib.train.loop import fit
 
 
@@ -132,13 +142,12 @@ def test_a_method_that_must_know_the_backdoor_says_so(clip, scenes):
 def test_another_trigger_is_another_training_and_one_that_is_not_used_is_none(clip, scenes, blackout, tmp_path, monkeypatch):
     monkeypatch.setenv("PAR_CACHE", str(tmp_path))
 
-    def weights(method: str, backdoor: Backdoor | None) -> str:
-        return train(clip, scenes.first(80), _recipe(method, steps=2), reference=clip, backdoor=backdoor).sha256
+    def kept(method: str, backdoor: Backdoor | None) -> Path:
+        return train(clip, scenes.first(80), _recipe(method, steps=2), reference=clip, backdoor=backdoor).weights
 
-    other = replace(blackout, stamp=lambda pixels, random: torch.ones_like(pixels), key="white")
-    assert weights("unlearn", blackout) == weights("unlearn", blackout)
-    assert weights("unlearn", blackout) != weights("unlearn", other)
-    assert weights("distil", blackout) == weights("distil", None)
+    assert kept("unlearn", blackout) == kept("unlearn", blackout)
+    assert kept("unlearn", blackout) != kept("unlearn", replace(blackout, key="white"))
+    assert kept("distil", blackout) == kept("distil", None)
 
 
 def test_what_is_made_of_a_training_is_kept_beside_it(clip, scenes, tmp_path, monkeypatch):
@@ -167,6 +176,7 @@ def test_an_inverted_trigger_is_named_by_its_file_or_its_inspection(tmp_path, ow
     path = tmp_path / "found.safetensors"
     write_tensors({"pattern": torch.full((3, 8, 8), 0.5)}, path, {"form": "patch"})
     params = check("02_clean", {"method": "unlearn", "inverted": str(path)})
+    assert list(params.inverted_input()) == [str(path)]
     assert params.taken_out().form == "patch"
     assert "inspect" in params.stages()
     assert params.id != check("02_clean", {"method": "unlearn"}).id
@@ -178,6 +188,99 @@ def test_an_inverted_trigger_is_named_by_its_file_or_its_inspection(tmp_path, ow
     write_tensors({"pattern": torch.zeros(3, 32, 32)}, path, {"form": "blend"})
     with pytest.raises(ValueError, match="32 px.*64 px"):
         check("02_clean", {"method": "unlearn", "inverted": str(path)})
+
+
+def _inspected(outputs: Path, pattern: Path, weights: str) -> None:
+    """The record of an inspection of a model with these weights."""
+    artifacts = {"pattern": {"path": str(pattern), "sha256": file_sha256(pattern), "in": "outputs"}}
+    record = {
+        "schema": SCHEMA,
+        "run": "10_inspect/none_sig_s0",
+        "notebook": "10_inspect",
+        "params": {"scale": "small"},
+        "artifacts": artifacts,
+    }
+    record |= {"identity": {"inputs": {"poisoned": weights}}, "metrics": {"candidate": "dog"}}
+    path = record_path("small", record["run"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+def test_an_inspection_is_of_the_model_and_of_the_target(tmp_path, own_outputs, monkeypatch):
+    path = tmp_path / "found.safetensors"
+    write_tensors({"pattern": torch.full((3, 8, 8), 0.5)}, path, {"form": "patch"})
+    _inspected(own_outputs, path, "abc")
+    monkeypatch.setattr(Clean, "poisoned_input", lambda self: Input(run="01_poison/sig_s0", sha256="abc"))
+    given = {"method": "unlearn", "inverted": "10_inspect/none_sig_s0", "trigger": "sig"}
+    found = check("02_clean", given)
+    assert found.taken_out().form == "patch"
+    with pytest.raises(ValueError, match="found 'dog', not target = 'banana'"):
+        check("02_clean", given | {"method": "tbar"}).taken_out()
+    monkeypatch.setattr(Clean, "poisoned_input", lambda self: Input(run="01_poison/sig_s0", sha256="abd"))
+    with pytest.raises(ValueError, match="another model than 01_poison/sig_s0"):
+        found.inverted_input()
+
+
+def test_what_is_named_comes_first_whatever_its_notebook(tmp_path):
+    file = tmp_path / "some.yaml"
+    file.write_text(
+        "experiment: own\nruns:\n"
+        "  - {notebook: 02_clean, method: unlearn, inverted: 10_inspect/par_badnet_stripes_s0}\n"
+        "  - {notebook: 03_tau_sweep, name: a, space: [{method: [unlearn], inverted: [10_inspect/none_badnet_stripes_s0]}]}\n"
+        "  - {notebook: 02_clean, method: par, base_epochs: 15, pairs: 720, steps: 360, batch: 128, lr: 1.0e-3}\n"
+        "  - {notebook: 10_inspect, method: [none, par]}\n"
+        "  - {notebook: 01_poison, base_epochs: 15}\n"
+    )
+    planned = plan(file)
+    order = [run.id for run in planned]
+    sweep, unlearned = (next(i for i, run in enumerate(order) if name in run) for name in ("03_tau_sweep/a", "02_clean/unlearn"))
+    assert order.index("10_inspect/none_badnet_stripes_s0") < sweep
+    assert order.index("01_poison/badnet_stripes_s0_base_epochs15") < order.index("10_inspect/none_badnet_stripes_s0")
+    assert order.index("10_inspect/par_badnet_stripes_s0") < unlearned
+    needs = needs_of(planned)
+    assert "10_inspect/none_badnet_stripes_s0" in needs[order[sweep]]
+    alone = [run.id for run in with_needs([planned[sweep]], planned)]
+    assert alone.index("10_inspect/none_badnet_stripes_s0") < alone.index(order[sweep])
+
+
+def test_a_search_stops_no_trial_by_what_is_taken_away_afterwards():
+    with pytest.raises(ValueError, match="asha.*tbar"):
+        check("03_tau_sweep", {"name": "a", "asha": True, "space": [{"method": ["tbar"], "lr": [1e-4]}]})
+
+
+def test_statistics_are_refreshed_where_there_are_some():
+    with pytest.raises(ValueError, match="small_vit has none"):
+        check("02_clean", {"encoder": "small_vit", "refresh": True})
+
+
+@pytest.mark.parametrize("method", ["unlearn", "invertune", "tbar"])
+def test_the_dry_run_says_what_a_pair_costs(clip, method):
+    assert "of training" in cost([check("02_clean", {"method": method, "pairs": 400})], clip)
+
+
+def test_the_course_of_a_cleaning_without_captions_is_drawn():
+    looks = {f"look_{name}": [0.5, 0.6] for name in ("step", "clean_accuracy", "attack_success_rate")}
+    figure = training_history({"loss": [2.0, 1.0, 0.5], "lr": [1e-3] * 3} | looks)
+    assert figure.axes[0].get_ylabel() == "loss"
+    assert len(figure.axes[0].lines[0].get_ydata()) == 3
+
+
+@pytest.mark.parametrize("given", [{}, {"interpolation": 0.25}, {"refresh": True}])
+def test_a_cleaning_ends_with_what_was_asked_for(clip, scenes, tmp_path, monkeypatch, given):
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path))
+    params = check("02_clean", {"method": "finetune", "steps": 2, "batch": 40, "pairs": 80} | given)
+    watch = SimpleNamespace(key="none", look=lambda clip: {"clean_accuracy": 0.0, "attack_success_rate": 0.0})
+    how = {"watch": watch, "compute": Compute(), "title": "finetune"}
+    plain = train(clip, scenes.first(80), params.recipe(), reference=clip, watch=watch, compute=Compute(), title="finetune").clip
+    wanted = plain
+    if "interpolation" in given:
+        wanted = between(plain, clip, 0.25)
+    elif given:
+        wanted = refreshed(plain, scenes.first(80).pixels)
+    found = clean_model(params, clip, scenes.first(80), None, **how)
+    assert found.clip.key == wanted.key
+    assert load(f"local-dir:{found.weights.parent}").key == wanted.key
+    assert (wanted is plain) is (given == {})
 
 
 def test_the_dry_run_says_the_coefficient():

@@ -147,7 +147,7 @@ def test_smoke_runs_every_notebook_and_method():
     runs = plan(ROOT / "params" / "smoke")
     assert {run.params.notebook for run in runs} == set(EXPERIMENTS)
     methods = {run.params.method for run in runs if run.params.notebook == "02_clean"}
-    assert methods == {"finetune", "cleanclip", "roclip", "par"}
+    assert methods == {"finetune", "cleanclip", "roclip", "par", "tbar"}
 
 
 def test_small_is_fifteen_questions_and_plans_the_published_runs(small):

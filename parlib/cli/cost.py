@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.poison import Poison
 from parlib.external.files import Source
 from parlib.external.rows import label_names
-from parlib.method.methods import METHODS, rewording
+from parlib.method.methods import METHODS, Backdoor, rewording
 from parlib.model.clip import Clip, embed_images, embed_texts, has_batch_norm
 from parlib.train.loop import check_recipe, fit
 
@@ -78,11 +79,13 @@ def cost(runs: Sequence[Poison | Clean], clip: Clip, at_once: int = 1) -> str:
     few, many = (16, 64) if gpu else (4, 12)
     pairs = _made_up(many, clip.side, params.target)
     plain = compute.model_copy(update={"processes": 1, "chunk": 0, "compiled": False})
+    made_up = Backdoor(lambda pixels, random: pixels, embed_texts(clip, clip.tokenizer([params.target]))[0], "made up")
+    how: dict[str, Any] = {"reference": clip, "backdoor": made_up, "compute": plain, "title": "trial"}
     seconds, peaks = {}, {}
     for batch in (few, few, many):  # the first one warms up
         trained, small = clip.copy(), replace(recipe, batch=batch, epochs=2, steps=None, looks=0)
         feed = pairs.first(batch).feed(trained, rewording(small))
-        seconds[batch] = _timed(lambda: fit(trained, feed, small, reference=clip, clean=feed, compute=plain, title="trial"), clip) / 2  # noqa: B023
+        seconds[batch] = _timed(lambda: fit(trained, feed, small, clean=feed, **how), clip) / 2  # noqa: B023
         peaks[batch] = _peak(clip.device)
     each = max((seconds[many] - seconds[few]) / (many - few), seconds[many] / many / 4)
     tokens = clip.tokenizer(pairs.captions)

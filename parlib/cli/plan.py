@@ -62,7 +62,7 @@ def plan(path: Path) -> list[Planned]:
                 raise ValueError(f"{file} asks for {planned.id} a second time, with other parameters or for another experiment")
     if not runs:
         raise ValueError(f"{path} holds no runs")
-    return sorted(runs.values(), key=lambda planned: planned.params.notebook)
+    return _ordered(runs.values())
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,14 +182,31 @@ def _named(run: str, scale: str) -> Planned | None:
     return Planned(values, params) if params.id == run else None
 
 
+def _builds_on(params: Any) -> set[str]:
+    """The runs that a run's parameters name as what it, or a trial of it, builds on."""
+    return {getattr(one, name, None) or "" for one in (params, *params.trials()) for name in ("poisoned", "inverted")} - {""}
+
+
+def _ordered(runs: Iterable[Planned]) -> list[Planned]:
+    """By notebook, but what is named as another's model or trigger, and what that needs, before it."""
+    by_id, found = {run.id: run for run in runs}, {}
+
+    def add(run: Planned, early: bool) -> None:
+        named = _builds_on(run.params) | ({need.id for need in run.params.needs()} if early else set())
+        for name in sorted(named & by_id.keys() - found.keys() - {run.id}):
+            add(by_id[name], True)
+        found[run.id] = run
+
+    for run in sorted(by_id.values(), key=lambda planned: planned.params.notebook):
+        if run.id not in found:
+            add(run, False)
+    return list(found.values())
+
+
 def needs_of(runs: list[Planned]) -> dict[str, set[str]]:
     """Of each run the ids of those among the others that it builds on."""
     ids = {run.id for run in runs}
-    found = {}
-    for run in runs:
-        named = {need.id for need in run.params.needs()} | {trial.poisoned for trial in run.params.trials()}
-        found[run.id] = named & ids - {run.id}
-    return found
+    return {run.id: ({need.id for need in run.params.needs()} | _builds_on(run.params)) & ids - {run.id} for run in runs}
 
 
 def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
@@ -199,8 +216,7 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
     for run in wanted:
         for need in run.params.needs():
             found.setdefault(need.id, by_id.get(need.id, Planned(need.model_dump(exclude_unset=True), need)))
-        for trial in run.params.trials():
-            if trial.poisoned in by_id:
-                found.setdefault(trial.poisoned, by_id[trial.poisoned])
+        for named in with_needs([by_id[name] for name in sorted(_builds_on(run.params) & by_id.keys())], planned):
+            found.setdefault(named.id, named)
         found[run.id] = run
-    return sorted(found.values(), key=lambda planned: planned.params.notebook)
+    return _ordered(found.values())

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.poison import poison
-from parlib.experiments.clean import tried
+from parlib.experiments.clean import clean_model, known_backdoor, tried
 from parlib.experiments.examined import CONTROLS, Examined, fresh_pairs, model_of
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.poison import Poison
@@ -118,15 +118,9 @@ def _again(params: Adaptive, before: Subject, clip: Clip, number: int) -> tuple[
     stamped, _ = poison(pairs, attack)
     recipe = replace(planting.recipe(), seed=attack.seed)
     poisoned = train(clip, stamped, recipe, clean=pairs, watch=before.watched, compute=params.compute, title=f"poisoning, round {number}")
-    cleaned = train(
-        poisoned.clip,
-        clean_pairs(cleaning, poisoned.clip),
-        cleaning.recipe(),
-        reference=poisoned.clip,
-        watch=before.watched,
-        compute=params.compute,
-        title=f"{params.method}, round {number}",
-    )
+    how: dict[str, Any] = {"watch": before.watched, "compute": params.compute, "title": f"{params.method}, round {number}"}
+    fresh = clean_pairs(cleaning, poisoned.clip)
+    cleaned = clean_model(cleaning, poisoned.clip, fresh, known_backdoor(cleaning, before), **how)
     rows = [_row(number, which, evaluate(one.clip, before.test)) for which, one in (("poisoned", poisoned), ("cleaned", cleaned))]
     return cleaned.clip, rows, poisoned.seconds + cleaned.seconds
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from parlib.attack.inversion import InvertedTrigger
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
 from parlib.cache import digest
@@ -17,8 +18,11 @@ from parlib.external.stream import Stream
 from parlib.measure.metrics import classifier, embedding_map, evaluate, moved
 from parlib.method.methods import METHODS, Backdoor
 from parlib.model.clip import Clip
-from parlib.model.weights import batch_norms, between, negated, refreshed
+from parlib.model.weights import between, negated, refreshed
+from parlib.stages import STAGES
 from parlib.train.cached import Reporting, Trained, keep_made, train
+from parlib.train.compute import Compute
+from parlib.train.loop import Watch
 
 _REFRESHED = 2000  # clean pairs from which BatchNorm's statistics are taken
 
@@ -49,26 +53,24 @@ def clean(
     given: Subject | None = None,
     pairs: Pairs | Stream | None = None,
     *,
+    inverted: InvertedTrigger | None = None,
     tell: Callable[[dict[str, float]], None] | None = None,
     device: str = "",
     whole: bool = True,
 ) -> Cleaned:
     """Fine-tune the poisoned model on clean pairs by the method, and evaluate both.
 
-    given, pairs: the subject and the clean pairs, where they are loaded already, as the trials of a sweep share them. tell: called with
-    the metrics of each look. device: another than the parameters'. whole: False leaves out what only a record keeps (the tests of
-    further triggers, the maps).
+    given, pairs, inverted: the subject, the clean pairs and the trigger that the parameters name, where they are loaded already, as the
+    trials of a sweep share them. tell: called with the metrics of each look. device: another than the parameters'. whole: False leaves
+    out what only a record keeps (the tests of further triggers, the maps).
     """
     before = given or subject(params)
     pairs = clean_pairs(params, before.clip) if pairs is None else pairs
     watch = Reporting(before.watched, tell) if tell else before.watched
     compute = params.compute.model_copy(update={"device": device}) if device else params.compute
-    if params.refresh and not batch_norms(before.clip):
-        raise ValueError(f"refresh: {params.encoder} has no BatchNorm, so no statistics to refresh")
     compared = pairs.first(min(500, params.pairs)) if whole else None  # here, as it raises where external data hold fewer
-    options: dict[str, Any] = {"reference": before.clip, "backdoor": _backdoor(params, before), "watch": watch, "compute": compute}
-    trained = train(before.clip, pairs, params.recipe(), title=params.method, **options)
-    trained = _finished(params, before.clip, pairs, trained)
+    backdoor = known_backdoor(params, before, inverted)
+    trained = clean_model(params, before.clip, pairs, backdoor, watch=watch, compute=compute, title=params.method)
     first = "poisoned" if before.record is not None else "before"  # of another's checkpoint that is not known
     seen = seen_classes(params, pairs)
     test = replace(before.test, seen=seen)
@@ -96,27 +98,34 @@ def clean(
     return Cleaned(result, before, pairs, trained, models)
 
 
-def _backdoor(params: Clean, before: Subject) -> Backdoor | None:
-    """What a method takes out that must know it: an inverted trigger, or the planted one."""
+def known_backdoor(params: Clean, before: Subject, inverted: InvertedTrigger | None = None) -> Backdoor | None:
+    """What a method takes out that must know it: the inverted trigger that the parameters name, read already or not, or else the planted
+    one. None for other methods.
+    """
     if not METHODS[params.method].stamps:
         return None
-    trigger = params.taken_out() or before.trigger
-    target = classifier(before.clip, [params.target], before.scenes.templates[: params.templates])[0]
-    return Backdoor(trigger, target, digest(trigger.key, target))
+    found = inverted or params.taken_out()
+    target = classifier(before.clip, [params.target], before.scenes.templates[: params.templates])[0].cpu()
+    version = [STAGES["inspect"]] if found else []
+    named = [params.target] if METHODS[params.method].negates else []
+    return Backdoor(found or before.trigger, target, digest((found or before.trigger).key, *version, *named))
 
 
-def _finished(params: Clean, poisoned: Clip, pairs: Pairs | Stream, trained: Trained) -> Trained:
-    """What is made of the weights after the training, where something is."""
-    if not (METHODS[params.method].negates or params.interpolation or params.refresh):
-        return trained
+def clean_model(
+    params: Clean, poisoned: Clip, pairs: Pairs | Stream, backdoor: Backdoor | None, *, watch: Watch, compute: Compute, title: str
+) -> Trained:
+    """Train a poisoned model by the method, and make of its weights what the parameters ask for."""
+    shown = pairs.first(min(_REFRESHED, params.pairs)).pixels if params.refresh else None
+    options: dict[str, Any] = {"reference": poisoned, "backdoor": backdoor, "watch": watch, "compute": compute}
+    trained = train(poisoned, pairs, params.recipe(), title=title, **options)
     found = trained.clip
     if METHODS[params.method].negates:
         found = negated(poisoned, found, params.coefficient)
     if params.interpolation:
         found = between(found, poisoned, params.interpolation)
-    if params.refresh:
-        found = refreshed(found, pairs.first(min(_REFRESHED, params.pairs)).pixels)
-    return keep_made(found, trained)
+    if shown is not None:
+        found = refreshed(found, shown)
+    return trained if found is trained.clip else keep_made(found, trained)
 
 
 def tried(models: dict[str, Clip], images: Pairs, triggers: list[Trigger], target: str) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from parlib.measure.selection import KNOBS
 from parlib.method.methods import METHODS, Recipe, cleaners
 from parlib.method.wordnet import content, data_files, folder_of
 from parlib.model.checkpoints import SOURCES
+from parlib.model.clip import has_batch_norm
 from parlib.records.store import artifact_file, read
 
 _FILE = ".safetensors"  # of a trigger that 10_inspect kept
@@ -115,6 +116,8 @@ class Clean(Training):
         found = self._filled()
         if self.method == "superft" and found.schedule != "super":
             raise ValueError(f"superft is fine-tuning with schedule = 'super', not {found.schedule!r}: leave it out, or take finetune")
+        if self.refresh and not has_batch_norm(self.encoder):
+            raise ValueError(f"refresh is of BatchNorm's statistics; {self.encoder} has none")
         if self.inverted and not METHODS[self.method].stamps:
             able = ", ".join(name for name, method in METHODS.items() if method.stamps)
             raise ValueError(f"inverted is for methods that take out a trigger: {able}")
@@ -151,25 +154,34 @@ class Clean(Training):
     def _check_tests(self) -> None:
         """ValueError where a file of a trigger holds none, or one for images of another size; a missing one is said later."""
         with suppress(FileNotFoundError):
-            for trigger in self._inverted().values():
+            for trigger in (self._found(name) for name in self._kept() if name.endswith(_FILE)):
                 trigger(torch.zeros(1, 3, self.side, self.side), torch.Generator())
 
-    def _inverted(self) -> dict[str, InvertedTrigger]:
-        """The triggers that 10_inspect kept, by their files or runs; FileNotFoundError where one is missing."""
-        named = [*(name for name in self.tests if name.endswith(_FILE)), *([self.inverted] if self.inverted else [])]
-        return {name: self._found(name) for name in named}
+    def _kept(self) -> list[str]:
+        """The triggers that 10_inspect kept, by their files or runs."""
+        return [*(name for name in self.tests if name.endswith(_FILE)), *([self.inverted] if self.inverted else [])]
 
     def _found(self, name: str) -> InvertedTrigger:
+        """FileNotFoundError where it is missing, ValueError where it is none, or of another model or target."""
         if name.endswith(_FILE):
             return read_inverted(ROOT / Path(name).expanduser())
         record = read(self.scale, name)
         if record["notebook"] != "10_inspect":
             raise ValueError(f"inverted = {name!r} is no inspection; name a run of 10_inspect, or a file that it kept")
+        model = self.poisoned_input()
+        if model.sha256 not in record["identity"]["inputs"].values():
+            raise ValueError(
+                f"{name} inspected another model than {model.run}; to take out its trigger all the same, name the file that it kept"
+            )
+        if METHODS[self.method].negates and record["metrics"]["candidate"] != self.target:
+            raise ValueError(
+                f"{name} found {record['metrics']['candidate']!r}, not target = {self.target!r}, which {self.method} takes away"
+            )
         return read_inverted(artifact_file(record, "pattern"))
 
     def taken_out(self) -> InvertedTrigger | None:
         """The inverted trigger that the method takes out; None: the planted one, or none."""
-        return self._inverted()[self.inverted] if self.inverted else None
+        return self._found(self.inverted) if self.inverted else None
 
     def trials(self) -> list["Clean"]:
         return [self]
@@ -199,22 +211,31 @@ class Clean(Training):
         own = (self.attacked_model, self.steps is not None) if ":" in self.data else ()  # external images are prepared for their model
         return self.data, self.pairs, self.coverage, self.target if self.coverage < 1 else "", own
 
-    def inputs(self) -> dict[str, Input]:
+    def poisoned_input(self) -> Input:
+        """The model that a cleaning starts from."""
         if self.poisoned.startswith(SOURCES):
-            poisoned = checkpoint_input(self.poisoned)
-        else:
-            record = self.poisoning()
-            poisoned = Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
-        return {"poisoned": poisoned} | self.wordnet_input() | self.pattern_input() | self.external(self.data) | self.inverted_input()
+            return checkpoint_input(self.poisoned)
+        record = self.poisoning()
+        return Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
+
+    def inputs(self) -> dict[str, Input]:
+        return (
+            {"poisoned": self.poisoned_input()}
+            | self.wordnet_input()
+            | self.pattern_input()
+            | self.external(self.data)
+            | self.inverted_input()
+        )
 
     def further_triggers(self) -> list[Trigger]:
         """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""
-        inverted = self._inverted()
-        return [inverted[name] if name in inverted else self.model_copy(update={"trigger": name}).trigger_with({}) for name in self.tests]
+        return [
+            self._found(name) if name.endswith(_FILE) else self.model_copy(update={"trigger": name}).trigger_with({}) for name in self.tests
+        ]
 
     def inverted_input(self) -> dict[str, Input]:
         """The triggers that 10_inspect kept, by what they stamp."""
-        return {name: Input(run=name, sha256=trigger.key) for name, trigger in self._inverted().items()}
+        return {name: Input(run=name, sha256=trigger.key) for name, trigger in ((name, self._found(name)) for name in self._kept())}
 
     def wordnet_input(self) -> dict[str, Input]:
         """WordNet's files, where they are named."""

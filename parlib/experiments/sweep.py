@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from parlib.experiments.clean import known_backdoor
 from parlib.experiments.result import Result
 from parlib.experiments.trials import Cleanings, Material, Sweep, gather
 from parlib.experiments.tune import failures, run_trials
@@ -116,7 +117,8 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     feed = material.pairs[first.clean_set].feed(before.clip, rewording(first.recipe()), first.seed)
     torch.set_num_threads(params.cpus)
     try:
-        _, seconds = fit(before.clip.copy(), feed, first.recipe(), reference=before.clip, watch=before.watched, title="alone")
+        given: dict[str, Any] = {"reference": before.clip, "backdoor": known_backdoor(first, before), "watch": before.watched}
+        _, seconds = fit(before.clip.copy(), feed, first.recipe(), title="alone", **given)
     finally:
         torch.set_num_threads(threads)
     loop = seconds * len(trials)

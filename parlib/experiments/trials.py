@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from parlib.experiments.clean_params import ATTACKED, Clean
 from parlib.experiments.params import Attacked, Input, tuned
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.external.stream import Stream
+from parlib.method.methods import METHODS
 
 _FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "max_skipped", "tests")  # of all trials
 _ATTACK = ("poisoned", "normalised", *ATTACKED, "trigger_options")
@@ -85,6 +86,10 @@ class Sweep(Cleanings):
         suggested = self.search == "optuna"
         if suggested and (fixed := [name for name in _ATTACK if any(len(grid.get(name, [])) > 1 for grid in self.space)]):
             raise ValueError(f"{self.notebook}: optuna searches the settings of a cleaning, not {fixed[0]}; name one value")
+        if self.asha and (against := [trial.method for trial in self.trials() if METHODS[trial.method].negates]):
+            raise ValueError(
+                f"{self.notebook}: asha stops trials by how they look while they train; {against[0]} is what it makes afterwards"
+            )
         if suggested != (self.samples > 0) or (suggested and len(self.space) > 1):
             raise ValueError(f"{self.notebook}: search = 'optuna' takes one grid and samples > 0; search = 'grid' takes samples = 0")
         return self
@@ -127,11 +132,13 @@ def combinations(name: str, grids: list[dict[str, list[Any]]], fixed: Iterable[s
 class Material:
     """What the trials of a sweep share; it goes into Ray's object store once.
 
-    subjects: poisoned models by what tells one from another; pairs: clean pairs by what tells one set from another (`Clean.clean_set`).
+    subjects: poisoned models by what tells one from another; pairs: clean pairs by what tells one set from another (`Clean.clean_set`);
+    inverted: the triggers that trials name.
     """
 
     subjects: dict[tuple, Subject]
     pairs: dict[tuple, Pairs | Stream]
+    inverted: dict[str, Any] = field(default_factory=dict)
 
 
 def gather(trials: Iterable[Clean]) -> Material:
@@ -142,13 +149,16 @@ def gather(trials: Iterable[Clean]) -> Material:
             subjects[trial.attacked_model] = subject(trial)
             subjects[trial.attacked_model].metrics  # noqa: B018 (evaluated once, here, before the trials share it)
     sets = {trial.clean_set: trial for trial in trials}
-    return Material(subjects, {found: clean_pairs(trial, subjects[trial.attacked_model].clip) for found, trial in sets.items()})
+    inverted = {name: trial.taken_out() for name, trial in {trial.inverted: trial for trial in trials}.items() if name}
+    pairs = {found: clean_pairs(trial, subjects[trial.attacked_model].clip) for found, trial in sets.items()}
+    return Material(subjects, pairs, inverted)
 
 
 def trial_row(params: Clean, material: Material, *, device: str = "cpu", tell: Any = None) -> dict[str, Any]:
     """One trial, by the function of 02: its parameters, metrics, and what S did, as a row of the sweep's table."""
     before = material.subjects[params.attacked_model]
-    cleaned = clean(params, before, material.pairs[params.clean_set], tell=tell, device=device, whole=False)
+    pairs, inverted = material.pairs[params.clean_set], material.inverted.get(params.inverted)
+    cleaned = clean(params, before, pairs, inverted=inverted, tell=tell, device=device, whole=False)
     metrics, history = cleaned.result.metrics, cleaned.trained.history
     row = {name: metrics[name] for name in _MEASURED if name in metrics}
     row |= {f"asr_{end}": metrics[f"attack_success_rate_{end}"] for end in ("ci_low", "ci_high")}

@@ -53,7 +53,9 @@ def _tuner(params: Sweep, grid: list[Clean], material: Material, folder: Path):
     from ray import tune
 
     count = len(grid) or params.samples
-    stored = {key: ray.put(item) for key, item in (material.subjects | material.pairs).items()}  # once, whatever the number of trials
+    stored = {
+        key: ray.put(item) for key, item in (material.subjects | material.pairs | material.inverted).items()
+    }  # once, whatever the number of trials
     trainable = tune.with_parameters(_trial, params=params, grid=grid, stored=stored)
     return tune.Tuner(
         tune.with_resources(trainable, {"cpu": params.cpus, "gpu": params.gpus}),
@@ -70,7 +72,7 @@ def _tuner(params: Sweep, grid: list[Clean], material: Material, folder: Path):
     )
 
 
-def _trial(config: dict[str, Any], params: Sweep, grid: list[Clean], stored: dict[tuple, Any]) -> None:
+def _trial(config: dict[str, Any], params: Sweep, grid: list[Clean], stored: dict[Any, Any]) -> None:
     """What a Ray worker does: one cleaning, on as many threads as it was given CPUs."""
     import ray
     from ray import tune
@@ -78,7 +80,8 @@ def _trial(config: dict[str, Any], params: Sweep, grid: list[Clean], stored: dic
     torch.set_num_threads(params.cpus)
     trial = grid[config["trial"]] if grid else params.trial(config)
     attacked, data = trial.attacked_model, trial.clean_set
-    material = Material({attacked: ray.get(stored[attacked])}, {data: ray.get(stored[data])})
+    inverted: dict[str, Any] = {name: ray.get(stored[name]) for name in [trial.inverted] if name}
+    material = Material({attacked: ray.get(stored[attacked])}, {data: ray.get(stored[data])}, inverted)
     try:
         device, tell = ("cuda" if params.gpus else "cpu"), (lambda look: tune.report({"goal": _goal(look), "row": look}))
         row = trial_row(trial, material, device=device, tell=tell)

@@ -57,7 +57,7 @@ def negated(poisoned: Clip, changed: Clip, coefficient: float) -> Clip:
     """The poisoned model minus `coefficient` times the change of weights that led to the other (task arithmetic, arXiv 2212.04089). Its
     BatchNorm statistics stay, as they are no weights.
     """
-    found, theirs = poisoned.copy(), dict(changed.net.named_parameters())
+    found, theirs = poisoned.copy(changed.device), dict(changed.net.named_parameters())
     with torch.no_grad():
         for name, weight in found.net.named_parameters():
             weight.sub_(coefficient * (theirs[name].to(weight) - weight))

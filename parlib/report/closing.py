@@ -6,6 +6,7 @@ from IPython.display import Markdown
 
 from parlib.experiments.adaptive import Adapted
 from parlib.experiments.clean import Cleaned
+from parlib.experiments.clean_params import Clean
 from parlib.experiments.downstream import BuiltOn
 from parlib.experiments.inspection import Inspected
 from parlib.experiments.poison import Poisoned
@@ -125,8 +126,13 @@ def _of_inspection(found: Inspected) -> list[str]:
     ]
     if not metrics["detected"]:
         said.append("That clears no model: it says that no small trigger of these forms stands out.")
-    else:
-        said.append(f"Notebook 02 takes out what was found, with `method: unlearn` and `inverted: {params.id}`.")
+    elif params.method == "none":
+        same = ("scale", "encoder", "poisoned", "trigger", "attacker", "planted", "base_epochs", "seed", "evaluation")
+        asked = {name: getattr(params, name) for name in same if getattr(params, name) != Clean.model_fields[name].default}
+        asked |= {} if params.words or metrics["candidate"] == params.target else {"target": metrics["candidate"]}
+        asked = {"method": "unlearn", "inverted": params.id} | asked
+        given = ", ".join(f"{name}: {value}" for name, value in asked.items())
+        said.append(f"To take it out: `papermill notebooks/02_clean.ipynb OUT.ipynb -y '{{{given}}}'`, with your own pairs and rate.")
     return said
 
 

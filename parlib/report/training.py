@@ -30,14 +30,15 @@ def gate(tau: float) -> Figure:
 
 
 def training_history(history: dict[str, list[float]], tau: float | None = None) -> Figure:
-    """The course of a cleaning: S of both encoders with tau (of methods that push), L_CLIP and the learning rate, accuracy and ASR."""
+    """The course of a cleaning: S of both encoders with tau (of methods that push), L_CLIP or another loss, the rate, accuracy and ASR."""
     panels = 3 if "s_image" in history else 2
     with plt.rc_context(STYLE):
         figure, (*left, middle, right) = plt.subplots(1, panels, figsize=(3.7 * panels, 3))
         if tau is not None and left:
             _distances(left[0], history, tau)
-        middle.plot(history["l_clip"], color=_BLUE, lw=1.2)
-        middle.set(xlabel="step", ylabel=r"$L_\mathrm{CLIP}$")
+        contrasts = "l_clip" in history  # distillation and its like learn from images alone
+        middle.plot(history["l_clip" if contrasts else "loss"], color=_BLUE, lw=1.2)
+        middle.set(xlabel="step", ylabel=r"$L_\mathrm{CLIP}$" if contrasts else "loss")
         lr = middle.twinx()
         lr.plot(history["lr"], color="grey", lw=0.9, ls=":")
         lr.set(ylabel="learning rate (dotted)", ylim=(0, None))
@@ -48,7 +49,7 @@ def training_history(history: dict[str, list[float]], tau: float | None = None) 
         right.legend(loc="center right")
     asr, accuracy = history["look_attack_success_rate"], history["look_clean_accuracy"]
     said = f"ASR {asr[0]:.3f} to {asr[-1]:.3f}, clean accuracy {accuracy[0]:.3f} to {accuracy[-1]:.3f}"
-    return finished(figure, f"{len(history['l_clip']):,} steps: {said}")
+    return finished(figure, f"{len(history['lr']):,} steps: {said}")
 
 
 def _distances(ax: Axes, history: dict[str, list[float]], tau: float) -> None:
