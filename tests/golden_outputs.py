@@ -127,7 +127,9 @@ def _steps(method: str, batch_norm: str = "train") -> dict[str, Any]:
     if METHODS[method].needs_clean:
         pairs, _ = poison(pairs, Attack(trigger, "banana", rate=0.25))
     options: dict[str, Any] = {"tau": 2.15} if "tau" in METHODS[method].options else {"self_weight": 0.3, "pool": 0.5}
-    options |= {"distil": {"varied": 0.5}, "ftsam": {"rho": 0.5}, "fst": {"alpha": 0.01}, "unlearn": {"varied": 0.5}}.get(method, {})
+    options |= {"ftsam": {"rho": 0.5}, "fst": {"alpha": 0.01}, "varied": {"varied": 0.5}}.get(
+        "varied" if "varied" in METHODS[method].options else method, {}
+    )
     recipe = Recipe(
         method,
         2,

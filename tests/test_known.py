@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,20 @@ from parlib.attack.triggers import Trigger
 from parlib.cache import file_sha256, write_tensors
 from parlib.cli.cost import cost, settings
 from parlib.cli.plan import needs_of, plan, with_needs
+from parlib.data.feeds import generator
 from parlib.experiments.clean import clean_model
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Input
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
+from parlib.method.distil import FOREIGN, foreign_content
 from parlib.method.invertune import layers, moved_most, neurons
 from parlib.method.methods import METHODS, Backdoor, Recipe
 from parlib.model.clip import create, load
 from parlib.model.weights import between, negated, refreshed
 from parlib.records.store import SCHEMA, record_path
+from parlib.report.distillation import lessons, parts
+from parlib.report.regimes import where
 from parlib.report.training import training_history
 from parlib.train.cached import keep_made, train
 from parlib.train.compute import Compute
@@ -285,6 +290,42 @@ def test_a_cleaning_ends_with_what_was_asked_for(clip, scenes, tmp_path, monkeyp
 
 def test_the_dry_run_says_the_coefficient():
     assert "coefficient 2, " in settings(check("02_clean", {"method": "tbar", "coefficient": 2.0}))
+
+
+def test_what_the_student_sees_is_drawn_a_row_a_step(scenes):
+    shown = lessons(scenes.first(3), InvertedTrigger("inverted", {}, torch.zeros(3, 4, 4)))
+    assert len(shown.axes) == 12
+    assert len(lessons(scenes.first(3)).axes) == 9
+
+
+def test_parts_stand_below_the_whole():
+    run = {"experiment": "distil_parts", "method": "distil", "trigger": "badnet_stripes", "batch_norm": "train", "triggered_accuracy": 0.5}
+    run |= {"clean_accuracy": 0.9, "poisoned_clean_accuracy": 0.95, "attack_success_rate": 0.125}
+    others = [{"experiment": "regimes_triggers"}, {"method": "distil_without_noise"}, {"batch_norm": "frozen"}, {}]
+    found = parts(pd.DataFrame([run | other for other in others]))
+    assert sorted(found["distillation"][1:]) == ["with frozen BatchNorm", "without noise", "without varied images"]
+    assert found["distillation"][0] == "whole"
+    assert set(found["ASR"]) == {"0.125"}
+    assert set(found["cost, points"]) == {"5.0"}
+
+
+def test_regimes_without_a_method_are_left_out():
+    trials = pd.DataFrame(
+        [
+            {"encoder": "a", "planted": "b", "pairs": pairs, "coverage": 1.0, "method": method}
+            for pairs, method in ((720, "par"), (720, "distil"), (240, "par"))
+        ]
+    )
+    assert where(trials, "distil")["pairs"].tolist() == [720, 720]
+
+
+def test_a_part_of_foreign_content_is_left_out(scenes):
+    pixels = scenes.pixels[:40].float() / 255
+    seen = {part: foreign_content(pixels, pixels[:, :, :1, :1], generator("cpu", 0), without=part) for part in ("", *FOREIGN)}
+    assert all(not torch.equal(seen[""], seen[part]) for part in FOREIGN)
+    noisy = [(seen[part] - pixels).abs().gt(0).float().mean((1, 2, 3)) for part in ("", "noise")]
+    assert (noisy[0] > 0.95).float().mean() > 0.5  # noise changes nearly all of an image
+    assert (noisy[1] < 0.5).float().mean() > 0.3  # a patch or two alone
 
 
 def test_what_is_done_after_the_training_is_a_stage_of_its_own():

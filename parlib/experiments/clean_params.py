@@ -50,7 +50,7 @@ class Clean(Training):
     tests: list[str] = Field([], description="further triggers to try before and after")
     method: str = Field(
         "par",
-        description=", ".join(cleaners()),
+        description="par, finetune, cleanclip, roclip, distil, unlearn, or another cleaner in parlib.method.methods.METHODS",
     )
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")

@@ -15,9 +15,9 @@ from parlib.experiments.result import prepare, save
 from parlib.experiments.sweep import sweep
 from parlib.experiments.synthetic import Synthetic, synthetic
 from parlib.experiments.trials import Sweep
-from parlib.experiments.views import Evaluate, NewTriggers
+from parlib.experiments.views import Distil, Evaluate, NewTriggers
 
-_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Adaptive, Downstream, Inspect)
+_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Adaptive, Downstream, Inspect, Distil)
 EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in _KINDS}
 FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
     Poison: poison,

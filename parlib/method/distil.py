@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from parlib.method.losses import distance
 
+FOREIGN = ("patches", "blends", "noise")
 _PATCHES, _PATCHED = 2, 0.6  # up to so many patches, each in this share of the images
 _SIDE = (1 / 16, 5 / 16)  # of a patch, as a share of the image's
 _BLENDED, _OPACITY = 0.5, 0.4  # the share of images into which another one is blended, and by how much at most
@@ -19,18 +20,18 @@ _NOISY, _NOISE = 0.5, 0.15  # the share of images with noise, and its standard d
 _CROP, _MIX, _COLOUR = 0.5, 0.5, 0.2  # of varied images: the least share of the area that is kept, of the image in a mix; gain of a channel
 
 
-def foreign_content(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+def foreign_content(pixels: torch.Tensor, fill: torch.Tensor, random: torch.Generator, *, without: str = "") -> torch.Tensor:
     """Each image (B, 3, H, W) in [0, 1] with patches of other images of the batch, another one blended in, and noise; each in a part of
-    the images.
+    the images. without: a kind that is left out.
     """
     count, found = len(pixels), pixels
-    for _ in range(_PATCHES):
+    for _ in range(_PATCHES if without != "patches" else 0):
         found = _pasted(found, _others(pixels, random), random)
     draw = torch.rand(count, 4, 1, 1, generator=random, device=random.device)
-    opacity = _OPACITY * draw[:, 1:2] * (draw[:, :1] < _BLENDED)
+    opacity = _OPACITY * draw[:, 1:2] * (draw[:, :1] < (_BLENDED if without != "blends" else 0))
     found = (1 - opacity) * found + opacity * _others(pixels, random)
     noise = torch.randn(pixels.shape, generator=random, device=random.device)
-    return (found + _NOISE * draw[:, 3:] * (draw[:, 2:3] < _NOISY) * noise).clamp(0, 1)
+    return (found + _NOISE * draw[:, 3:] * (draw[:, 2:3] < (_NOISY if without != "noise" else 0)) * noise).clamp(0, 1)
 
 
 def varied(pixels: torch.Tensor, share: float, random: torch.Generator) -> torch.Tensor:
@@ -81,3 +82,9 @@ def distil(step: Any) -> dict[str, torch.Tensor]:
     clean, foreign = step.clip.image(torch.cat([step.pixels, step.view])).chunk(2)
     s_clean, s_foreign = distance(clean, taught), distance(foreign, taught)
     return {"loss": s_foreign + s_clean, "s_clean": s_clean, "s_foreign": s_foreign}
+
+
+def foreign_alone(step: Any) -> dict[str, torch.Tensor]:
+    """Distillation without its clean term: f(x) itself is not held."""
+    found = distil(step)
+    return found | {"loss": found["s_foreign"]}

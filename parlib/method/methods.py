@@ -4,7 +4,7 @@ A new method is a function of a Step that returns its loss and what the history 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from parlib.method.augment import auto_augment, crop_and_jitter, noise_and_cutout
 from parlib.method.classifiers import reset_heads, restore_norms, sharpest, shifted
-from parlib.method.distil import distil, foreign_content, varied
+from parlib.method.distil import FOREIGN, distil, foreign_alone, foreign_content, varied
 from parlib.method.eda import reword
 from parlib.method.invertune import invertune
 from parlib.method.losses import clip_loss, distance, nearest, par_loss, self_loss
@@ -200,6 +200,9 @@ METHODS: dict[str, Method] = {
     "lookahead": Method(contrast, move=ahead, plants=True, needs_clean=True, learns_scale=True),
     "flat": Method(contrast, move=uphill, plants=True, needs_clean=True, learns_scale=True),
 }
+METHODS |= {  # parts of distillation
+    f"distil_without_{part}": replace(METHODS["distil"], augment=partial(foreign_content, without=part)) for part in FOREIGN
+} | {"distil_without_clean_term": replace(METHODS["distil"], loss=foreign_alone)}
 ABLATIONS = ("finetune_augmented", "perturb_only")
 
 

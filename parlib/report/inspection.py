@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from parlib.attack.inversion import Inverted
+from parlib.attack.inversion import Inverted, InvertedTrigger, read_inverted
 from parlib.data.feeds import generator
 from parlib.experiments.inspection import Inspected, calibration_rows
 from parlib.measure.detection import PLANTED
+from parlib.records.store import REFERENCE
 from parlib.report.pictures import PLAIN, credited, named, show_image
 from parlib.report.style import STYLE, colour, finished, in_order, name, number, points
 
@@ -136,6 +137,12 @@ def calibration(metrics: dict[str, Any]) -> pd.DataFrame:
         for trigger, one in metrics["by_trigger"].items()
     ]
     return pd.DataFrame(rows)
+
+
+def kept_trigger(run: str) -> InvertedTrigger | None:
+    """The trigger that a published inspection keeps; None where it is not published, or keeps none."""
+    path = REFERENCE / f"{run}_pattern.safetensors"
+    return read_inverted(path) if path.exists() else None
 
 
 def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:

@@ -44,7 +44,7 @@ def samples(sets: dict[str, Pairs | Stream], columns: int = 8) -> Figure | None:
         figure, axes = plt.subplots(len(first), columns, figsize=(1.2 * columns + 0.9, 1.35 * len(first)), squeeze=False)
         for row, (label, pairs) in zip(axes, first.items(), strict=True):
             _show(row, pairs)
-            _row_label(row[0], label)
+            row_label(row[0], label)
     return credited(finished(figure, "The pairs that models are cleaned with, by set"), *(pairs.names for pairs in first.values()))
 
 
@@ -57,7 +57,7 @@ def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure | No
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(1 + len(attacks), 2 * count, figsize=(2.2 * count + 1.1, 1.16 * (1 + len(attacks))), squeeze=False)
         for label, images, row in zip(["clean", *attacks], [first.pixels, *(one.triggered for one in attacks.values())], axes, strict=True):
-            _row_label(row[0], label)
+            row_label(row[0], label)
             for i in range(count):
                 show_image(row[2 * i], images[i])
                 change = images[i].float() - first.pixels[i].float()
@@ -149,7 +149,7 @@ def _show(panels: Iterable[Axes], pairs: Pairs) -> None:
         ax.set_axis_off()
 
 
-def _row_label(ax: Axes, label: str) -> None:
+def row_label(ax: Axes, label: str) -> None:
     ax.text(-0.08, 0.5, textwrap.fill(name(label), 12), ha="right", va="center", transform=ax.transAxes, fontsize=9)
 
 

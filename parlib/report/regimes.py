@@ -14,7 +14,7 @@ from parlib.report.style import STYLE, colour, finished, in_order, label_ends, l
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
-GRIDS = ("regimes", "regimes_tau", "regimes_known", "regimes_triggers", "rebound", "downstream", "adaptive", "inspect")
+GRIDS = ("regimes", "regimes_tau", "regimes_known", "regimes_triggers", "distil_parts", "rebound", "downstream", "adaptive", "inspect")
 _SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
@@ -33,6 +33,11 @@ def trials(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
     return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied", "rho", "alpha", "coefficient"])
+
+
+def where(found: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The trials of the regimes in which a method was searched."""
+    return found.merge(found.loc[found["method"] == method, REGIME].drop_duplicates(), on=REGIME)
 
 
 def today(rows: pd.DataFrame) -> pd.DataFrame:
