@@ -70,7 +70,8 @@ class Examined(Clean):
         return []
 
     def inputs(self) -> dict[str, Input]:
-        found = {name: one for name, one in super().inputs().items() if name != "wordnet"}
+        cleaning = ("wordnet", self.inverted)  # the cleaned weights stand for them
+        found = {name: one for name, one in super().inputs().items() if name not in cleaning}
         if self.cleaned.startswith(SOURCES):
             return found | {"cleaned": checkpoint_input(self.cleaned)}
         if self.method == "none":
