@@ -1,6 +1,7 @@
 """Methods that know the backdoor that they take out: what they see, TBAR by hand, inverted triggers as parameters."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from parlib.attack.inversion import InvertedTrigger
 from parlib.attack.triggers import Trigger
@@ -27,6 +29,7 @@ from parlib.method.methods import METHODS, Backdoor, Recipe
 from parlib.model.clip import create, load
 from parlib.model.weights import between, negated, refreshed
 from parlib.records.store import SCHEMA, record_path
+from parlib.report import closing
 from parlib.report.distillation import lessons, parts
 from parlib.report.regimes import where
 from parlib.report.training import training_history
@@ -224,6 +227,19 @@ def test_an_inspection_is_of_the_model_and_of_the_target(tmp_path, own_outputs, 
     monkeypatch.setattr(Clean, "poisoned_input", lambda self: Input(run="01_poison/sig_s0", sha256="abd"))
     with pytest.raises(ValueError, match="another model than 01_poison/sig_s0"):
         found.inverted_input()
+    with pytest.raises(ValueError, match="is a control"):
+        check("10_inspect", {"inverted": "10_inspect/none_sig_s0"})
+
+
+def test_each_trial_of_a_sweep_is_held_to_the_model_that_was_inspected(tmp_path, own_outputs, monkeypatch):
+    path = tmp_path / "found.safetensors"
+    write_tensors({"pattern": torch.full((3, 8, 8), 0.5)}, path, {"form": "patch"})
+    _inspected(own_outputs, path, "01_poison/sig_s0")
+    monkeypatch.setattr(Clean, "poisoned_input", lambda self: Input(run=self.planting().id, sha256=self.planting().id))
+    space = {"method": ["unlearn"], "inverted": ["10_inspect/none_sig_s0"], "trigger": ["badnet", "sig"]}
+    with pytest.raises(ValueError, match="another model than 01_poison/badnet_s0"):
+        check("03_tau_sweep", {"name": "a", "space": [space]}).inputs()
+    assert "10_inspect/none_sig_s0" in check("03_tau_sweep", {"name": "a", "space": [space | {"trigger": ["sig"]}]}).inputs()
 
 
 def test_what_is_named_comes_first_whatever_its_notebook(tmp_path):
@@ -244,6 +260,10 @@ def test_what_is_named_comes_first_whatever_its_notebook(tmp_path):
     assert order.index("10_inspect/par_badnet_stripes_s0") < unlearned
     needs = needs_of(planned)
     assert "10_inspect/none_badnet_stripes_s0" in needs[order[sweep]]
+    named = [{"notebook": "01_poison", "rate": 0.05}, {"notebook": "10_inspect", "poisoned": "01_poison/badnet_stripes_s0_rate0.05"}]
+    file.write_text(json.dumps({"experiment": "own", "runs": [{**named[1], "method": "base", "name": None}, *named]}))
+    deep = plan(file)
+    assert "01_poison/badnet_stripes_s0_rate0.05" in [run.id for run in with_needs(deep[-1:], deep)]
     alone = [run.id for run in with_needs([planned[sweep]], planned)]
     assert alone.index("10_inspect/none_badnet_stripes_s0") < alone.index(order[sweep])
 
@@ -261,6 +281,29 @@ def test_statistics_are_refreshed_where_there_are_some():
 @pytest.mark.parametrize("method", ["unlearn", "invertune", "tbar"])
 def test_the_dry_run_says_what_a_pair_costs(clip, method):
     assert "of training" in cost([check("02_clean", {"method": method, "pairs": 400})], clip)
+
+
+@pytest.mark.parametrize(
+    ("given", "candidate"),
+    [
+        ({"trigger": "sig", "seed": 1}, "dog"),
+        ({"poisoned": "file:data/it's own.pt", "encoder": "small_resnet", "words": ["cat", "dog"]}, "cat"),
+        ({"scale": "paper", "poisoned": "local-dir:a", "encoder": "ViT-B-32", "evaluation": "", "words": ["a, b", "c"]}, "a, b"),
+    ],
+)
+def test_the_closing_words_of_an_inspection_name_a_cleaning_of_the_same_model(given, candidate):
+    params = check("10_inspect", given)
+    said = closing._taking_out(SimpleNamespace(result=SimpleNamespace(params=params, metrics={"candidate": candidate})))
+    (values,) = shlex.split(said)
+    named = yaml.safe_load(values)
+    assert (named["method"], named["inverted"]) == ("unlearn", params.id)
+    if params.scale == "paper":
+        assert named["evaluation"] == ""
+    else:
+        found = check("02_clean", named)
+        same = ("encoder", "poisoned", "trigger", "target", "seed", "scale")
+        assert [getattr(found, name) for name in same] == [getattr(params, name) for name in same]
+        assert found.needs() == ([] if "poisoned" in given else [params.planting()])
 
 
 def test_the_course_of_a_cleaning_without_captions_is_drawn():

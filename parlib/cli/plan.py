@@ -213,10 +213,16 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
     """The wanted runs and those that they build on, in the order in which they can be made."""
     by_id = {run.id: run for run in planned}
     found: dict[str, Planned] = {}
-    for run in wanted:
-        for need in run.params.needs():
-            found.setdefault(need.id, by_id.get(need.id, Planned(need.model_dump(exclude_unset=True), need)))
-        for named in with_needs([by_id[name] for name in sorted(_builds_on(run.params) & by_id.keys())], planned):
-            found.setdefault(named.id, named)
+
+    def add(run: Planned) -> None:
+        if run.id in found:
+            return
         found[run.id] = run
+        for need in run.params.needs():
+            add(by_id.get(need.id, Planned(need.model_dump(exclude_unset=True), need)))
+        for name in sorted(_builds_on(run.params) & by_id.keys()):
+            add(by_id[name])
+
+    for run in wanted:
+        add(run)
     return _ordered(found.values())

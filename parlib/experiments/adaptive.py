@@ -120,7 +120,7 @@ def _again(params: Adaptive, before: Subject, clip: Clip, number: int) -> tuple[
     poisoned = train(clip, stamped, recipe, clean=pairs, watch=before.watched, compute=params.compute, title=f"poisoning, round {number}")
     how: dict[str, Any] = {"watch": before.watched, "compute": params.compute, "title": f"{params.method}, round {number}"}
     fresh = clean_pairs(cleaning, poisoned.clip)
-    cleaned = clean_model(cleaning, poisoned.clip, fresh, known_backdoor(cleaning, before), **how)
+    cleaned = clean_model(cleaning, poisoned.clip, fresh, known_backdoor(cleaning, replace(before, clip=poisoned.clip)), **how)
     rows = [_row(number, which, evaluate(one.clip, before.test)) for which, one in (("poisoned", poisoned), ("cleaned", cleaned))]
     return cleaned.clip, rows, poisoned.seconds + cleaned.seconds
 

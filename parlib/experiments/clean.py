@@ -107,7 +107,7 @@ def known_backdoor(params: Clean, before: Subject, inverted: InvertedTrigger | N
     found = inverted or params.taken_out()
     target = classifier(before.clip, [params.target], before.scenes.templates[: params.templates])[0].cpu()
     version = [STAGES["inspect"]] if found else []
-    named = [params.target] if METHODS[params.method].negates else []
+    named = [target] if METHODS[params.method].negates else []
     return Backdoor(found or before.trigger, target, digest((found or before.trigger).key, *version, *named))
 
 

@@ -111,7 +111,7 @@ class Clean(Training):
             raise ValueError(f"{self.trigger}'s pattern is learned: it can be tested as the trigger of a run that planted it, alone")
         self._check_wordnet()
         method = METHODS[self.method]
-        if (method.move or method.whole) and (self.compute.processes > 1 or self.compute.chunk):
+        if (method.move or method.whole) and (self.compute.processes > 1 or self.compute.chunk or (method.whole and self.compute.compiled)):
             raise ValueError(f"{self.method} trains in one process and in whole batches: leave compute's processes and chunk out")
         found = self._filled()
         if self.method == "superft" and found.schedule != "super":
@@ -169,7 +169,9 @@ class Clean(Training):
         if record["notebook"] != "10_inspect":
             raise ValueError(f"inverted = {name!r} is no inspection; name a run of 10_inspect, or a file that it kept")
         model = self.poisoned_input()
-        if model.sha256 not in record["identity"]["inputs"].values():
+        inspected = record["identity"]["inputs"]
+        same = inspected.get("cleaned", inspected["poisoned"]) == model.sha256
+        if not (same and (model.sha256 or record["params"]["poisoned"] == self.poisoned)):  # of what is downloaded the sha is not known
             raise ValueError(
                 f"{name} inspected another model than {model.run}; to take out its trigger all the same, name the file that it kept"
             )

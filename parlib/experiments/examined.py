@@ -40,6 +40,8 @@ class Examined(Clean):
     def _resolved(self) -> Self:
         if self.cleaned and self.method in CONTROLS:
             raise ValueError(f"method = {self.method!r} is a control, and comes with the poisoned model: leave out {self.cleaned!r}")
+        if self.inverted and self.method in CONTROLS:
+            raise ValueError(f"method = {self.method!r} is a control, and takes nothing out: leave out inverted = {self.inverted!r}")
         if self.method == "base" and self.poisoned.startswith(SOURCES):
             raise ValueError(f"method = 'base': {self.poisoned} comes without its clean base; name a run of 01_poison")
         if not (self.cleaned or self.method in CONTROLS):

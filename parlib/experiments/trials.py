@@ -54,7 +54,7 @@ class Cleanings(Attacked):
         poisoned = [trial.inputs()["poisoned"] for trial in self.attacks()]
         trials = self.trials()
         words = [found for trial in {trial.wordnet: trial for trial in trials}.values() for found in trial.wordnet_input().values()]
-        inverted = [found for trial in {trial.inverted: trial for trial in trials}.values() for found in trial.inverted_input().values()]
+        inverted = [found for trial in _taking_out(trials) for found in trial.inverted_input().values()]
         return {found.run: found for found in poisoned + words + inverted} | self.external(*(trial.data for trial in trials))
 
     def stages(self) -> list[str]:
@@ -141,6 +141,11 @@ class Material:
     inverted: dict[str, Any] = field(default_factory=dict)
 
 
+def _taking_out(trials: Iterable[Clean]) -> list[Clean]:
+    """One trial for each inverted trigger, model and method: what a trigger must fit."""
+    return list({(trial.inverted, trial.attacked_model, trial.method): trial for trial in trials if trial.inverted}.values())
+
+
 def gather(trials: Iterable[Clean]) -> Material:
     """Load all that trials need; FileNotFoundError, naming the command that makes it, where a poisoned model is missing."""
     subjects: dict[tuple, Subject] = {}
@@ -149,7 +154,7 @@ def gather(trials: Iterable[Clean]) -> Material:
             subjects[trial.attacked_model] = subject(trial)
             subjects[trial.attacked_model].metrics  # noqa: B018 (evaluated once, here, before the trials share it)
     sets = {trial.clean_set: trial for trial in trials}
-    inverted = {name: trial.taken_out() for name, trial in {trial.inverted: trial for trial in trials}.items() if name}
+    inverted = {trial.inverted: trial.taken_out() for trial in _taking_out(trials)}
     pairs = {found: clean_pairs(trial, subjects[trial.attacked_model].clip) for found, trial in sets.items()}
     return Material(subjects, pairs, inverted)
 

@@ -1,7 +1,9 @@
 """The closing words of a notebook: what this run found, computed from it; and, where it is the published run, its findings."""
 
+import shlex
 from typing import Any
 
+import yaml
 from IPython.display import Markdown
 
 from parlib.experiments.adaptive import Adapted
@@ -13,6 +15,7 @@ from parlib.experiments.poison import Poisoned
 from parlib.experiments.rebound import Rebounded
 from parlib.experiments.sweep import Sweeping
 from parlib.experiments.synthetic import FromSynthetic
+from parlib.model.checkpoints import SOURCES
 from parlib.report.adaptive import idea
 from parlib.report.outcome import never_passed
 from parlib.report.prose import findings
@@ -117,6 +120,19 @@ def _of_downstream(found: BuiltOn) -> list[str]:
     return said
 
 
+def _taking_out(found: Inspected) -> str:
+    """The parameters of 02 that unlearn what was found in the same model, quoted for a shell."""
+    params, usual = found.result.params, Clean.check({"scale": found.result.params.scale})
+    own = params.poisoned.startswith(SOURCES)
+    same = ["scale", "encoder", "poisoned", "trigger", "attack", "trigger_options", "attacker", "planted", "seed", "normalised", "resize"]
+    same += [] if own else ["base_epochs"]
+    asked = {name: getattr(params, name) for name in same if getattr(params, name) != getattr(usual, name)}
+    asked |= {"evaluation": params.evaluation} if params.evaluation != usual.evaluation else {}
+    asked["target"] = found.result.metrics["candidate"] if own and not params.words else params.target
+    given = {"method": "unlearn", "inverted": params.id} | asked
+    return shlex.quote(yaml.safe_dump(given, default_flow_style=True, width=10**6, sort_keys=False).strip())
+
+
 def _of_inspection(found: Inspected) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
     verdict = "looks poisoned" if metrics["detected"] else "shows no target"
@@ -127,12 +143,9 @@ def _of_inspection(found: Inspected) -> list[str]:
     if not metrics["detected"]:
         said.append("That clears no model: it says that no small trigger of these forms stands out.")
     elif params.method == "none":
-        same = ("scale", "encoder", "poisoned", "trigger", "attacker", "planted", "base_epochs", "seed", "evaluation")
-        asked = {name: getattr(params, name) for name in same if getattr(params, name) != Clean.model_fields[name].default}
-        asked |= {} if params.words or metrics["candidate"] == params.target else {"target": metrics["candidate"]}
-        asked = {"method": "unlearn", "inverted": params.id} | asked
-        given = ", ".join(f"{name}: {value}" for name, value in asked.items())
-        said.append(f"To take it out: `papermill notebooks/02_clean.ipynb OUT.ipynb -y '{{{given}}}'`, with your own pairs and rate.")
+        said.append(
+            f"To take it out, with your own pairs and rate: `papermill notebooks/02_clean.ipynb OUT.ipynb -y {_taking_out(found)}`."
+        )
     return said
 
 
