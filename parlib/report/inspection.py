@@ -28,7 +28,7 @@ def candidates(found: Inspected, shown: int = 6) -> Figure:
         lines, columns = -(-(count + 1) // 3), min(3, count + 1)
         figure, axes = plt.subplots(lines, columns, figsize=(2.9 * columns, 0.2 + 2.2 * lines), squeeze=False)
         for ax in axes.flat[count + 1 :]:
-            ax.set_axis_off()
+            ax.remove()
         for ax, (form, inverted) in zip(axes.flat, found.forms.items(), strict=False):
             rates, words = inverted.asr[:shown], [found.names[index] for index in inverted.classes[:shown]]
             paint = [_COLOUR["planted"] if inverted is found.strongest and not place else "#bbbbbb" for place in range(len(rates))]
