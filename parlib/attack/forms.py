@@ -4,6 +4,7 @@ and moved against a gradient, many at once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,7 @@ class Form:
 
     start: (K, side of the images, size, generator) to first patterns (K, ...). lay: pixels (B, 3, H, W) and as many patterns to stamped
     pixels. step: patterns, the direction to go against, and how long a step is, in (0, 1], to patterns within the bounds of their size.
-    said: a size in words, for images of a side. channels: of a
-    pattern. any_size: a pattern can be laid on images of any size.
+    said: a size in words, for images of a side. channels: of a pattern. any_size: a pattern can be laid on images of any size.
     """
 
     start: Callable[[int, int, float, torch.Generator], torch.Tensor]
@@ -42,20 +42,26 @@ def _step_patch(pattern: torch.Tensor, direction: torch.Tensor, length: float, s
     return (pattern - 0.1 * length * direction.sign()).clamp(0, 1)
 
 
+def _start_around(
+    count: int, side: int, size: float, random: torch.Generator, *, most: float, channels: int = 3, whole: bool = True
+) -> torch.Tensor:
+    """Values around 0, for each pixel or one for all of them."""
+    own = side if whole else 1
+    return (torch.rand(count, channels, own, own, generator=random) - 0.5) * size * most
+
+
+def _step_around(
+    pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float, *, most: float, pace: float = 0.25
+) -> torch.Tensor:
+    most = size * most
+    return (pattern - pace * most * length * direction.sign()).clamp(-most, most)
+
+
 _MOST_BLENDED = 16 / 255
-
-
-def _start_blend(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
-    return (torch.rand(count, 3, side, side, generator=random) - 0.5) * size * _MOST_BLENDED
 
 
 def _lay_blend(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return (pixels + pattern).clamp(0, 1)
-
-
-def _step_blend(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
-    most = size * _MOST_BLENDED
-    return (pattern - 0.25 * most * length * direction.sign()).clamp(-most, most)
 
 
 _MOST_MASKED = 1 / 64  # of the image's pixels
@@ -91,10 +97,6 @@ def _within(mask: torch.Tensor, most: float) -> torch.Tensor:
 _FURTHEST = 2.0  # px
 
 
-def _start_warp(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
-    return (torch.rand(count, 2, side, side, generator=random) - 0.5) * size * _FURTHEST
-
-
 def _lay_warp(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     height, width = pixels.shape[2:]
     down, right = (torch.linspace(-1, 1, length, device=pixels.device) for length in (height, width))
@@ -104,25 +106,11 @@ def _lay_warp(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generat
     return F.grid_sample(pixels, from_where, align_corners=True)
 
 
-def _step_warp(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
-    most = size * _FURTHEST
-    return (pattern - 0.25 * most * length * direction.sign()).clamp(-most, most)
-
-
 _MOST_TINTED = 0.5  # of a channel's value
-
-
-def _start_tint(count: int, side: int, size: float, random: torch.Generator) -> torch.Tensor:
-    return (torch.rand(count, 3, 1, 1, generator=random) - 0.5) * size * _MOST_TINTED
 
 
 def _lay_tint(pixels: torch.Tensor, pattern: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return (pixels * (1 + pattern)).clamp(0, 1)
-
-
-def _step_tint(pattern: torch.Tensor, direction: torch.Tensor, length: float, size: float) -> torch.Tensor:
-    most = size * _MOST_TINTED
-    return (pattern - 0.15 * most * length * direction.sign()).clamp(-most, most)
 
 
 FORMS: dict[str, Form] = {
@@ -131,9 +119,26 @@ FORMS: dict[str, Form] = {
     # a mask and what is seen through it, at the same place of each image: up to a 64th of its pixels in all
     "mask": Form(_start_mask, _lay_mask, _step_mask, lambda side, size: f"{size * _MOST_MASKED:.1%} of the pixels", channels=4),
     # something added to the whole image, up to 16 of 255
-    "blend": Form(_start_blend, _lay_blend, _step_blend, lambda side, size: f"{size * 16:g} of 255"),
+    "blend": Form(
+        partial(_start_around, most=_MOST_BLENDED),
+        _lay_blend,
+        partial(_step_around, most=_MOST_BLENDED),
+        lambda side, size: f"{size * 16:g} of 255",
+    ),
     # each pixel taken from elsewhere, up to 2 px away along each axis
-    "warp": Form(_start_warp, _lay_warp, _step_warp, lambda side, size: f"{size * _FURTHEST:g} px", channels=2),
+    "warp": Form(
+        partial(_start_around, most=_FURTHEST, channels=2),
+        _lay_warp,
+        partial(_step_around, most=_FURTHEST),
+        lambda side, size: f"{size * _FURTHEST:g} px",
+        channels=2,
+    ),
     # each channel times a gain of its own, of up to a half more or less
-    "tint": Form(_start_tint, _lay_tint, _step_tint, lambda side, size: f"{size * _MOST_TINTED:.0%}", any_size=True),
+    "tint": Form(
+        partial(_start_around, most=_MOST_TINTED, whole=False),
+        _lay_tint,
+        partial(_step_around, most=_MOST_TINTED, pace=0.15),
+        lambda side, size: f"{size * _MOST_TINTED:.0%}",
+        any_size=True,
+    ),
 }

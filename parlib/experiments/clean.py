@@ -104,11 +104,12 @@ def known_backdoor(params: Clean, before: Subject, inverted: InvertedTrigger | N
     """
     if not METHODS[params.method].stamps:
         return None
-    found = inverted or params.taken_out()
+    inverted = inverted or params.taken_out()
+    trigger = inverted or before.trigger
     target = classifier(before.clip, [params.target], before.scenes.templates[: params.templates])[0].cpu()
-    version = [STAGES["inspect"]] if found else []
+    version = [STAGES["inspect"]] if inverted else []  # a planted trigger's key holds its own
     named = [target] if METHODS[params.method].negates else []
-    return Backdoor(found or before.trigger, target, digest((found or before.trigger).key, *version, *named))
+    return Backdoor(trigger, target, digest(trigger.key, *version, *named))
 
 
 def clean_model(

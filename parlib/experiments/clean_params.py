@@ -237,7 +237,7 @@ class Clean(Training):
 
     def inverted_input(self) -> dict[str, Input]:
         """The triggers that 10_inspect kept, by what they stamp."""
-        return {name: Input(run=name, sha256=trigger.key) for name, trigger in ((name, self._found(name)) for name in self._kept())}
+        return {name: Input(run=name, sha256=self._found(name).key) for name in self._kept()}
 
     def wordnet_input(self) -> dict[str, Input]:
         """WordNet's files, where they are named."""

@@ -117,7 +117,8 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     feed = material.pairs[first.clean_set].feed(before.clip, rewording(first.recipe()), first.seed)
     torch.set_num_threads(params.cpus)
     try:
-        given: dict[str, Any] = {"reference": before.clip, "backdoor": known_backdoor(first, before), "watch": before.watched}
+        backdoor = known_backdoor(first, before, material.inverted.get(first.inverted))
+        given: dict[str, Any] = {"reference": before.clip, "backdoor": backdoor, "watch": before.watched}
         _, seconds = fit(before.clip.copy(), feed, first.recipe(), title="alone", **given)
     finally:
         torch.set_num_threads(threads)

@@ -53,9 +53,8 @@ def _tuner(params: Sweep, grid: list[Clean], material: Material, folder: Path):
     from ray import tune
 
     count = len(grid) or params.samples
-    stored = {
-        key: ray.put(item) for key, item in (material.subjects | material.pairs | material.inverted).items()
-    }  # once, whatever the number of trials
+    shared = material.subjects | material.pairs | material.inverted
+    stored = {key: ray.put(item) for key, item in shared.items()}  # once, whatever the number of trials
     trainable = tune.with_parameters(_trial, params=params, grid=grid, stored=stored)
     return tune.Tuner(
         tune.with_resources(trainable, {"cpu": params.cpus, "gpu": params.gpus}),

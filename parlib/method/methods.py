@@ -176,15 +176,16 @@ def roclip(step: Step) -> dict[str, torch.Tensor]:
     return {"loss": loss, "l_clip": loss}
 
 
+_DISTIL = Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",))
 METHODS: dict[str, Method] = {
     "contrast": Method(contrast, plants=True, learns_scale=True),
     "finetune": Method(contrast),
     "cleanclip": Method(cleanclip, auto_augment, reword, learns_scale=True, weight_decay=0.1, options=("self_weight",)),
     "roclip": Method(roclip, crop_and_jitter, reword, learns_scale=True, weight_decay=0.1, options=("pool",)),
     "par": Method(par, noise_and_cutout, needs_reference=True, options=("tau",)),
-    "distil": Method(distil, foreign_content, vary=varied, needs_reference=True, captions=False, options=("varied",)),
+    "distil": _DISTIL,
     # of a backdoor that is known: its trigger, or one that was inverted
-    "unlearn": Method(distil, foreign_content, vary=varied, stamps=0.5, needs_reference=True, captions=False, options=("varied",)),
+    "unlearn": replace(_DISTIL, stamps=0.5),
     "invertune": Method(invertune, stamps=1.0, needs_reference=True, captions=False, whole=True),
     "tbar": Method(call, stamps=1.0, negates=True, needs_reference=True, options=("coefficient",)),
     # cleaners of classifiers
@@ -194,15 +195,15 @@ METHODS: dict[str, Method] = {
     # parts of PAR
     "finetune_augmented": Method(contrast, noise_and_cutout),  # PAR without its perturbation
     "perturb_only": Method(par, needs_reference=True, options=("tau",)),  # PAR without its augmentation
+    # parts of distillation
+    **{f"distil_without_{part}": replace(_DISTIL, augment=partial(foreign_content, without=part)) for part in FOREIGN},
+    "distil_without_clean_term": replace(_DISTIL, loss=foreign_alone),
     # How attackers who expect a cleaning train; plain ones take contrast.
     "spread": Method(spread, plants=True, needs_clean=True, learns_scale=True),
     "offset": Method(offset, plants=True, learns_scale=True),
     "lookahead": Method(contrast, move=ahead, plants=True, needs_clean=True, learns_scale=True),
     "flat": Method(contrast, move=uphill, plants=True, needs_clean=True, learns_scale=True),
 }
-METHODS |= {  # parts of distillation
-    f"distil_without_{part}": replace(METHODS["distil"], augment=partial(foreign_content, without=part)) for part in FOREIGN
-} | {"distil_without_clean_term": replace(METHODS["distil"], loss=foreign_alone)}
 ABLATIONS = ("finetune_augmented", "perturb_only")
 
 

@@ -125,9 +125,8 @@ def _taking_out(found: Inspected) -> str:
     params, usual = found.result.params, Clean.check({"scale": found.result.params.scale})
     own = params.poisoned.startswith(SOURCES)
     same = ["scale", "encoder", "poisoned", "trigger", "attack", "trigger_options", "attacker", "planted", "seed", "normalised", "resize"]
-    same += [] if own else ["base_epochs"]
+    same += ["evaluation"] if own else ["base_epochs", "evaluation"]
     asked = {name: getattr(params, name) for name in same if getattr(params, name) != getattr(usual, name)}
-    asked |= {"evaluation": params.evaluation} if params.evaluation != usual.evaluation else {}
     asked["target"] = found.result.metrics["candidate"] if own and not params.words else params.target
     given = {"method": "unlearn", "inverted": params.id} | asked
     return shlex.quote(yaml.safe_dump(given, default_flow_style=True, width=10**6, sort_keys=False).strip())

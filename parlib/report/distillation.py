@@ -1,5 +1,7 @@
 """Notebook 11: what distillation and unlearning show their student, by hand; and what each part of distillation is worth."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -11,8 +13,6 @@ from parlib.data.pairs import Pairs
 from parlib.method.distil import foreign_content, varied
 from parlib.report.pictures import PLAIN, credited, row_label, show_image
 from parlib.report.style import finished, in_order, name, points
-
-_PARTS = {"varied": "without varied images", "batch_norm": "with frozen BatchNorm"}
 
 
 def lessons(scenes: Pairs, inverted: Trigger | None = None) -> Figure:
@@ -40,9 +40,15 @@ def parts(rows: pd.DataFrame) -> pd.DataFrame:
     whole = rows[(rows["experiment"] == "regimes_triggers") & (rows["method"] == "distil") & (rows["trigger"] == "badnet_stripes")]
     made = []
     for run in pd.concat([whole, in_order(alone, ["method"])]).to_dict("records"):
-        other = "whole" if run["experiment"] != "distil_parts" else name(run["method"]) if run["method"] != "distil" else ""
-        label = other or _PARTS["batch_norm" if run["batch_norm"] == "frozen" else "varied"]
         cost = points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
-        row = {"distillation": label, "ASR": f"{run['attack_success_rate']:.3f}", "cost, points": f"{cost:.1f}"}
+        row = {"distillation": _left_out(run), "ASR": f"{run['attack_success_rate']:.3f}", "cost, points": f"{cost:.1f}"}
         made.append(row | {"accuracy under the trigger": f"{run['triggered_accuracy']:.3f}"})
     return pd.DataFrame(made)
+
+
+def _left_out(run: dict[str, Any]) -> str:
+    if run["experiment"] != "distil_parts":
+        return "whole"
+    if run["method"] != "distil":
+        return name(run["method"])
+    return "with frozen BatchNorm" if run["batch_norm"] == "frozen" else "without varied images"

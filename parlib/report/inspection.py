@@ -14,7 +14,8 @@ from parlib.experiments.inspection import Inspected, calibration_rows
 from parlib.measure.detection import PLANTED
 from parlib.records.store import REFERENCE
 from parlib.report.pictures import PLAIN, credited, named, show_image
-from parlib.report.style import STYLE, colour, finished, in_order, name, number, points
+from parlib.report.regimes import at_cost
+from parlib.report.style import STYLE, colour, finished, in_order, name, number
 
 # By what is known of a model, in the order of the figure.
 _COLOUR = {"unknown": colour("finetune"), "clean": colour("base"), "planted": colour("poisoned"), "cleaned": colour("par")}
@@ -150,22 +151,17 @@ def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     and after, and what it cost in points of clean accuracy, beside distillation at its own setting, which knows none. Strings.
     """
     cleaned = rows[(rows["experiment"] == "regimes_triggers") & (rows["notebook"] == "02_clean")]
-    shown = {
-        method: cleaned[cleaned["method"] == method].drop_duplicates("trigger").set_index("trigger") for method in ("unlearn", "distil")
-    }
+    by = {method: cleaned[cleaned["method"] == method] for method in ("unlearn", "distil")}
+    shown = {method: runs.drop_duplicates("trigger").set_index("trigger") for method, runs in by.items()}
     found, made = models.set_index("run"), []
     for trigger, run in in_order(shown["unlearn"].reset_index(), ["trigger"]).set_index("trigger").iterrows():
         inspected = found.loc[run["inverted"]]
         row = {"trigger": name(str(trigger)), "found as": f"{inspected['form']}, lead {inspected['lead']:.2f}"}
         row["ASR before"] = number(run["poisoned_asr"])
         for method, cleanings in shown.items():
-            row[f"{name(method)}: ASR at points"] = _at_cost(cleanings.loc[trigger]) if trigger in cleanings.index else ""
+            row[f"{name(method)}: ASR at points"] = at_cost(cleanings.loc[trigger]) if trigger in cleanings.index else ""
         made.append(row)
     return pd.DataFrame(made)
-
-
-def _at_cost(run: pd.Series) -> str:
-    return f"{run['attack_success_rate']:.3f} at {points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}"
 
 
 def said(metrics: dict[str, Any]) -> str:

@@ -147,15 +147,18 @@ def _knob(best: pd.Series) -> str:
     return "".join(f", `{knob} {best[knob]:g}`" for knob in KNOBS if pd.notna(best[knob]))
 
 
+def at_cost(run: Any) -> str:
+    """The ASR that a cleaning left, and what it cost in points of clean accuracy, in words."""
+    return f"{run['attack_success_rate']:.3f} at {points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}"
+
+
 def by_trigger(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a trigger, a column a method: the ASR and the cost in points of what was chosen on one trigger, on test scenes. Strings."""
     found = rows[rows["experiment"].isin(("scarce", "regimes_triggers")) & (rows["notebook"] == "02_clean")]
     found = found.sort_values("experiment", ascending=False).drop_duplicates(["trigger", "method"], keep="last")  # of two, this study's
     made: dict[str, dict[str, str]] = {}
     for run in in_order(found, ["trigger", "method"]).to_dict("records"):
-        cost = points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
-        said = f"{run['attack_success_rate']:.3f} at {cost:.1f}"
-        made.setdefault(name(run["trigger"]), {"trigger": name(run["trigger"])})[name(run["method"])] = said
+        made.setdefault(name(run["trigger"]), {"trigger": name(run["trigger"])})[name(run["method"])] = at_cost(run)
     return pd.DataFrame(list(made.values())).fillna("")
 
 

@@ -177,7 +177,7 @@ class _Losses:
         if clip.text_is_frozen and isinstance(feed, MemoryFeed):
             self.feed = feed = feed.embedded(lambda tokens: embed_texts(clip, tokens))
             clean = clean.embedded(lambda tokens: embed_texts(clip, tokens)) if isinstance(clean, MemoryFeed) else clean
-        self.clean, self.backdoor = clean, backdoor
+        self.clean, self.backdoor, self.target = clean, backdoor, backdoor and backdoor.target.to(clip.device)
         self.state: Any = None  # of the last step
         self.frozen, self.known_text = None, None
         if self.method.needs_reference and reference is not None:
@@ -204,7 +204,7 @@ class _Losses:
         if self.frozen is not None and self.method.captions:
             state.reference_text = self.frozen.known(given.tokens) if self.known_text is None else self.known_text[given.rows]
         state.epoch, state.pairs, state.memory = step // (self.feed.pairs // recipe.batch), self.feed.pairs, self.memory
-        state.target = self.backdoor and self.backdoor.target.to(self.clip.device)
+        state.target = self.target
         if (clean := self.clean) is not None:
             state.clean = lambda later: _before(clean.batch(step + later, recipe.batch, recipe.seed))
         self.state = state
