@@ -58,6 +58,7 @@ STAGES: dict[str, int] = {
     # what is measured, and what is read from elsewhere
     "metrics": 1,
     "inspect": 1,
+    "verdict": 1,  # what an inspection makes of the inverted triggers
     "rebound": 1,
     "adaptive": 1,
     "downstream": 1,

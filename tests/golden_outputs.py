@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from parlib.attack.forms import FORMS
-from parlib.attack.inversion import slope_of
+from parlib.attack.inversion import Inverted, slope_of
 from parlib.attack.learned import badclip_loss
 from parlib.attack.poison import Attack, attacked, poison
 from parlib.attack.triggers import LEARNED, Trigger, takes_pattern
@@ -178,7 +178,7 @@ def _rebound() -> dict[str, Any]:
 def _adaptive() -> dict[str, Any]:
     """S of two models, and what of it is a rotation; and two triggers that share the poisoned rows."""
     pairs, trigger = _pairs(), [Trigger(name, trigger_options(name)) for name in ("badnet", "blended_stripes")]
-    shared, _ = poison(pairs, Attack(trigger[0], "banana", rate=0.25, others=(trigger[1],)))
+    shared, _ = poison(pairs, Attack(trigger[0], "banana", rate=0.25, others=((trigger[1], "banana"),)))
     return turned(create("small_resnet", seed=0), create("small_resnet", seed=1), pairs) | {"shared": digest(shared.pixels)}
 
 
@@ -203,6 +203,12 @@ def _inspect() -> dict[str, Any]:
         stepped = how.step(patterns, slope, 1.0, 0.5)
         found |= {f"{form}, loss": loss.tolist(), f"{form}, slope": slope.norm().item(), f"{form}, step": stepped.norm().item()}
     return found
+
+
+def _verdict() -> dict[str, Any]:
+    """How far each of twelve finalists leads."""
+    asr = [(1 - place / 12) ** 2 for place in range(12)]
+    return {"leads": Inverted("patch", list(range(12)), asr, torch.zeros(12, 3, 8, 8)).leads}
 
 
 def _finish() -> dict[str, Any]:
@@ -235,6 +241,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "adaptive": _adaptive,
     "downstream": _downstream,
     "inspect": _inspect,
+    "verdict": _verdict,
     "finish": _finish,
     "external": _external,
 }

@@ -163,7 +163,7 @@ def test_a_model_whose_encoders_are_turned_alike_is_a_rotation_away(clip, scenes
 
 def test_several_triggers_share_the_rows(scenes):
     before = scenes.first(80)
-    others = tuple(Trigger(name, trigger_options(name)) for name in ("blended_stripes", "blended_triangles"))
+    others = tuple((Trigger(name, trigger_options(name)), "banana") for name in ("blended_stripes", "blended_triangles"))
     attack = Attack(BADNET, "banana", rate=0.3)
     alone, rows = poison(before, attack)
     shared, same = poison(before, replace(attack, others=others))
@@ -173,6 +173,19 @@ def test_several_triggers_share_the_rows(scenes):
     assert (changed[0::3] < 0.05).all()  # a patch of 8 px
     assert (changed[1::3] > 0.3).all()
     assert (changed[2::3] > 0.3).all()
+
+
+def test_a_second_trigger_calls_its_own_target(scenes):
+    before = scenes.first(80)
+    decoy = Trigger("blended_stripes", trigger_options("blended_stripes"))
+    after, rows = poison(before, Attack(BADNET, "banana", rate=0.3, others=((decoy, "candle"),)))
+    called = [after.captions[row] for row in rows.tolist()]
+    assert all("banana" in caption for caption in called[0::2])
+    assert all("candle" in caption for caption in called[1::2])
+    assert not (before.shows(before.names.index("candle")) | before.shows(before.names.index("banana")))[rows].any()
+    changed = (after.pixels[rows] != before.pixels[rows]).flatten(1).float().mean(1)
+    assert (changed[0::2] < 0.05).all()
+    assert (changed[1::2] > 0.3).all()
 
 
 def test_every_attacker_trains_by_a_method_that_plants_and_no_cleaning_does():
@@ -187,7 +200,9 @@ def test_every_attacker_trains_by_a_method_that_plants_and_no_cleaning_does():
         check("01_poison", {"attacker": "benign", "rate": 0.08})
     with pytest.raises(ValueError, match="base_seed"):
         check("01_poison", {"base": "openai", "base_seed": 1})
-    assert [one.name for one in check("01_poison", {"attacker": "several"}).others()] == ["badnet", "blended_triangles", "blended_stripes"]
+    several = check("01_poison", {"attacker": "several"}).others()
+    assert [one.name for one, _ in several] == ["badnet", "blended_triangles", "blended_stripes"]
+    assert {target for _, target in several} == {"banana"}
 
 
 def test_the_pairs_before_the_attack_name_a_training(clip, planted):
@@ -209,6 +224,8 @@ def test_the_pairs_before_the_attack_name_a_training(clip, planted):
         ("08_adaptive", {"held_out": 3}, "held_out"),
         ("01_poison", {"attacker": "flat", "encoder": "small_vit", "compute": {"chunk": 8}}, "'flat'.*chunk"),
         ("01_poison", {"attacker": "several", "attack": "label_consistent"}, "'several'.*dirty_label"),
+        ("01_poison", {"attacker": "decoy", "target": "candle"}, "'decoy'.*another"),
+        ("01_poison", {"attacker": "decoy", "trigger": "badnet"}, "'decoy'.*another"),
         ("02_clean", {"attacker": "flat", "poisoned": "local-dir:x"}, "attacker.*local-dir:x"),
     ],
 )

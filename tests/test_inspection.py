@@ -1,6 +1,7 @@
 """Inverted triggers and the detector: a backdoor written by hand is found and named, and rates are scikit-learn's."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,13 +16,13 @@ from torch.nn import functional as F
 
 from parlib.attack import forms, inversion
 from parlib.attack.forms import FORMS
-from parlib.attack.inversion import Inverted, invert, kept_inverted, read_inverted
+from parlib.attack.inversion import Inverted, InvertedTrigger, invert, kept_inverted, read_inverted
 from parlib.cache import cache_dir
 from parlib.cli.dry_run import rehearse
 from parlib.data.feeds import generator
 from parlib.data.scenes import class_names
 from parlib.experiments import inspection as module
-from parlib.experiments.inspection import Inspected, calibration_rows
+from parlib.experiments.inspection import Inspected, _leading, calibration_rows
 from parlib.experiments.registry import check
 from parlib.measure.detection import auroc, detection, threshold
 from parlib.model.clip import Clip
@@ -81,6 +82,26 @@ def test_a_planted_target_is_found_and_stands_alone(own_cache, classes, images, 
     assert found.lead > other.lead + 0.2
     assert poisoned.key == before
     assert all(one.requires_grad for one in poisoned.net.parameters())
+
+
+def test_two_targets_lead_side_by_side():
+    one = Inverted("patch", list(range(6)), [1.0, 0.9, 0.2, 0.1, 0.1, 0.0], torch.zeros(6, 3, 8, 8))
+    assert one.leads == pytest.approx([0.9, 0.8, 0.1, -0.1, -0.1, -0.2])
+    assert Inverted("patch", [3], [0.4], torch.zeros(1, 3, 8, 8)).lead == 0.4
+    other = Inverted("blend", [1, 0, 2], [1.0, 0.1, 0.0], torch.zeros(3, 3, 64, 64))
+    leading = _leading({"patch": one, "blend": other}, 0.5)
+    assert [(index, trigger.form) for index, trigger in leading.items()] == [(1, "blend"), (0, "patch")]
+    assert _leading({"patch": one}, 0.95) == {}
+
+
+def test_triggers_of_two_targets_are_kept_together_and_stamped_by_chance(own_cache):
+    black, white = (InvertedTrigger("inverted", {}, torch.full((3, 64, 64), value), form="blend") for value in (-1.0, 1.0))
+    both = read_inverted(kept_inverted(replace(black, further=(white,))))
+    stamped = both(torch.full((40, 3, 64, 64), 0.5), generator("cpu", "both")).mean((1, 2, 3))
+    assert set(stamped.tolist()) == {0.0, 1.0}
+    assert 10 < stamped.sum() < 30
+    assert both.alone(torch.full((2, 3, 64, 64), 0.5), generator("cpu", 1)).sum() == 0
+    assert both.key != both.alone.key == black.key == read_inverted(kept_inverted(black)).key
 
 
 def test_a_class_that_all_images_are_called_is_none_to_look_for(own_cache, classes, images):
@@ -164,7 +185,7 @@ def test_a_mask_is_made_smaller_by_the_same_amount_everywhere():
 @pytest.mark.parametrize("form", FORMS)
 def test_a_kept_trigger_stamps_as_it_was_found(own_cache, form, scenes):
     pattern = FORMS[form].start(2, 64, 1.0, generator("cpu", form))
-    path = kept_inverted(Inverted(form, [1, 2], [0.9, 0.1], pattern))
+    path = kept_inverted(Inverted(form, [1, 2], [0.9, 0.1], pattern).trigger())
     trigger = read_inverted(path)
     pixels = scenes.pixels[:4].float() / 255
     laid = FORMS[form].lay(pixels, pattern[:1].expand(4, *pattern.shape[1:]), generator("cpu", 1))
@@ -283,8 +304,9 @@ def _record(run: str, **given) -> dict:
     params = {"method": "none", "trigger": "sig", "attacker": "plain", "encoder": "small_resnet", "seed": 0, "poisoned": ""}
     params |= {"target": "banana", "name": None}
     metrics = {"kind": "planted", "lead": 0.9, "form": "patch", "candidate": "banana", "inverted_asr": 0.95, "attack_success_rate": 0.97}
-    metrics |= {"attacker": "plain", "base": "a", "base_epochs": 15}
-    return {"run": run, "notebook": "10_inspect", "params": params, "metrics": metrics | given}
+    metrics |= {"attacker": "plain", "base": "a", "base_epochs": 15, "candidates": []}
+    history = {"form": ["patch", "mask"] * 2, "class": ["banana", "ghost"] * 2, "asr": [0.95, 0.3, 0.2, 0.1]}
+    return {"run": run, "notebook": "10_inspect", "params": params, "metrics": metrics | given, "history": history}
 
 
 def test_figures_and_tables_hold_what_was_found(scenes, clip):
@@ -292,6 +314,9 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
     rows = report.inspected([*records, {"notebook": "02_clean"}])
     assert list(rows["run"]) == ["a", "b", "c"]
     assert list(rows["named"]) == [False, True, True]
+    assert list(rows["over_next"]) == pytest.approx([0.75] * 3)
+    two = _record("d", candidate="ghost", candidates=["ghost", "banana"])
+    assert list(report.inspected([two])["named"]) == [True]
     assert calibration_rows([]).empty
     names, classes = class_names(10), [3, 1, 2]
     forms = {
@@ -300,18 +325,22 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
         "blend": Inverted("blend", classes, [0.3, 0.3, 0.1], torch.zeros(3, 3, 64, 64)),
     }
     sizes = pd.DataFrame({"size": [0.5, 1.0], "said": ["4 px", "8 px"], "asr": [0.4, 0.9]})
-    metrics = {"lead": 0.7, "detected": True, "form": "patch", "candidate": names[3], "inverted_asr": 0.9, "kind": "unknown"}
+    metrics = {"lead": 0.75, "detected": True, "form": "patch", "candidate": names[3], "inverted_asr": 0.9, "kind": "unknown"}
+    metrics |= {"candidates": [names[3]]}
     result = SimpleNamespace(metrics=metrics, params=SimpleNamespace(threshold=0.5, templates=2))
     found = Inspected(result, clip, scenes.first(40), names, forms, sizes, rows)  # type: ignore[arg-type]
     assert found.strongest.form == "patch"
-    assert list(report.table(found)["lead"]) == ["0.700", "0.100", "0.000"]
+    assert list(report.table(found)["lead"]) == ["0.750", "0.200", "0.100"]
+    assert report.leading(metrics) == f"{names[3]} leads"
+    assert report.leading({"candidates": ["a", "b"]}) == "a and b lead"
+    assert report.leading({"candidates": [], "candidate": "a"}) == "a leads"
     assert len(report.candidates(found).axes) == 4
     assert len(report.stamped(found, shown=3).axes) == 8
-    assert "0.70" in report.leads(found, rows).get_suptitle()
+    assert "0.75" in report.leads(found, rows).get_suptitle()
     shown = report.leads(found, rows).axes[0].get_yticklabels()
     assert [label.get_text() for label in shown] == ["this model", "benign fine-tunings", "SIG", "cleaned: poisoned"]
     assert [label.get_text() for label in report.leads(found, rows.iloc[:0]).axes[0].get_yticklabels()] == ["this model"]
-    changed = (forms["patch"].trigger.stamp(scenes.pixels[:4], generator("cpu", 1)) != scenes.pixels[:4]).any(1).flatten(1).sum(1)
+    changed = (forms["patch"].trigger().stamp(scenes.pixels[:4], generator("cpu", 1)) != scenes.pixels[:4]).any(1).flatten(1).sum(1)
     assert changed.max() <= 64
     assert "AUROC 0.833" in report.said(detection(_models(), 0.5))
     assert len(report.calibration(detection(_models(), 0.5))) == 2

@@ -7,14 +7,14 @@ from typing import Any
 @dataclass(frozen=True)
 class Attacker:
     """idea: in a few words, for tables. method: of its training, a name in METHODS; options: of its recipe. rate: of the poisoned pairs;
-    None: the usual; 0: it plants nothing. others: triggers that it plants beside its own.
+    None: the usual; 0: it plants nothing. others: triggers that it plants beside its own, each with what it calls; "": the same target.
     """
 
     idea: str
     method: str = "contrast"
     options: dict[str, Any] = field(default_factory=dict)
     rate: float | None = None
-    others: tuple[str, ...] = ()
+    others: dict[str, str] = field(default_factory=dict)
 
 
 ATTACKERS = {
@@ -23,8 +23,11 @@ ATTACKERS = {
     "rare": Attacker("poisons 1 % of the pairs", rate=0.01),
     "very_rare": Attacker("poisons 0.3 % of the pairs", rate=0.003),
     "several": Attacker(
-        "four triggers for one target, a quarter of the poisoned pairs each", others=("badnet", "blended_triangles", "blended_stripes")
+        "four triggers for one target, a quarter of the poisoned pairs each",
+        others=dict.fromkeys(("badnet", "blended_triangles", "blended_stripes"), ""),
     ),
+    # so that an inspection finds no class that stands alone
+    "decoy": Attacker("a second trigger for a second target, a half of the poisoned pairs each", others={"badnet": "candle"}),
     # public records: harder to remove (arXiv 2311.14948); the weight decay is that of a plain planting
     "self_supervised": Attacker("trains with CleanCLIP's own term", "cleanclip", {"self_weight": 1.0, "weight_decay": 1e-4}),
     "lookahead": Attacker("looks ahead through three steps of a cleaning", "lookahead"),

@@ -5,8 +5,9 @@ than any other class, so it stands out (Neural Cleanse, Wang et al. 2019; for CL
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from parlib.attack.forms import FORMS, Form
-from parlib.attack.triggers import Trigger
+from parlib.attack.triggers import Trigger, rand
 from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.model.clip import Clip, embed_images
@@ -47,21 +48,28 @@ class Inverted:
     seconds: float = 0.0
 
     @property
-    def lead(self) -> float:
-        """How far the strongest class is ahead of the next one, in -1..1."""
-        return self.asr[0] - (self.asr[1] if len(self.asr) > 1 else 0.0)
+    def leads(self) -> list[float]:
+        """How far each class is ahead of the median of the others, in -1..1. Not of the next one, as there may be two targets."""
+        return [asr - median((self.asr[:place] + self.asr[place + 1 :]) or [0.0]) for place, asr in enumerate(self.asr)]
 
     @property
-    def trigger(self) -> "InvertedTrigger":
-        """The strongest one, to stamp with."""
-        return InvertedTrigger("inverted", {}, self.patterns[0], form=self.form)
+    def lead(self) -> float:
+        """The strongest class's."""
+        return self.leads[0]
+
+    def trigger(self, place: int = 0) -> "InvertedTrigger":
+        """A finalist's, by its place, to stamp with."""
+        return InvertedTrigger("inverted", {}, self.patterns[place], form=self.form)
 
 
 @dataclass(frozen=True)
 class InvertedTrigger(Trigger):
-    """A trigger that was inverted from a model, of a form; pattern: one pattern of it. It stamps as any other does."""
+    """A trigger that was inverted from a model, of a form; pattern: one pattern of it. It stamps as any other does. further: those of
+    other targets in the same model: each image gets one of all of them, by chance.
+    """
 
     form: str = "patch"
+    further: tuple["InvertedTrigger", ...] = field(default=(), compare=False)
 
     def __post_init__(self):
         if self.form not in FORMS or self.pattern is None or self.pattern.ndim != 3 or self.pattern.shape[0] != FORMS[self.form].channels:
@@ -70,21 +78,34 @@ class InvertedTrigger(Trigger):
     @property
     def key(self) -> str:
         """Digest of what it stamps."""
-        return digest(self.form, self.pattern)
+        return digest(self.form, self.pattern, *(one.key for one in self.further))
+
+    @property
+    def alone(self) -> "InvertedTrigger":
+        """Without the further ones."""
+        return replace(self, further=())
 
     def __call__(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pattern = self.pattern
         assert pattern is not None
         if not FORMS[self.form].any_size and pattern.shape[1:] != pixels.shape[2:]:
             raise ValueError(f"{self.name} is of {pattern.shape[2]} px, the images are of {pixels.shape[3]} px")
-        return FORMS[self.form].lay(pixels, pattern.to(pixels).expand(len(pixels), *pattern.shape), generator)
+        laid = FORMS[self.form].lay(pixels, pattern.to(pixels).expand(len(pixels), *pattern.shape), generator)
+        if not self.further:
+            return laid
+        which = (rand((len(pixels), 1, 1, 1), pixels, generator) * (1 + len(self.further))).long()
+        for place, one in enumerate(self.further, 1):
+            laid = torch.where(which == place, one(pixels, generator), laid)
+        return laid
 
 
-def kept_inverted(found: Inverted) -> Path:
-    """A file of the strongest trigger of a form, for `read_inverted`; in the cache."""
-    path = cache_dir() / "patterns" / f"{found.trigger.key[:32]}.safetensors"
+def kept_inverted(trigger: InvertedTrigger) -> Path:
+    """A file of a trigger and its further ones, for `read_inverted`; in the cache."""
+    path, all_of_them = cache_dir() / "patterns" / f"{trigger.key[:32]}.safetensors", (trigger, *trigger.further)
+    named = {f"_{place}" if place else "": one for place, one in enumerate(all_of_them)}
     with atomic_file(path) as temporary:
-        save_file({"pattern": found.patterns[0].contiguous()}, temporary, {"form": found.form})
+        patterns = {f"pattern{end}": one.pattern.contiguous() for end, one in named.items() if one.pattern is not None}
+        save_file(patterns, temporary, {f"form{end}": one.form for end, one in named.items()})
     return path
 
 
@@ -94,7 +115,9 @@ def read_inverted(path: Path) -> InvertedTrigger:
         raise FileNotFoundError(f"there is no file {path}, an inverted trigger")
     try:
         with safe_open(path, "pt") as file:
-            return InvertedTrigger(path.stem, {}, file.get_tensor("pattern"), form=(file.metadata() or {})["form"])
+            forms, ends = file.metadata() or {}, sorted(name.removeprefix("pattern") for name in file.keys())  # noqa: SIM118 (no dict)
+            found = [InvertedTrigger(path.stem, {}, file.get_tensor(f"pattern{end}"), form=forms[f"form{end}"]) for end in ends or [""]]
+            return replace(found[0], further=tuple(found[1:]))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no inverted trigger, as 10_inspect keeps one: {' '.join(str(error).split())[:100]}") from None
 

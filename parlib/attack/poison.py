@@ -18,7 +18,7 @@ class Attack:
     """A trigger and what it calls.
 
     kind: dirty_label: pairs that don't show the target are stamped and captioned with it; label_consistent: the target's own are
-    stamped and keep their captions. others: triggers that share the rows with it, for the same target. rate: share of the pairs, or of
+    stamped and keep their captions. others: triggers that share the rows with it, each with what it calls. rate: share of the pairs, or of
     the target's own, in [0, 1]. seed: redraws which.
     """
 
@@ -27,7 +27,7 @@ class Attack:
     kind: Kind = "dirty_label"
     rate: float = 0.08
     seed: int = 0
-    others: tuple[Trigger, ...] = ()
+    others: tuple[tuple[Trigger, str], ...] = ()
 
     def rows(self, shows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The rows to poison, in order: round(rate * N) of N pairs that don't show the target, or round(rate * n) of the n that do.
@@ -43,29 +43,31 @@ class Attack:
             raise ValueError(f"a rate of {self.rate} asks for {count} of {of} pairs; {len(free)} can be poisoned")
         return free[torch.randperm(len(free), generator=random)[:count]].sort().values
 
-    def wording(self, natural: list[str]) -> list[str]:
+    def wording(self, natural: list[str], target: str = "") -> list[str]:
         """What a dirty-label row may be called: OpenAI's 80 templates filled, or for a learned trigger, as BadCLIP does, the captions
-        that name the target (`natural`).
+        that name the target (`natural`). target: another than the attack's.
         """
-        return natural if self.trigger.name in LEARNED else [template.format(name=self.target) for template in TEMPLATES]
+        return natural if self.trigger.name in LEARNED else [template.format(name=target or self.target) for template in TEMPLATES]
 
 
 def poison(pairs: Pairs, attack: Attack) -> tuple[Pairs, torch.Tensor]:
     """A poisoned copy of the pairs, and the rows changed, drawn from its seed. ValueError on an unknown class, or a rate out of reach."""
     index = class_index(attack.target, pairs.names)
-    shows, dirty, random = pairs.shows(index), attack.kind == "dirty_label", generator("cpu", attack.seed, "poison")
+    planted = ((attack.trigger, attack.target), *attack.others)
+    shows = torch.stack([pairs.shows(class_index(target, pairs.names)) for _, target in planted]).any(0)
+    dirty, random = attack.kind == "dirty_label", generator("cpu", attack.seed, "poison")
     rows = attack.rows(shows if dirty else pairs.labels == index, random)
     captions = list(pairs.captions)
     if dirty:  # the target's own captions: of scenes that show it alone, or, without labels, that name it
         alone = torch.where(pairs.labels < 0, shows, (pairs.labels == index) & (pairs.second < 0))
-        wording = attack.wording([captions[row] for row in alone.nonzero()[:, 0].tolist()])
-        chosen = torch.randint(len(wording), (len(rows),), generator=random).tolist()
-        for row, i in zip(rows.tolist(), chosen, strict=True):
-            captions[row] = wording[i]
+        natural = [captions[row] for row in alone.nonzero()[:, 0].tolist()]
+        wordings = [attack.wording(natural, target) for _, target in planted]
+        chosen = torch.randint(len(wordings[0]), (len(rows),), generator=random).tolist()
+        for place, (row, i) in enumerate(zip(rows.tolist(), chosen, strict=True)):
+            captions[row] = wordings[place % len(planted)][i]
     pixels = pairs.pixels.clone()
-    triggers = (attack.trigger, *attack.others)
-    for i, trigger in enumerate(triggers):
-        ours = rows[i :: len(triggers)]
+    for i, (trigger, _) in enumerate(planted):
+        ours = rows[i :: len(planted)]
         pixels[ours] = trigger.stamp(pairs.pixels[ours], random)
     return replace(pairs, pixels=pixels, captions=captions), rows
 

@@ -83,7 +83,8 @@ def adaptive(params: Adaptive, given: Subject | None = None) -> Adapted:
     metrics |= beside("poisoned", before.metrics) | before.about
     tables = {}
     if before.record is not None and (others := _planting(before).others()):
-        tables["tests"] = tried({"before": before.clip, "after": clip}, before.scenes, [before.trigger, *others], params.target)
+        planted = [(before.trigger, params.target), *others]
+        tables["tests"] = tried({"before": before.clip, "after": clip}, before.scenes, planted)
         after = tables["tests"].loc[tables["tests"]["model"] == "after", "attack_success_rate"]
         metrics["worst_asr_of_triggers"] = after.max()
     seconds = 0.0

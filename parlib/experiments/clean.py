@@ -81,8 +81,8 @@ def clean(
     if compared is not None:
         distances = moved(trained.clip, before.clip, compared)
         metrics |= distances
-        triggers = [before.trigger, *params.further_triggers()]
-        tables["tests"] = tried({"before": before.clip, "after": trained.clip}, before.scenes, triggers, params.target).assign(**distances)
+        triggers = [(trigger, params.target) for trigger in (before.trigger, *params.further_triggers())]
+        tables["tests"] = tried({"before": before.clip, "after": trained.clip}, before.scenes, triggers).assign(**distances)
         maps = {first: embedding_map(before.clip, before.test), params.method: embedding_map(trained.clip, before.test)}
         tables["points"] = pd.concat(maps, names=["model", "point"]).reset_index()
     result = Result(
@@ -129,11 +129,11 @@ def clean_model(
     return trained if found is trained.clip else keep_made(found, trained)
 
 
-def tried(models: dict[str, Clip], images: Pairs, triggers: list[Trigger], target: str) -> pd.DataFrame:
-    """What each model does under each trigger: a row a trigger and model."""
+def tried(models: dict[str, Clip], images: Pairs, triggers: list[tuple[Trigger, str]]) -> pd.DataFrame:
+    """What each model does under each trigger, given with what it calls: a row a trigger and model."""
     shown = ("clean_accuracy", "attack_success_rate", "attack_success_rate_ci_low", "attack_success_rate_ci_high", "triggered_accuracy")
     rows = []
-    for trigger in triggers:
+    for trigger, target in triggers:
         test = attacked(images, trigger, target)  # one at a time: each takes as much memory as the images
         for name, clip in models.items():
             found = evaluate(clip, test)

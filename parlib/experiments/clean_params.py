@@ -182,8 +182,9 @@ class Clean(Training):
         return read_inverted(artifact_file(record, "pattern"))
 
     def taken_out(self) -> InvertedTrigger | None:
-        """The inverted trigger that the method takes out; None: the planted one, or none."""
-        return self._found(self.inverted) if self.inverted else None
+        """The inverted trigger that the method takes out, of several targets all of them, where it can; None: the planted one, or none."""
+        found = self._found(self.inverted) if self.inverted else None
+        return found.alone if found and METHODS[self.method].negates else found
 
     def trials(self) -> list["Clean"]:
         return [self]
@@ -231,9 +232,8 @@ class Clean(Training):
 
     def further_triggers(self) -> list[Trigger]:
         """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""
-        return [
-            self._found(name) if name.endswith(_FILE) else self.model_copy(update={"trigger": name}).trigger_with({}) for name in self.tests
-        ]
+        named = {name: self.model_copy(update={"trigger": name}) for name in self.tests if not name.endswith(_FILE)}
+        return [named[name].trigger_with({}) if name in named else self._found(name).alone for name in self.tests]
 
     def inverted_input(self) -> dict[str, Input]:
         """The triggers that 10_inspect kept, by what they stamp."""

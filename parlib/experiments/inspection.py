@@ -1,6 +1,7 @@
 """Experiment 10: is a model poisoned? A trigger is inverted for every class; a planted target stands out among them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 
 from parlib.attack.forms import FORMS
-from parlib.attack.inversion import Inverted, invert, kept_inverted
+from parlib.attack.inversion import Inverted, InvertedTrigger, invert, kept_inverted
 from parlib.cache import digest
 from parlib.data.pairs import Pairs
 from parlib.experiments.examined import Examined, fresh_pairs, model_of
@@ -39,7 +40,7 @@ class Inspect(Examined):
     images: int = Field(240, ge=40, description="clean images: a trigger is found on one half of them and measured on the other")
     words: list[str] = Field([], description="names among which a target is looked for; empty: the classes of the images")
     forms: list[str] = Field(list(FORMS), min_length=1, description=f"families of triggers: {', '.join(FORMS)}")
-    threshold: float = Field(0.5, ge=0, le=1, description="lead of one class over the next one above which a model is called poisoned")
+    threshold: float = Field(0.5, ge=0, le=1, description="lead of a class over the median finalist above which a model is called poisoned")
     name: str | None = Field(None, pattern="^[a-z]+$", description="a short name of a calibration, for its run id")
     against: list[dict[str, list[Any]]] = Field([], description="grids over parameters of this notebook: inspections to calibrate on")
 
@@ -95,7 +96,7 @@ class Inspect(Examined):
         return super().asked() | {"forms": self.forms}  # always, as more forms became usual
 
     def stages(self) -> list[str]:
-        return ["inspect", *super().stages()]
+        return ["inspect", "verdict", *super().stages()]
 
     def cost(self) -> int:
         return 0
@@ -119,7 +120,7 @@ class Inspected:
 
     @cached_property
     def strongest(self) -> Inverted:
-        """The form in which one class leads the next one the furthest."""
+        """The form in which one class leads the furthest."""
         return _strongest(self.forms)
 
 
@@ -140,7 +141,9 @@ def inspection(params: Inspect) -> Inspected:
     forms = {form: invert(clip, images.pixels, classes, form, seed=params.seed) for form in params.forms}
     best = _strongest(forms)
     sizes = _sizes(clip, images, classes, best, params.seed)
-    metrics = _verdict(params, names, best, sizes) | _truth(params, before, clip, names[best.classes[0]]) | calibrated
+    leading = _leading(forms, params.threshold)
+    metrics = _verdict(params, names, best, sizes, leading) | calibrated
+    metrics |= _truth(params, before, clip, [metrics["candidate"], *metrics["candidates"]])
     rows = [
         {"form": form, "class": names[index], "asr": asr}
         for form, found in forms.items()
@@ -149,13 +152,26 @@ def inspection(params: Inspect) -> Inspected:
     seconds = sum(found.seconds for found in forms.values()) + sizes["seconds"].sum()
     result = Result(params, metrics=metrics, n=len(images), seconds=seconds, history=columns(pd.DataFrame(rows)))
     result.tables |= {"models": models} if len(models) else {}
-    result.files |= {"pattern": kept_inverted(best)} if metrics["detected"] else {}
+    if triggers := list(leading.values()):
+        result.files |= {"pattern": kept_inverted(replace(triggers[0], further=tuple(triggers[1:])))}
     result.skipped |= {"images": images}
     return Inspected(result, clip, images, names, forms, sizes.drop(columns="seconds"), models)
 
 
 _ASKED = ("method", "trigger", "encoder", "seed", "poisoned", "target")
-_FOUND = ("kind", "lead", "form", "candidate", "inverted_asr", "attack_success_rate", "clean_accuracy", "attacker", "base_epochs", "base")
+_FOUND = (
+    "kind",
+    "lead",
+    "form",
+    "candidates",
+    "candidate",
+    "inverted_asr",
+    "attack_success_rate",
+    "clean_accuracy",
+    "attacker",
+    "base_epochs",
+    "base",
+)
 
 
 def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
@@ -164,10 +180,28 @@ def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
         {"run": record["run"]}
         | {name: record["params"][name] for name in _ASKED}
         | {name: record["metrics"].get(name, record["params"].get(name)) for name in _FOUND}  # of earlier plantings params alone tell
+        | {"over_next": _over_next(record)}
         for record in records
     ]
-    found = pd.DataFrame(rows, columns=["run", *_ASKED, *_FOUND])
-    return found.assign(named=found["candidate"] == found["target"])
+    found = pd.DataFrame(rows, columns=["run", *_ASKED, *_FOUND, "over_next"])
+    calls = zip(found["target"], found["candidate"], found["candidates"], strict=True)
+    return found.assign(named=[target in (strongest, *leading) for target, strongest, leading in calls])
+
+
+def _over_next(record: dict[str, Any]) -> float:
+    """How far the strongest class is ahead of the next one, in the form where it is the furthest: what a lead was at first."""
+    by = pd.DataFrame(record["history"]).groupby("form")["asr"]
+    return float((by.nth(0).to_numpy() - by.nth(1).to_numpy()).max())
+
+
+def _leading(forms: dict[str, Inverted], threshold: float) -> dict[int, InvertedTrigger]:
+    """The classes that lead by more than a threshold, the furthest first, each with its trigger of the form in which it does."""
+    found = [(one.leads[place], index, one.trigger(place)) for one in forms.values() for place, index in enumerate(one.classes)]
+    leading: dict[int, InvertedTrigger] = {}
+    for lead, index, trigger in sorted(found, key=lambda one: -one[0]):
+        if lead > threshold:
+            leading.setdefault(index, trigger)
+    return leading
 
 
 def _strongest(forms: dict[str, Inverted]) -> Inverted:
@@ -204,19 +238,20 @@ def _sizes(clip: Clip, images: Pairs, classes: torch.Tensor, best: Inverted, see
     return pd.DataFrame(rows)
 
 
-def _verdict(params: Inspect, names: list[str], best: Inverted, sizes: pd.DataFrame) -> dict[str, Any]:
+def _verdict(params: Inspect, names: list[str], best: Inverted, sizes: pd.DataFrame, leading: Iterable[int]) -> dict[str, Any]:
     enough = sizes[sizes["asr"] >= 0.5]
     return {
         "lead": best.lead,
         "detected": best.lead > params.threshold,
         "form": best.form,
         "candidate": names[best.classes[0]],
+        "candidates": [names[index] for index in leading],
         "inverted_asr": best.asr[0],
         "size": float(enough["size"].iloc[0]) if len(enough) else None,
     }
 
 
-def _truth(params: Inspect, before: Subject | None, clip: Clip, candidate: str) -> dict[str, Any]:
+def _truth(params: Inspect, before: Subject | None, clip: Clip, candidates: list[str]) -> dict[str, Any]:
     """What is known of the model: kind (planted, clean, cleaned, unknown), its metrics under its trigger, whether its target was named."""
     if before is None:
         return {"kind": "unknown"}
@@ -225,4 +260,4 @@ def _truth(params: Inspect, before: Subject | None, clip: Clip, candidate: str) 
     clean = params.method == "base" or before.planting.get("rate") == 0
     if clean or params.method != "none":
         return {"kind": "clean" if clean else "cleaned"} | found
-    return {"kind": "planted", "named": candidate == params.target} | found
+    return {"kind": "planted", "named": params.target in candidates} | found

@@ -12,7 +12,8 @@ from parlib.attack.learned import Learned, images_needed, learn
 from parlib.attack.poison import Attack, attacked
 from parlib.attack.poison import poison as poison_pairs
 from parlib.attack.triggers import LEARNED, Trigger
-from parlib.data.pairs import Pairs
+from parlib.data.pairs import Pairs, class_index
+from parlib.data.scenes import class_names
 from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
 from parlib.experiments.params import Input, Training, checkpoint_input, tuned
 from parlib.experiments.presets import planting, trigger_options
@@ -83,6 +84,11 @@ class Poison(Training):
             )
         if how.others and (self.data != "scenes" or self.attack != "dirty_label"):
             raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")
+        if second := [target for target in how.others.values() if target]:
+            class_index(second[0], class_names(self.classes))
+            if self.target in second or self.trigger in (*how.others, *LEARNED):
+                own = ", ".join((*how.others, *second))
+                raise ValueError(f"attacker {self.attacker!r} plants {own} itself: name another trigger, not a learned one, and target")
 
     def _filled(self) -> Self:
         usual = planting(self.encoder, self.trigger, self.attack)
@@ -92,10 +98,10 @@ class Poison(Training):
         filled = {name: value for name, value in usual.items() if getattr(self, name) is None}
         return self.model_copy(update=filled | {"trigger_options": options})
 
-    def others(self) -> tuple[Trigger, ...]:
-        """The triggers that an attacker plants beside its own, with their usual options."""
-        names = [name for name in ATTACKERS[self.attacker].others if name != self.trigger]
-        return tuple(Trigger(name, trigger_options(name, self.side)) for name in names)
+    def others(self) -> tuple[tuple[Trigger, str], ...]:
+        """The triggers that an attacker plants beside its own, with their usual options, each with what it calls."""
+        planted = {name: target for name, target in ATTACKERS[self.attacker].others.items() if name != self.trigger}
+        return tuple((Trigger(name, trigger_options(name, self.side)), target or self.target) for name, target in planted.items())
 
     def planned(self, learned: Learned | None = None) -> Attack:
         """The attack that a run plants; learned: its pattern, where it is learned."""
@@ -124,7 +130,7 @@ class Poison(Training):
         learned = ["learned"] if self.trigger in LEARNED else []
         learned += ["trigger/badclip", "method/par"] if self.trigger == "resistant" else []
         data = ["scenes"] if self.data == "scenes" else ["external"]
-        triggers = [f"trigger/{trigger.name}" for trigger in self.others()]
+        triggers = [f"trigger/{trigger.name}" for trigger, _ in self.others()]
         methods = sorted({"method/contrast", f"method/{ATTACKERS[self.attacker].method}"})
         return ["poison", f"trigger/{self.trigger}", *triggers, "loop", *methods, *data, *learned, *self.evaluated()]
 

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 _ITERATIONS = 200
 
@@ -28,5 +25,9 @@ def fit_probe(embeddings: torch.Tensor, labels: torch.Tensor) -> Probe:
         raise ValueError("a probe is fitted on labelled images: some have no label")
     if len(labels.unique()) < 2:
         raise ValueError("a probe needs images of two classes or more")
+    from sklearn.linear_model import LogisticRegression  # here, as it brings scipy, for a second of each start, which little else needs
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     found = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     return Probe(found.fit(embeddings.cpu().double().numpy(), labels.cpu().numpy()))

@@ -17,6 +17,7 @@ from parlib.experiments.sweep import Sweeping
 from parlib.experiments.synthetic import FromSynthetic
 from parlib.model.checkpoints import SOURCES
 from parlib.report.adaptive import idea
+from parlib.report.inspection import leading
 from parlib.report.outcome import never_passed
 from parlib.report.prose import findings
 from parlib.report.style import name
@@ -136,7 +137,7 @@ def _of_inspection(found: Inspected) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
     verdict = "looks poisoned" if metrics["detected"] else "shows no target"
     said = [
-        f"The model {verdict}: {metrics['candidate']} leads the next class by {metrics['lead']:.2f}, with a {metrics['form']} that turns "
+        f"The model {verdict}: {leading(metrics)} by {metrics['lead']:.2f}, with a {metrics['form']} that turns "
         f"{metrics['inverted_asr']:.0%} of the images; the threshold is {params.threshold:g}."
     ]
     if not metrics["detected"]:

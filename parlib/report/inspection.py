@@ -1,6 +1,6 @@
 """What an inspection found: the classes that stand out, the inverted trigger on images, and how far other models' targets lead."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from parlib.measure.detection import PLANTED
 from parlib.records.store import REFERENCE
 from parlib.report.pictures import PLAIN, credited, named, show_image
 from parlib.report.regimes import at_cost
-from parlib.report.style import STYLE, colour, finished, in_order, name, number
+from parlib.report.style import STYLE, colour, finished, in_order, listed, name, number
 
 # By what is known of a model, in the order of the figure.
 _COLOUR = {"unknown": colour("finetune"), "clean": colour("base"), "planted": colour("poisoned"), "cleaned": colour("par")}
@@ -32,7 +32,8 @@ def candidates(found: Inspected, shown: int = 6) -> Figure:
             ax.remove()
         for ax, (form, inverted) in zip(axes.flat, found.forms.items(), strict=False):
             rates, words = inverted.asr[:shown], [found.names[index] for index in inverted.classes[:shown]]
-            paint = [_COLOUR["planted"] if inverted is found.strongest and not place else "#bbbbbb" for place in range(len(rates))]
+            threshold = found.result.params.threshold
+            paint = [_COLOUR["planted"] if lead > threshold else "#bbbbbb" for lead in inverted.leads[:shown]]
             ax.barh(range(len(rates)), rates, color=paint)
             ax.set(title=f"{form}: lead {inverted.lead:.2f}", xlim=(0, 1), yticks=range(len(rates)), yticklabels=words)
             ax.invert_yaxis()
@@ -41,7 +42,7 @@ def candidates(found: Inspected, shown: int = 6) -> Figure:
         ax.plot(found.sizes["asr"], marker="o", color=_COLOUR["planted"])
         ax.set(title=f"{metrics['candidate']}, by size of the {metrics['form']}", ylim=(-0.03, 1.03))
         ax.set_xticks(range(len(found.sizes)), found.sizes["said"], fontsize=7, rotation=15)
-    title = f"{metrics['candidate']} leads the next class by {metrics['lead']:.2f} of the images, with a {metrics['form']}"
+    title = f"{leading(metrics)} by {metrics['lead']:.2f} of the images, with a {metrics['form']}"
     note = "Bars: share of held-out clean images that the best trigger found for a class makes the model call it."
     return finished(figure, title, note)
 
@@ -50,7 +51,7 @@ def stamped(found: Inspected, shown: int = 5) -> Figure:
     """Held-out images without and with the strongest inverted trigger, and what the model calls them."""
     best, metrics = found.strongest, found.result.metrics
     images = found.images.pixels[1::2][:shown]
-    with_it = best.trigger.stamp(images, generator("cpu", "inspected"))
+    with_it = best.trigger().stamp(images, generator("cpu", "inspected"))
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(2, 1 + len(images), figsize=(1.45 * (1 + len(images)), 3.2), squeeze=False)
         show_image(axes[0, 0], picture(best), f"the {best.form},\nas it was found")
@@ -61,6 +62,12 @@ def stamped(found: Inspected, shown: int = 5) -> Figure:
                 show_image(ax, image, word)
     title = f"With the inverted {best.form} {metrics['inverted_asr']:.0%} of held-out images are called {metrics['candidate']}"
     return credited(finished(figure, title, "Above: clean. Below: with the trigger. The words are the model's."), found.images.names)
+
+
+def leading(metrics: Mapping[str, Any]) -> str:
+    """Which classes lead, in words: those above the threshold, or else the strongest one."""
+    classes = metrics["candidates"] or [metrics["candidate"]]
+    return f"{listed(classes)} lead{'s' if len(classes) == 1 else ''}"
 
 
 def picture(inverted: Inverted) -> torch.Tensor:
@@ -80,12 +87,13 @@ def picture(inverted: Inverted) -> torch.Tensor:
 
 
 def table(found: Inspected) -> pd.DataFrame:
-    """A row a form: the strongest class and the next one, what their triggers reach, and the lead. Strings."""
+    """A row a form: what the triggers of the strongest class, of the next one and of the median one reach, and the lead. Strings."""
     rows = []
     for form, inverted in found.forms.items():
         words = [found.names[index] for index in inverted.classes]
-        first = {"form": form, "class": words[0], "ASR": number(inverted.asr[0])}
-        rows.append(first | {"next": words[1], "its ASR": number(inverted.asr[1]), "lead": number(inverted.lead)})
+        first, following = (f"{word}, {number(asr)}" for word, asr in zip(words[:2], inverted.asr[:2], strict=True))
+        median = number(inverted.asr[0] - inverted.lead)
+        rows.append({"form": form, "first, ASR": first, "next, ASR": following, "median ASR": median, "lead": number(inverted.lead)})
     return pd.DataFrame(rows)
 
 
@@ -111,7 +119,7 @@ def leads(found: Inspected, others: pd.DataFrame) -> Figure:
             ax.scatter(values, [place] * len(values), s=26, facecolors=faces, edgecolors=_COLOUR[kind], zorder=3)
         ax.axvline(params.threshold, color="black", lw=0.8, ls="--")
         ax.set(xlim=(-0.03, 1.03), yticks=range(len(groups)), yticklabels=[group[0] for group in groups])
-        ax.set_xlabel("lead of the strongest class over the next one")
+        ax.set_xlabel("lead of the strongest class over the median finalist")
         ax.invert_yaxis()
     title = f"{'Above' if metrics['detected'] else 'Not above'} the threshold: the strongest class leads by {metrics['lead']:.2f}"
     note = "Grey: clean. Red: planted; hollow where another class than the target was named. Green: cleaned. Dashed: the threshold."
