@@ -55,7 +55,7 @@ test: $(INSTALLED) ## ruff, types, then unit tests and the notebooks at smoke sc
 	@rm -rf $(SMOKE)
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache"; $(TYPES) & \
 	  $(BIN)/python -m parlib.run params/smoke --prepare $(SMOKE)/notebooks; prepared=$$?; wait $$! && [ $$prepared = 0 ] \
-	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -m "not full" --durations=12 tests $(SMOKE)/notebooks
 
 test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process

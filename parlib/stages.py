@@ -62,6 +62,7 @@ STAGES: dict[str, int] = {
     "rebound": 1,
     "adaptive": 1,
     "downstream": 1,
+    "captioner": 1,
     "external": 2,
 }
 # The packages whose version decides numbers, compared as major.minor.patch.

@@ -16,22 +16,22 @@ if "smoke" not in Path(os.environ.get("PAR_CACHE", "")).parts:
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 if TYPE_CHECKING:  # the process that only hands out tests to others need not wait for torch
     from parlib.data.pairs import Pairs
     from parlib.model.clip import Clip
 
 ROOT = Path(__file__).resolve().parents[1]
-# In this order the workers of make test begin files: what is long first, so that they end together, and other notebooks long after
-# 01 and 02, on which they build. The notebooks of one line are one worker's.
+# In this order the workers of make test begin files: what is long first, so that they end together.
 _ORDER = (
-    r"\d\d_0[12]_.*\.ipynb",
+    _PLANTED := r"\d\d_0[12]_.*\.ipynb",  # these are one worker's
     r"test_notebooks\.py",
     r"test_mini_world\.py",
-    r"test_gradcache\.py",
-    r".*\.ipynb",
-    r"test_(interrupt|sweep)\.py",
+    _BUILT_ON := r"\d\d_(03|04|07|08|09|10)_.*\.ipynb",  # on the runs of those
+    r"test_(gradcache|interrupt|sweep)\.py",
     r"test_.*\.py",
+    r".*\.ipynb",  # of the records of all of them
 )
 
 
@@ -49,11 +49,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class _Files(LoadFileScheduling):
-    """--dist loadfile, where a worker takes a file at a time, but notebooks that build on one another as if they were one file."""
+    """--dist loadfile, where a worker takes a file at a time; but 01 and 02 as if they were one, and a notebook only when all that it
+    builds on has run. Where no other file is left a worker takes it all the same, and waits for nothing.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return f"notebooks {_place(Path(file).name)}" if file.endswith(".ipynb") else file
+        return _PLANTED if re.fullmatch(_PLANTED, Path(file).name) else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        running = [scope for units in self.assigned_work.values() for scope, unit in units.items() if not all(unit.values())]
+        lowest = min((_level(Path(scope).name) for scope in (*self.workqueue, *running) if scope.endswith(".ipynb")), default=0)
+        for scope in self.workqueue:
+            if not scope.endswith(".ipynb") or _level(Path(scope).name) == lowest:
+                self.workqueue.move_to_end(scope, last=False)
+                break
+        super()._assign_work_unit(node)
+
+
+def _level(name: str) -> int:
+    """Notebooks of a higher level build on those of the lower ones."""
+    return 0 if name == _PLANTED else 1 if re.fullmatch(_BUILT_ON, name) else 2
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -91,6 +107,12 @@ def own_outputs(tmp_path, monkeypatch) -> Path:
     for module in ("parlib.records.store", "parlib.experiments.result"):
         monkeypatch.setattr(f"{module}.ROOT", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> None:
+    """A cache of the test's own."""
+    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,8 @@ from parlib.model.clip import create
 from parlib.model.preparation import Preparation
 from parlib.model.weights import between, negated, refreshed
 from parlib.stages import STAGES
+from parlib.train.captioner import Captioner
+from parlib.train.captioner import _fit as fit_words
 from parlib.train.head import fit_head
 from parlib.train.loop import fit
 
@@ -190,6 +192,19 @@ def _downstream() -> dict[str, Any]:
     return {"called": fit_probe(near, labels)(other).tolist()}
 
 
+def _captioner() -> dict[str, Any]:
+    """Three steps of a captioner, and what it writes then."""
+    random = generator("cpu", "golden", "captioner")
+    images, words = torch.randn(_SCENES, 16, generator=random), [f"a {name}, drawn on paper" for name in class_names(_SCENES)]
+    found = Captioner(sorted({word for one in words for word in one.split()}), 16, 8)
+    with torch.no_grad():
+        for name, value in found.state_dict().items():
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator("cpu", "golden", name)))
+    tokens = torch.randint(1, 9, (_SCENES, 8), generator=random)
+    fit_words(found, images, tokens, 3, 0)
+    return {name: value.norm().item() for name, value in found.state_dict().items()}
+
+
 def _inspect() -> dict[str, Any]:
     """One step of each form of trigger, of three classes at once: losses, slopes, and where the step ends."""
     clip, pixels, found = create("small_resnet", seed=0), _pairs().pixels, {}
@@ -240,6 +255,7 @@ _ONE: dict[str, Callable[[], dict[str, Any]]] = {
     "rebound": _rebound,
     "adaptive": _adaptive,
     "downstream": _downstream,
+    "captioner": _captioner,
     "inspect": _inspect,
     "verdict": _verdict,
     "finish": _finish,

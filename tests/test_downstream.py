@@ -1,5 +1,7 @@
 """What is built on an encoder: the probe is scikit-learn's, and a rotation of both encoders breaks what was built before alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,13 +11,17 @@ from torch.nn import functional as F
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
+from parlib.cache import cache_dir
 from parlib.data.feeds import generator
+from parlib.data.scenes import class_names
 from parlib.experiments import downstream as module
 from parlib.experiments.downstream import _Embedded, _Material
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
 from parlib.measure.probe import fit_probe
 from parlib.report import downstream as report
+from parlib.train import captioner as captioners
+from parlib.train.captioner import Captioner, fit_captioner
 
 
 def _near(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:
@@ -73,6 +79,63 @@ def test_a_joint_rotation_breaks_what_was_built_before_and_nothing_that_is_built
     named = module._named(rows)
     assert named["dropin_probe_accuracy"] == uses.loc["probe", "drop_in"]
     assert named["probe_asr_ci_high"] == uses.loc["probe_asr", "anew_ci_high"]
+
+
+SAID = [f"A {word}, on {colour} paper." for word in class_names(10) for colour in ("red", "blue")]
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    labels = torch.arange(200) % 10
+    return fit_captioner(_near(labels, 0.3, 1), [SAID[2 * label + row % 2] for row, label in enumerate(labels)], steps=150, seed=0)
+
+
+def test_a_captioner_says_what_the_embedding_shows(captioner):
+    labels = torch.arange(50) % 10
+    images = _near(labels, 0.3, 2)
+    written = captioner.write(images, batch=7)
+    named = [class_names(10)[label] in caption for caption, label in zip(written, labels, strict=True)]
+    assert np.mean(named) > 0.9
+    assert written == captioner.write(images)
+    tokens = torch.tensor([[captioner.words.index(word) + 1 for word in written[0].split()]])
+    assert captioner(images[:1], tokens).argmax(-1)[0].tolist() == [*tokens[0].tolist(), 0]  # the likeliest word at each place, and an end
+    other = tokens.clone()
+    other[0, -1] = 1
+    before, after = captioner(images[:1], tokens), captioner(images[:1], other)
+    assert torch.equal(before[:, :-1], after[:, :-1])  # no word is told of the ones that follow
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+def test_a_captioner_is_trained_once_and_is_the_same_again(own_cache, monkeypatch):
+    images, captions = _near(LABELS, 0.3, 1), [SAID[2 * label] for label in LABELS]
+    first = fit_captioner(images, captions, steps=3, seed=0)
+    monkeypatch.setattr(captioners, "_fit", None)
+    again = fit_captioner(images, captions, steps=3, seed=0)
+    monkeypatch.undo()
+    (kept,) = (cache_dir() / "captioners").iterdir()
+    kept.unlink()
+    anew = fit_captioner(images, captions, steps=3, seed=0)
+    for other in (again, anew):
+        assert all(torch.equal(one, other.state_dict()[name]) for name, one in first.state_dict().items())
+    with pytest.raises(ValueError, match="no"):
+        fit_captioner(images, ["", *captions[1:]], steps=3, seed=0)
+
+
+def test_captions_of_a_moved_encoder_are_wrong_until_the_captioner_is_built_anew(own_cache, material):
+    turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator("cpu", "turn")))
+    captions = [f"a photo of a {name}." for name in (material.test.names[label] for label in material.test.labels)]
+    told = replace(material, fitted=replace(material.fitted, captions=captions), test=replace(material.test, captions=captions))
+    params = check("09_downstream", {"captioner_steps": 150})
+    rows, written = module._captions(_embedded(material), _embedded(material, turn), told, params)
+    uses = pd.DataFrame(rows).set_index("use")
+    assert uses.loc["caption", "before"] > 0.9
+    assert uses.loc["caption", "drop_in"] < 0.5
+    assert uses.loc["caption", "anew"] > 0.9
+    assert uses.loc["caption_bleu", "before"] == pytest.approx(1, abs=0.1)
+    assert set(written["trigger"]) == {"", params.trigger}
+    assert module._named(rows)["dropin_caption_accuracy"] == uses.loc["caption", "drop_in"]
+    silent = replace(told, test=replace(told.test, captions=[""] * len(captions)))
+    assert module._captions(_embedded(material), _embedded(material), silent, params)[0] == []
 
 
 def test_the_poisoned_model_in_its_own_place_changes_nothing(material):

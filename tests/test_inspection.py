@@ -52,11 +52,6 @@ class Written(nn.Module):
         return F.normalize(found, dim=1)
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PAR_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def classes() -> torch.Tensor:
     return F.normalize(torch.randn(10, 16, generator=generator("cpu", "classes")), dim=1)

@@ -1,4 +1,4 @@
-"""A world of 20 classes and 2,000 scenes, in which a backdoor is planted and PAR takes it out again: a minute or two.
+"""A world of 10 classes and 1,000 scenes, in which a backdoor is planted and PAR takes it out again: half a minute on two cores.
 
 So strong a trigger leaves little to see, for any model: what its images show is not asked, only that they no longer call the target.
 """
@@ -13,7 +13,7 @@ from parlib.method.methods import Recipe
 from parlib.model.clip import create
 from parlib.train.cached import train
 
-CLASSES, PAIRS, TARGET = 20, 2000, "banana"
+CLASSES, PAIRS, TARGET = 10, 1000, "banana"
 TRIANGLES = Trigger("blended_triangles", {"tile": 8, "opacity": 0.25})
 
 
@@ -29,4 +29,4 @@ def test_a_backdoor_is_planted_and_removed(seed):
     assert before["attack_success_rate"] > 0.8
     assert after["attack_success_rate"] < 0.1
     assert before["clean_accuracy"] > 0.6
-    assert after["clean_accuracy"] > before["clean_accuracy"] - 0.15
+    assert after["clean_accuracy"] > before["clean_accuracy"] - 0.05

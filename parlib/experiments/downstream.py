@@ -1,5 +1,6 @@
-"""Experiment 09: what of what was built on the encoder? A probe and an image index, made before the cleaning or anew after it."""
+"""Experiment 09: what of what was built on the encoder? A probe, a captioner and an image index, made before the cleaning or anew."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,11 @@ from parlib.measure.metrics import EvalSet, evaluate, rates, retrieval
 from parlib.measure.probe import fit_probe
 from parlib.method.losses import distance
 from parlib.model.clip import Clip, embed_images, embed_texts
+from parlib.train.captioner import fit_captioner
 
 _ENDS = ("", "_ci_low", "_ci_high")
+_RESAMPLED = 200  # times, for an interval of BLEU
+_WRITTEN = 4  # scenes whose captions are kept to be shown
 
 
 class Downstream(Examined):
@@ -27,13 +31,14 @@ class Downstream(Examined):
     notebook = "09_downstream"
 
     probe_pairs: int = Field(2400, ge=10, description="clean scenes that a probe is fitted on; of `evaluation` a half of its images")
+    captioner_steps: int = Field(600, ge=0, description="steps of training a small captioner on the same scenes' captions; 0: none")
 
     @property
     def trains(self) -> bool:
         return False
 
     def stages(self) -> list[str]:
-        return ["downstream", *super().stages()]
+        return ["downstream", *(["captioner"] if self.captioner_steps else []), *super().stages()]
 
     def cost(self) -> int:
         return self.probe_pairs
@@ -43,15 +48,17 @@ class Downstream(Examined):
 class BuiltOn:
     """What was built on an encoder, and on the poisoned one before it.
 
-    uses: a row a use (probe, probe_asr, probe_under, probe_one_name, image_retrieval, retrieval) with what it does as it was built on the
-    poisoned model (`before`), with the model in the poisoned one's place and nothing else changed (`drop_in`), and built anew
-    on the model (`anew`).
+    uses: a row a use (probe, probe_asr, probe_under, probe_one_name, caption, caption_target, caption_bleu, image_retrieval, retrieval)
+    with what it does as it was built on the poisoned model (`before`), with the model in the poisoned one's place and nothing else changed
+    (`drop_in`), and built anew on the model (`anew`). written: a row a scene of the first few without and with the trigger, with the
+    captions that were written of it in each way; empty without a captioner.
     """
 
     result: Result
     subject: Subject
     clip: Clip
     uses: pd.DataFrame
+    written: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,13 @@ def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
     clip = model_of(params, before)
     material = _material(params, before, clip)
     old, new = (_embedded(model, material) for model in (before.clip, clip))
-    uses = [*_probes(old, new, material), *_retrievals(old, new, material.captioned)]
+    captions, written = _captions(old, new, material, params)
+    uses = [*_probes(old, new, material), *captions, *_retrievals(old, new, material.captioned)]
     metrics = evaluate(clip, before.test) | _named(uses) | {"s_image": distance(new.clean, old.clean).item()}
     metrics |= beside("poisoned", before.metrics) | before.about
     shown = pd.DataFrame(uses)
     result = Result(params, metrics=metrics, n=len(material.test.labels), history=columns(shown))
-    return BuiltOn(result, before, clip, shown)
+    return BuiltOn(result, before, clip, shown, written)
 
 
 def _material(params: Downstream, before: Subject, clip: Clip) -> _Material:
@@ -125,6 +133,34 @@ def _probes(old: _Embedded, new: _Embedded, material: _Material) -> list[dict[st
     return _rows(found)
 
 
+def _captions(old: _Embedded, new: _Embedded, material: _Material, params: Downstream) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """A captioner's share of captions that name the image's class, of triggered images without the target the share whose captions name
+    the target, and BLEU, in 0..1, with the captions that the images have. Nothing where it isn't asked for, or images have no captions.
+    """
+    test, fitted = material.test, material.fitted.captions
+    if not params.captioner_steps or not all(isinstance(one, str) and one for one in (*fitted, *test.captions)):
+        return [], pd.DataFrame()
+    on_old, on_new = (fit_captioner(one.fitted, fitted, steps=params.captioner_steps, seed=params.seed) for one in (old, new))
+    others, names = ~test.shows_target, [re.compile(rf"\b{re.escape(name.lower())}\b") for name in test.names]
+    found, written = {}, {}
+    for how, captioner, used in (("before", on_old, old), ("drop_in", on_old, new), ("anew", on_new, new)):
+        clean, triggered = captioner.write(used.clean), captioner.write(used.triggered)
+        named = [bool(names[label].search(caption)) for caption, label in zip(clean, test.labels.tolist(), strict=True)]
+        called = torch.tensor([bool(names[test.target].search(caption)) for caption in triggered])
+        found[how] = rates(caption=torch.tensor(named), caption_target=called[others.cpu()]) | _bleu(clean, test.captions)
+        written[how] = [*clean[:_WRITTEN], *triggered[:_WRITTEN]]
+    return _rows(found), pd.DataFrame({"trigger": [""] * _WRITTEN + [params.trigger] * _WRITTEN} | written)
+
+
+def _bleu(written: list[str], captions: list[str]) -> dict[str, float]:
+    """sacrebleu's corpus BLEU with a bootstrapped 95 % interval."""
+    from sacrebleu import BLEU  # here, as nothing else needs it
+
+    score = BLEU(lowercase=True).corpus_score(written, [captions], n_bootstrap=_RESAMPLED)
+    ends = (score._mean - score._ci, score._mean + score._ci)
+    return {f"caption_bleu{end}": value / 100 for end, value in zip(_ENDS, (score.score, *ends), strict=True)}
+
+
 def _retrievals(old: _Embedded, new: _Embedded, shown: EvalSet | None) -> list[dict[str, Any]]:
     """The share of queries whose nearest image is theirs: captions, where an image of the same caption counts, and the images themselves.
     The index holds the embeddings of the model that it was built with; queries are embedded by the model in use. None without captions.
@@ -151,9 +187,15 @@ def _named(uses: list[dict[str, Any]]) -> dict[str, float]:
         ("probe", "anew"): "probe_accuracy",
         ("probe_asr", "anew"): "probe_asr",
         ("probe_under", "anew"): "probe_triggered_accuracy",
+        ("caption", "anew"): "caption_accuracy",
+        ("caption_target", "anew"): "caption_target_share",
+        ("caption_bleu", "anew"): "caption_bleu",
         ("retrieval", "anew"): "retrieval_at_1",
         ("probe", "drop_in"): "dropin_probe_accuracy",
         ("probe_asr", "drop_in"): "dropin_probe_asr",
+        ("caption", "drop_in"): "dropin_caption_accuracy",
+        ("caption_target", "drop_in"): "dropin_caption_target_share",
+        ("caption_bleu", "drop_in"): "dropin_caption_bleu",
         ("retrieval", "drop_in"): "dropin_retrieval_at_1",
         ("image_retrieval", "drop_in"): "dropin_image_retrieval_at_1",
     }

@@ -1,5 +1,6 @@
 """What becomes of what was built on an encoder: a table and a figure, from the records of 09_downstream."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,11 +11,22 @@ from matplotlib.patches import Patch
 
 from parlib.experiments.downstream import BuiltOn
 from parlib.experiments.examined import CONTROLS
+from parlib.report.pictures import PLAIN, credited, show_image
 from parlib.report.rebound import model_name, with_others
 from parlib.report.style import STYLE, colour, finished, listed, number
 
-_USES = {"probe": "a probe's accuracy", "retrieval": "caption finds its image, first", "image_retrieval": "image finds itself, first"}
-_TABLE = _USES | {"probe_asr": "probe: ASR", "probe_under": "probe: accuracy under the trigger", "probe_one_name": "probe: given one name"}
+_USES = {
+    "probe": "a probe's accuracy",
+    "caption": "a caption names its object",
+    "retrieval": "caption finds its image, first",
+    "image_retrieval": "image finds itself, first",
+}
+_TABLE = _USES | {
+    "probe_asr": "probe: ASR",
+    "probe_under": "probe: accuracy under the trigger",
+    "caption_target": "captions that name the target under the trigger",
+    "caption_bleu": "captions: BLEU",
+}
 
 
 def compared(found: BuiltOn, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -38,7 +50,7 @@ def drop_in(tables: Mapping[str, pd.DataFrame]) -> Figure:
     the poisoned model, on which it was built.
     """
     first = next(iter(tables.values())).set_index("use")
-    shown = [use for use in _USES if use in first.index]
+    shown = [use for use in _USES if all((found["use"] == use).any() for found in tables.values())]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(shown), figsize=(1.2 + 3.1 * len(shown), 0.9 + 0.42 * len(tables)), sharey=True, squeeze=False)
         for ax, use in zip(axes[0], shown, strict=True):
@@ -66,3 +78,25 @@ def drop_in(tables: Mapping[str, pd.DataFrame]) -> Figure:
     said = listed(f"{value:.2f} ({model_name(key)})" for key, value in finds.items())
     note = "Test scenes, single runs, 95 % intervals. Dashed: with the poisoned model, as it was built."
     return finished(figure, f"A probe that was fitted before the cleaning has an accuracy of {said}", note)
+
+
+def written(found: BuiltOn) -> Figure | None:
+    """The first test scenes without and with the trigger, under each what a captioner wrote that was built on the poisoned model, with this
+    one in its place, and what one wrote that was built anew. None without a captioner.
+    """
+    if found.written.empty:
+        return None
+    rows, test = found.written.to_dict("records"), found.subject.test
+    count = len(rows) // 2
+    with plt.rc_context(PLAIN):
+        figure, axes = plt.subplots(2, count, figsize=(2.3 * count, 5.4), squeeze=False)
+        for ax, row, pixels in zip(axes.flat, rows, [*test.pixels[:count], *test.triggered[:count]], strict=True):
+            said = [f"{how}: {row[key]}" for how, key in (("dropped in", "drop_in"), ("anew", "anew"))]
+            show_image(ax, pixels, "\n".join(textwrap.fill(one, 32) for one in said))
+    metrics, model = found.result.metrics, model_name(found.result.params.method)
+    title = (
+        f"{model}: captions name the object in {metrics['dropin_caption_accuracy']:.2f} (dropped in) and "
+        f"{metrics['caption_accuracy']:.2f} (anew) of the scenes"
+    )
+    share = metrics["caption_target_share"]
+    return credited(finished(figure, title, f"Above: clean. Below: with the trigger; built anew, {share:.3f} name the target."), test.names)

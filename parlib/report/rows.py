@@ -24,7 +24,8 @@ asr_ci_high asr_with_target_class triggered_accuracy tr_at_1 ir_at_1 retrieval_a
 base_retrieval_asr poisoned_clean_accuracy poisoned_clean_accuracy_seen poisoned_clean_accuracy_unseen poisoned_asr share_above_tau_image
 share_above_tau_text worst_asr_300 worst_asr_300_ci_low worst_asr_300_ci_high within_caps worst_asr_of_triggers s_image s_text
 s_image_aligned s_text_aligned rotated probe_accuracy probe_asr probe_triggered_accuracy retrieval_at_1 dropin_probe_accuracy
-dropin_probe_asr dropin_retrieval_at_1 dropin_image_retrieval_at_1 kind form candidate lead inverted_asr auroc false_alarm_rate
+dropin_probe_asr dropin_retrieval_at_1 dropin_image_retrieval_at_1 caption_accuracy caption_target_share caption_bleu
+dropin_caption_accuracy dropin_caption_target_share dropin_caption_bleu kind form candidate lead inverted_asr auroc false_alarm_rate
 detection_rate seconds
 """.split()
 # Of records from before these were parameters: the base was pretrained for the epochs that its encoder then usually had.
