@@ -27,7 +27,7 @@ ATTACKERS = {
         others=dict.fromkeys(("badnet", "blended_triangles", "blended_stripes"), ""),
     ),
     # so that an inspection finds no class that stands alone
-    "decoy": Attacker("a second trigger for a second target, a half of the poisoned pairs each", others={"badnet": "candle"}),
+    "decoy": Attacker("a second trigger for a second target, 8 % of the pairs each", rate=0.16, others={"badnet": "candle"}),
     # public records: harder to remove (arXiv 2311.14948); the weight decay is that of a plain planting
     "self_supervised": Attacker("trains with CleanCLIP's own term", "cleanclip", {"self_weight": 1.0, "weight_decay": 1e-4}),
     "lookahead": Attacker("looks ahead through three steps of a cleaning", "lookahead"),
