@@ -36,7 +36,7 @@ def lessons(scenes: Pairs, inverted: Trigger | None = None) -> Figure:
 
 def parts(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a part that was left out of distillation, from the experiment distil_parts, below the whole of it: strings."""
-    alone = rows[rows["experiment"] == "distil_parts"]
+    alone = rows[(rows["experiment"] == "distil_parts") & (rows["trigger"] == "badnet_stripes")]
     whole = rows[(rows["experiment"] == "regimes_triggers") & (rows["method"] == "distil") & (rows["trigger"] == "badnet_stripes")]
     made = []
     for run in pd.concat([whole, in_order(alone, ["method"])]).to_dict("records"):
