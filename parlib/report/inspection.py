@@ -155,17 +155,18 @@ def kept_trigger(run: str) -> InvertedTrigger | None:
 
 
 def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """A row a planted trigger that was taken out by the trigger that an inspection inverted: what that was, the planted one's ASR before
-    and after, and what it cost in points of clean accuracy, beside distillation at its own setting, which knows none. Strings.
+    """A row a planted trigger: what an inspection of its model found, the ASR before and after that was unlearned, and what it cost in
+    points of clean accuracy, beside distillation at its own setting, which knows no trigger. Strings.
     """
     cleaned = rows[(rows["experiment"] == "regimes_triggers") & (rows["notebook"] == "02_clean")]
     by = {method: cleaned[cleaned["method"] == method] for method in ("unlearn", "distil")}
     shown = {method: runs.drop_duplicates("trigger").set_index("trigger") for method, runs in by.items()}
+    every = in_order(cleaned[cleaned["method"].isin(by)].drop_duplicates("trigger"), ["trigger"])
     found, made = models.set_index("run"), []
-    for trigger, run in in_order(shown["unlearn"].reset_index(), ["trigger"]).set_index("trigger").iterrows():
-        inspected = found.loc[run["inverted"]]
-        row = {"trigger": name(str(trigger)), "found as": f"{inspected['form']}, lead {inspected['lead']:.2f}"}
-        row["ASR before"] = number(run["poisoned_asr"])
+    for trigger, before in zip(every["trigger"], every["poisoned_asr"], strict=True):
+        inspected = found.loc[f"10_inspect/none_{trigger}_s0"]
+        form = inspected["form"] if inspected["named"] and inspected["candidates"] else "not found"
+        row = {"trigger": name(trigger), "found as": f"{form}, lead {inspected['lead']:.2f}", "ASR before": number(before)}
         for method, cleanings in shown.items():
             row[f"{name(method)}: ASR at points"] = at_cost(cleanings.loc[trigger]) if trigger in cleanings.index else ""
         made.append(row)
