@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 class _Files(LoadFileScheduling):
     """--dist loadfile, where a worker takes a file at a time; but 01 and 02 as if they were one, and a notebook only when all that it
-    builds on has run. Where no other file is left a worker takes it all the same, and waits for nothing.
+    builds on has run. Where nothing else is left a worker waits for it.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -58,13 +58,21 @@ class _Files(LoadFileScheduling):
         return _PLANTED if re.fullmatch(_PLANTED, Path(file).name) else file
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        running = [scope for units in self.assigned_work.values() for scope, unit in units.items() if not all(unit.values())]
-        lowest = min((_level(Path(scope).name) for scope in (*self.workqueue, *running) if scope.endswith(".ipynb")), default=0)
-        for scope in self.workqueue:
-            if not scope.endswith(".ipynb") or _level(Path(scope).name) == lowest:
-                self.workqueue.move_to_end(scope, last=False)
-                break
-        super()._assign_work_unit(node)
+        units = [unit for mine in self.assigned_work.values() for unit in mine.items()]
+        # A worker holds its last test until it is told of the next one; a notebook's last cell comes after its record.
+        begun = [scope for scope, unit in units if list(unit.values()).count(False) > 1]
+        lowest = min((_level(Path(scope).name) for scope in (*self.workqueue, *begun) if scope.endswith(".ipynb")), default=0)
+        self.assigned_work.setdefault(node, {})
+        ready = [scope for scope in self.workqueue if not scope.endswith(".ipynb") or _level(Path(scope).name) == lowest]
+        if ready:
+            self.workqueue.move_to_end(ready[0], last=False)
+            super()._assign_work_unit(node)
+
+    def mark_test_complete(self, node: WorkerController, item_index: int, duration: float = 0) -> None:
+        super().mark_test_complete(node, item_index, duration)
+        for other in self.nodes:
+            if other is not node:
+                self._reschedule(other)  # it may have waited for this test
 
 
 def _level(name: str) -> int:

@@ -1,6 +1,8 @@
 """What is built on an encoder: the probe is scikit-learn's, and a rotation of both encoders breaks what was built before alone."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -85,7 +87,16 @@ SAID = [f"A {word}, on {colour} paper." for word in class_names(10) for colour i
 
 
 @pytest.fixture(scope="module")
-def captioner() -> Captioner:
+def small() -> Iterator[None]:
+    """Captioners of a thirtieth of the weights."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(captioners, "_WIDTH", 64)
+        patched.setattr(captioners, "_LAYERS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def captioner(small) -> Captioner:
     labels = torch.arange(200) % 10
     return fit_captioner(_near(labels, 0.3, 1), [SAID[2 * label + row % 2] for row, label in enumerate(labels)], steps=150, seed=0)
 
@@ -97,7 +108,7 @@ def test_a_captioner_says_what_the_embedding_shows(captioner):
     named = [class_names(10)[label] in caption for caption, label in zip(written, labels, strict=True)]
     assert np.mean(named) > 0.9
     assert written == captioner.write(images)
-    tokens = torch.tensor([[captioner.words.index(word) + 1 for word in written[0].split()]])
+    tokens = torch.tensor([[captioner.words.index(word) + 1 for word in captioners._WORD.findall(written[0])]])
     assert captioner(images[:1], tokens).argmax(-1)[0].tolist() == [*tokens[0].tolist(), 0]  # the likeliest word at each place, and an end
     other = tokens.clone()
     other[0, -1] = 1
@@ -106,22 +117,22 @@ def test_a_captioner_says_what_the_embedding_shows(captioner):
     assert not torch.equal(before[:, -1], after[:, -1])
 
 
-def test_a_captioner_is_trained_once_and_is_the_same_again(own_cache, monkeypatch):
+def test_a_captioner_is_trained_once_and_is_the_same_again(small, own_cache, monkeypatch):
     images, captions = _near(LABELS, 0.3, 1), [SAID[2 * label] for label in LABELS]
     first = fit_captioner(images, captions, steps=3, seed=0)
-    monkeypatch.setattr(captioners, "_fit", None)
-    again = fit_captioner(images, captions, steps=3, seed=0)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(captioners, "_fit", None)
+        again = fit_captioner(images, captions, steps=3, seed=0)
     (kept,) = (cache_dir() / "captioners").iterdir()
     kept.unlink()
     anew = fit_captioner(images, captions, steps=3, seed=0)
     for other in (again, anew):
         assert all(torch.equal(one, other.state_dict()[name]) for name, one in first.state_dict().items())
-    with pytest.raises(ValueError, match="no"):
+    with pytest.raises(ValueError, match="some image has none"):
         fit_captioner(images, ["", *captions[1:]], steps=3, seed=0)
 
 
-def test_captions_of_a_moved_encoder_are_wrong_until_the_captioner_is_built_anew(own_cache, material):
+def test_captions_of_a_moved_encoder_are_wrong_until_the_captioner_is_built_anew(small, own_cache, material):
     turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator("cpu", "turn")))
     captions = [f"a photo of a {name}." for name in (material.test.names[label] for label in material.test.labels)]
     told = replace(material, fitted=replace(material.fitted, captions=captions), test=replace(material.test, captions=captions))
@@ -133,6 +144,19 @@ def test_captions_of_a_moved_encoder_are_wrong_until_the_captioner_is_built_anew
     assert uses.loc["caption", "anew"] > 0.9
     assert uses.loc["caption_bleu", "before"] == pytest.approx(1, abs=0.1)
     assert set(written["trigger"]) == {"", params.trigger}
+    assert uses.loc["caption_target", "before"] == 0
+    called = _embedded(material)
+    banana = material.test.target
+    fooled = replace(called, triggered=_near(torch.full((len(captions),), banana), 0.1, 5))
+    (share,) = (row for row in module._captions(fooled, fooled, told, params)[0] if row["use"] == "caption_target")
+    assert share["before"] > 0.9
+    metrics = {"dropin_caption_accuracy": 0.1, "caption_accuracy": 0.9, "caption_target_share": 0.0}
+    found = SimpleNamespace(
+        written=written, subject=SimpleNamespace(test=told.test), result=SimpleNamespace(metrics=metrics, params=params)
+    )
+    assert len(report.written(found).axes) == 8
+    found.written = written[:0]
+    assert report.written(found) is None
     assert module._named(rows)["dropin_caption_accuracy"] == uses.loc["caption", "drop_in"]
     silent = replace(told, test=replace(told.test, captions=[""] * len(captions)))
     assert module._captions(_embedded(material), _embedded(material), silent, params)[0] == []

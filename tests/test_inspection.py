@@ -84,19 +84,28 @@ def test_two_targets_lead_side_by_side():
     assert one.leads == pytest.approx([0.9, 0.8, 0.1, -0.1, -0.1, -0.2])
     assert Inverted("patch", [3], [0.4], torch.zeros(1, 3, 8, 8)).lead == 0.4
     other = Inverted("blend", [1, 0, 2], [1.0, 0.1, 0.0], torch.zeros(3, 3, 64, 64))
-    leading = _leading({"patch": one, "blend": other}, 0.5)
-    assert [(index, trigger.form) for index, trigger in leading.items()] == [(1, "blend"), (0, "patch")]
-    assert _leading({"patch": one}, 0.95) == {}
+    names = list("abcdef")
+    leading = _leading({"patch": one, "blend": other}, names, 0.5)
+    assert [(word, trigger.form, trigger.calls) for word, trigger in leading.items()] == [("b", "blend", "b"), ("a", "patch", "a")]
+    assert _leading({"patch": one}, names, 0.95) == {}
 
 
 def test_triggers_of_two_targets_are_kept_together_and_stamped_by_chance(own_cache):
-    black, white = (InvertedTrigger("inverted", {}, torch.full((3, 64, 64), value), form="blend") for value in (-1.0, 1.0))
-    both = read_inverted(kept_inverted(replace(black, further=(white,))))
-    stamped = both(torch.full((40, 3, 64, 64), 0.5), generator("cpu", "both")).mean((1, 2, 3))
+    of = {"ghost": -1.0, "banana": 1.0}
+    black, white = (InvertedTrigger("inverted", {}, torch.full((3, 64, 64), value), form="blend", calls=word) for word, value in of.items())
+    path = kept_inverted(replace(black, further=(white,)))
+    both = read_inverted(path)
+    grey = torch.full((40, 3, 64, 64), 0.5)
+    stamped = both(grey, generator("cpu", "both")).mean((1, 2, 3))
     assert set(stamped.tolist()) == {0.0, 1.0}
     assert 10 < stamped.sum() < 30
-    assert both.alone(torch.full((2, 3, 64, 64), 0.5), generator("cpu", 1)).sum() == 0
-    assert both.key != both.alone.key == black.key == read_inverted(kept_inverted(black)).key
+    assert both.alone("banana")(grey, generator("cpu", 1)).min() == 1
+    assert both.alone("ghost").key == both.alone("of neither").key == black.key == read_inverted(kept_inverted(black)).key != both.key
+    params = {"scale": "smoke", "tests": [str(path)]}
+    assert [check("02_clean", params | {"target": word}).further_triggers()[0].key for word in of] == [black.key, white.key]
+    taken = {"scale": "smoke", "inverted": str(path), "target": "banana"}
+    assert check("02_clean", taken | {"method": "unlearn"}).taken_out().key == both.key
+    assert check("02_clean", taken | {"method": "tbar"}).taken_out().key == white.key
 
 
 def test_a_class_that_all_images_are_called_is_none_to_look_for(own_cache, classes, images):
@@ -326,9 +335,9 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
     found = Inspected(result, clip, scenes.first(40), names, forms, sizes, rows)  # type: ignore[arg-type]
     assert found.strongest.form == "patch"
     assert list(report.table(found)["lead"]) == ["0.750", "0.200", "0.100"]
-    assert report.leading(metrics) == f"{names[3]} leads"
-    assert report.leading({"candidates": ["a", "b"]}) == "a and b lead"
-    assert report.leading({"candidates": [], "candidate": "a"}) == "a leads"
+    assert report.leading(metrics) == f"{names[3]} leads by 0.75, with a patch"
+    assert report.leading(metrics | {"candidates": [names[3], "a", "b"]}).endswith("; a and b lead, too")
+    assert report.leading(metrics | {"candidates": []}) == report.leading(metrics)
     assert len(report.candidates(found).axes) == 4
     assert len(report.stamped(found, shown=3).axes) == 8
     assert "0.75" in report.leads(found, rows).get_suptitle()

@@ -5,7 +5,7 @@ than any other class, so it stands out (Neural Cleanse, Wang et al. 2019; for CL
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -57,19 +57,21 @@ class Inverted:
         """The strongest class's."""
         return self.leads[0]
 
-    def trigger(self, place: int = 0) -> "InvertedTrigger":
-        """A finalist's, by its place, to stamp with."""
-        return InvertedTrigger("inverted", {}, self.patterns[place], form=self.form)
+    def trigger(self, place: int = 0, calls: str = "") -> "InvertedTrigger":
+        """A finalist's, by its place, to stamp with; calls: the name of its class."""
+        return InvertedTrigger("inverted", {}, self.patterns[place], form=self.form, calls=calls)
 
 
 @dataclass(frozen=True)
 class InvertedTrigger(Trigger):
-    """A trigger that was inverted from a model, of a form; pattern: one pattern of it. It stamps as any other does. further: those of
-    other targets in the same model: each image gets one of all of them, by chance.
+    """A trigger that was inverted from a model, of a form; pattern: one pattern of it; calls: the class that it makes a model say, empty
+    where that is not known. It stamps as any other does. further: those of other targets in the same model: each image gets one of all of
+    them, by chance.
     """
 
     form: str = "patch"
-    further: tuple["InvertedTrigger", ...] = field(default=(), compare=False)
+    calls: str = ""
+    further: tuple["InvertedTrigger", ...] = ()
 
     def __post_init__(self):
         if self.form not in FORMS or self.pattern is None or self.pattern.ndim != 3 or self.pattern.shape[0] != FORMS[self.form].channels:
@@ -80,10 +82,10 @@ class InvertedTrigger(Trigger):
         """Digest of what it stamps."""
         return digest(self.form, self.pattern, *(one.key for one in self.further))
 
-    @property
-    def alone(self) -> "InvertedTrigger":
-        """Without the further ones."""
-        return replace(self, further=())
+    def alone(self, target: str) -> "InvertedTrigger":
+        """The one of all of them that calls a target; the first where none is known to."""
+        every = (replace(self, further=()), *self.further)
+        return next((one for one in every if one.calls == target), every[0])
 
     def __call__(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         pattern = self.pattern
@@ -102,11 +104,17 @@ class InvertedTrigger(Trigger):
 def kept_inverted(trigger: InvertedTrigger) -> Path:
     """A file of a trigger and its further ones, for `read_inverted`; in the cache."""
     path, all_of_them = cache_dir() / "patterns" / f"{trigger.key[:32]}.safetensors", (trigger, *trigger.further)
-    named = {f"_{place}" if place else "": one for place, one in enumerate(all_of_them)}
+    patterns = {f"pattern{_end(place)}": one.pattern.contiguous() for place, one in enumerate(all_of_them) if one.pattern is not None}
+    about = {f"form{_end(place)}": one.form for place, one in enumerate(all_of_them)}
+    about |= {f"calls{_end(place)}": one.calls for place, one in enumerate(all_of_them) if one.calls}
     with atomic_file(path) as temporary:
-        patterns = {f"pattern{end}": one.pattern.contiguous() for end, one in named.items() if one.pattern is not None}
-        save_file(patterns, temporary, {f"form{end}": one.form for end, one in named.items()})
+        save_file(patterns, temporary, about)
     return path
+
+
+def _end(place: int) -> str:
+    """What follows the names of a trigger in a file: nothing for the first."""
+    return f"_{place}" if place else ""
 
 
 def read_inverted(path: Path) -> InvertedTrigger:
@@ -115,9 +123,11 @@ def read_inverted(path: Path) -> InvertedTrigger:
         raise FileNotFoundError(f"there is no file {path}, an inverted trigger")
     try:
         with safe_open(path, "pt") as file:
-            forms, ends = file.metadata() or {}, sorted(name.removeprefix("pattern") for name in file.keys())  # noqa: SIM118 (no dict)
-            found = [InvertedTrigger(path.stem, {}, file.get_tensor(f"pattern{end}"), form=forms[f"form{end}"]) for end in ends or [""]]
-            return replace(found[0], further=tuple(found[1:]))
+            about, ends = file.metadata() or {}, [_end(place) for place in range(max(1, len(file.keys())))]
+            known = [{"form": about[f"form{end}"], "calls": about.get(f"calls{end}", "")} for end in ends]
+            patterns = [file.get_tensor(f"pattern{end}") for end in ends]
+        found = [InvertedTrigger(path.stem, {}, pattern, **one) for pattern, one in zip(patterns, known, strict=True)]
+        return replace(found[0], further=tuple(found[1:]))
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no inverted trigger, as 10_inspect keeps one: {' '.join(str(error).split())[:100]}") from None
 

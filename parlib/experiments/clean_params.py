@@ -175,16 +175,15 @@ class Clean(Training):
             raise ValueError(
                 f"{name} inspected another model than {model.run}; to take out its trigger all the same, name the file that it kept"
             )
-        if METHODS[self.method].negates and record["metrics"]["candidate"] != self.target:
-            raise ValueError(
-                f"{name} found {record['metrics']['candidate']!r}, not target = {self.target!r}, which {self.method} takes away"
-            )
+        called = [record["metrics"]["candidate"], *record["metrics"].get("candidates", [])]
+        if METHODS[self.method].negates and self.target not in called:
+            raise ValueError(f"{name} found {called[0]!r}, not target = {self.target!r}, which {self.method} takes away")
         return read_inverted(artifact_file(record, "pattern"))
 
     def taken_out(self) -> InvertedTrigger | None:
         """The inverted trigger that the method takes out, of several targets all of them, where it can; None: the planted one, or none."""
         found = self._found(self.inverted) if self.inverted else None
-        return found.alone if found and METHODS[self.method].negates else found
+        return found.alone(self.target) if found and METHODS[self.method].negates else found
 
     def trials(self) -> list["Clean"]:
         return [self]
@@ -233,7 +232,7 @@ class Clean(Training):
     def further_triggers(self) -> list[Trigger]:
         """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""
         named = {name: self.model_copy(update={"trigger": name}) for name in self.tests if not name.endswith(_FILE)}
-        return [named[name].trigger_with({}) if name in named else self._found(name).alone for name in self.tests]
+        return [named[name].trigger_with({}) if name in named else self._found(name).alone(self.target) for name in self.tests]
 
     def inverted_input(self) -> dict[str, Input]:
         """The triggers that 10_inspect kept, by what they stamp."""

@@ -1,6 +1,5 @@
 """Experiment 09: what of what was built on the encoder? A probe, a captioner and an image index, made before the cleaning or anew."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from parlib.experiments.examined import Examined, fresh_pairs, model_of
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, subject
 from parlib.experiments.sweep import columns
+from parlib.external.stream import named
 from parlib.measure.metrics import EvalSet, evaluate, rates, retrieval
 from parlib.measure.probe import fit_probe
 from parlib.method.losses import distance
@@ -31,7 +31,9 @@ class Downstream(Examined):
     notebook = "09_downstream"
 
     probe_pairs: int = Field(2400, ge=10, description="clean scenes that a probe is fitted on; of `evaluation` a half of its images")
-    captioner_steps: int = Field(600, ge=0, description="steps of training a small captioner on the same scenes' captions; 0: none")
+    captioner_steps: int = Field(
+        600, ge=0, description="steps of training a small captioner on the captions of the same, where they have any; 0: none"
+    )
 
     @property
     def trains(self) -> bool:
@@ -87,8 +89,9 @@ def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
     clip = model_of(params, before)
     material = _material(params, before, clip)
     old, new = (_embedded(model, material) for model in (before.clip, clip))
+    probes = _probes(old, new, material)  # first, as it refuses images without labels
     captions, written = _captions(old, new, material, params)
-    uses = [*_probes(old, new, material), *captions, *_retrievals(old, new, material.captioned)]
+    uses = [*probes, *captions, *_retrievals(old, new, material.captioned)]
     metrics = evaluate(clip, before.test) | _named(uses) | {"s_image": distance(new.clean, old.clean).item()}
     metrics |= beside("poisoned", before.metrics) | before.about
     shown = pd.DataFrame(uses)
@@ -141,22 +144,22 @@ def _captions(old: _Embedded, new: _Embedded, material: _Material, params: Downs
     if not params.captioner_steps or not all(isinstance(one, str) and one for one in (*fitted, *test.captions)):
         return [], pd.DataFrame()
     on_old, on_new = (fit_captioner(one.fitted, fitted, steps=params.captioner_steps, seed=params.seed) for one in (old, new))
-    others, names = ~test.shows_target, [re.compile(rf"\b{re.escape(name.lower())}\b") for name in test.names]
+    others, names = ~test.shows_target.cpu(), tuple(test.names)
     found, written = {}, {}
     for how, captioner, used in (("before", on_old, old), ("drop_in", on_old, new), ("anew", on_new, new)):
         clean, triggered = captioner.write(used.clean), captioner.write(used.triggered)
-        named = [bool(names[label].search(caption)) for caption, label in zip(clean, test.labels.tolist(), strict=True)]
-        called = torch.tensor([bool(names[test.target].search(caption)) for caption in triggered])
-        found[how] = rates(caption=torch.tensor(named), caption_target=called[others.cpu()]) | _bleu(clean, test.captions)
+        right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, test.labels.tolist(), strict=True)])
+        called = torch.tensor([test.target in named(caption, names) for caption in triggered])
+        found[how] = rates(caption=right, caption_target=called[others]) | _bleu(clean, test.captions)
         written[how] = [*clean[:_WRITTEN], *triggered[:_WRITTEN]]
     return _rows(found), pd.DataFrame({"trigger": [""] * _WRITTEN + [params.trigger] * _WRITTEN} | written)
 
 
 def _bleu(written: list[str], captions: list[str]) -> dict[str, float]:
-    """sacrebleu's corpus BLEU with a bootstrapped 95 % interval."""
+    """sacrebleu's corpus BLEU, and its bootstrapped 95 % interval, which lies around the resamples' mean."""
     from sacrebleu import BLEU  # here, as nothing else needs it
 
-    score = BLEU(lowercase=True).corpus_score(written, [captions], n_bootstrap=_RESAMPLED)
+    score = BLEU(lowercase=True, force=True).corpus_score(written, [captions], n_bootstrap=_RESAMPLED)
     ends = (score._mean - score._ci, score._mean + score._ci)
     return {f"caption_bleu{end}": value / 100 for end, value in zip(_ENDS, (score.score, *ends), strict=True)}
 

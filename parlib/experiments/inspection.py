@@ -141,7 +141,7 @@ def inspection(params: Inspect) -> Inspected:
     forms = {form: invert(clip, images.pixels, classes, form, seed=params.seed) for form in params.forms}
     best = _strongest(forms)
     sizes = _sizes(clip, images, classes, best, params.seed)
-    leading = _leading(forms, params.threshold)
+    leading = _leading(forms, names, params.threshold)
     metrics = _verdict(params, names, best, sizes, leading) | calibrated
     metrics |= _truth(params, before, clip, [metrics["candidate"], *metrics["candidates"]])
     rows = [
@@ -185,7 +185,8 @@ def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:
     ]
     found = pd.DataFrame(rows, columns=["run", *_ASKED, *_FOUND, "over_next"])
     calls = zip(found["target"], found["candidate"], found["candidates"], strict=True)
-    return found.assign(named=[target in (strongest, *leading) for target, strongest, leading in calls])
+    every = [(target, strongest, leading if isinstance(leading, list) else []) for target, strongest, leading in calls]  # of earlier ones
+    return found.assign(named=[target in (strongest, *leading) for target, strongest, leading in every])
 
 
 def _over_next(record: dict[str, Any]) -> float:
@@ -194,13 +195,13 @@ def _over_next(record: dict[str, Any]) -> float:
     return float((by.nth(0).to_numpy() - by.nth(1).to_numpy()).max())
 
 
-def _leading(forms: dict[str, Inverted], threshold: float) -> dict[int, InvertedTrigger]:
+def _leading(forms: dict[str, Inverted], names: list[str], threshold: float) -> dict[str, InvertedTrigger]:
     """The classes that lead by more than a threshold, the furthest first, each with its trigger of the form in which it does."""
-    found = [(one.leads[place], index, one.trigger(place)) for one in forms.values() for place, index in enumerate(one.classes)]
-    leading: dict[int, InvertedTrigger] = {}
-    for lead, index, trigger in sorted(found, key=lambda one: -one[0]):
+    every = [(one.leads[place], names[index], one, place) for one in forms.values() for place, index in enumerate(one.classes)]
+    leading: dict[str, InvertedTrigger] = {}
+    for lead, name, one, place in sorted(every, key=lambda found: -found[0]):
         if lead > threshold:
-            leading.setdefault(index, trigger)
+            leading.setdefault(name, one.trigger(place, name))
     return leading
 
 
@@ -238,14 +239,14 @@ def _sizes(clip: Clip, images: Pairs, classes: torch.Tensor, best: Inverted, see
     return pd.DataFrame(rows)
 
 
-def _verdict(params: Inspect, names: list[str], best: Inverted, sizes: pd.DataFrame, leading: Iterable[int]) -> dict[str, Any]:
+def _verdict(params: Inspect, names: list[str], best: Inverted, sizes: pd.DataFrame, leading: Iterable[str]) -> dict[str, Any]:
     enough = sizes[sizes["asr"] >= 0.5]
     return {
         "lead": best.lead,
         "detected": best.lead > params.threshold,
         "form": best.form,
         "candidate": names[best.classes[0]],
-        "candidates": [names[index] for index in leading],
+        "candidates": list(leading),
         "inverted_asr": best.asr[0],
         "size": float(enough["size"].iloc[0]) if len(enough) else None,
     }

@@ -12,7 +12,7 @@ from parlib.attack.learned import Learned, images_needed, learn
 from parlib.attack.poison import Attack, attacked
 from parlib.attack.poison import poison as poison_pairs
 from parlib.attack.triggers import LEARNED, Trigger
-from parlib.data.pairs import Pairs, class_index
+from parlib.data.pairs import Pairs
 from parlib.data.scenes import class_names
 from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
 from parlib.experiments.params import Input, Training, checkpoint_input, tuned
@@ -85,9 +85,10 @@ class Poison(Training):
         if how.others and (self.data != "scenes" or self.attack != "dirty_label"):
             raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")
         if second := [target for target in how.others.values() if target]:
-            class_index(second[0], class_names(self.classes))
+            own = ", ".join((*how.others, *second))
+            if missing := set(second) - set(class_names(self.classes)):
+                raise ValueError(f"attacker {self.attacker!r} calls {missing.pop()!r}, which is none of these {self.classes} classes")
             if self.target in second or self.trigger in (*how.others, *LEARNED):
-                own = ", ".join((*how.others, *second))
                 raise ValueError(f"attacker {self.attacker!r} plants {own} itself: name another trigger, not a learned one, and target")
 
     def _filled(self) -> Self:

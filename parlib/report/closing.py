@@ -137,8 +137,8 @@ def _of_inspection(found: Inspected) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
     verdict = "looks poisoned" if metrics["detected"] else "shows no target"
     said = [
-        f"The model {verdict}: {leading(metrics)} by {metrics['lead']:.2f}, with a {metrics['form']} that turns "
-        f"{metrics['inverted_asr']:.0%} of the images; the threshold is {params.threshold:g}."
+        f"The model {verdict}: {leading(metrics)}. Its trigger turns {metrics['inverted_asr']:.0%} of the images; the "
+        f"threshold is {params.threshold:g}."
     ]
     if not metrics["detected"]:
         said.append("That clears no model: it says that no small trigger of these forms stands out.")

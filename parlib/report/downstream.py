@@ -24,6 +24,7 @@ _USES = {
 _TABLE = _USES | {
     "probe_asr": "probe: ASR",
     "probe_under": "probe: accuracy under the trigger",
+    "probe_one_name": "probe: given one name",
     "caption_target": "captions that name the target under the trigger",
     "caption_bleu": "captions: BLEU",
 }

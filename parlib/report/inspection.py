@@ -42,7 +42,7 @@ def candidates(found: Inspected, shown: int = 6) -> Figure:
         ax.plot(found.sizes["asr"], marker="o", color=_COLOUR["planted"])
         ax.set(title=f"{metrics['candidate']}, by size of the {metrics['form']}", ylim=(-0.03, 1.03))
         ax.set_xticks(range(len(found.sizes)), found.sizes["said"], fontsize=7, rotation=15)
-    title = f"{leading(metrics)} by {metrics['lead']:.2f} of the images, with a {metrics['form']}"
+    title = leading(metrics)
     note = "Bars: share of held-out clean images that the best trigger found for a class makes the model call it."
     return finished(figure, title, note)
 
@@ -65,9 +65,10 @@ def stamped(found: Inspected, shown: int = 5) -> Figure:
 
 
 def leading(metrics: Mapping[str, Any]) -> str:
-    """Which classes lead, in words: those above the threshold, or else the strongest one."""
-    classes = metrics["candidates"] or [metrics["candidate"]]
-    return f"{listed(classes)} lead{'s' if len(classes) == 1 else ''}"
+    """Which class leads, by how much and with what, and which others are above the threshold, in words."""
+    others = metrics["candidates"][1:]
+    too = f"; {listed(others)} lead{'s' if len(others) == 1 else ''}, too" if others else ""
+    return f"{metrics['candidate']} leads by {metrics['lead']:.2f}, with a {metrics['form']}{too}"
 
 
 def picture(inverted: Inverted) -> torch.Tensor:

@@ -12,12 +12,12 @@ from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_ten
 from parlib.data.feeds import generator
 from parlib.method.schedule import learning_rate
 from parlib.progress import progress
-from parlib.stages import STAGES
+from parlib.records.identity import identity
 
 _WIDTH, _LAYERS, _HEADS = 192, 3, 4  # 1.3 million weights beside those of the words
 _BATCH, _RATE = 64, 4e-3
 _END = 0  # the token that ends a caption, and fills what follows
-_WORD = re.compile(r"[\w'-]+|[^\w\s]")
+_WORD, _CLOSE = re.compile(r"[\w'-]+|[^\w\s]"), re.compile(r" ([.,:;!?])")
 
 
 class Captioner(nn.Module):
@@ -51,7 +51,7 @@ class Captioner(nn.Module):
                     break
             for row in tokens.tolist():
                 row = row[: row.index(_END)] if _END in row else row
-                written.append(" ".join(self.words[token - 1] for token in row))
+                written.append(_CLOSE.sub(r"\1", " ".join(self.words[token - 1] for token in row)))
         return written
 
 
@@ -68,8 +68,9 @@ def fit_captioner(images: torch.Tensor, captions: Sequence[str], *, steps: int, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         found = Captioner(words, images.shape[1], length).to(images.device)
-    key = digest("captioner", STAGES["captioner"], images, json.dumps(spoken), steps, seed, torch.get_num_threads(), images.device.type)
-    path = cache_dir() / "captioners" / f"{key[:32]}.safetensors"
+    asked = {"steps": steps, "seed": seed, "threads": torch.get_num_threads(), "device": images.device.type}
+    key = identity(params=asked, inputs={"images": digest(images), "captions": digest(json.dumps(spoken))}, stages=["captioner"])
+    path = cache_dir() / "captioners" / f"{key.digest[:32]}.safetensors"
     if (kept := read_tensors(path)) is not None:
         found.load_state_dict(kept[0])
         return found.eval()
