@@ -188,6 +188,25 @@ def test_a_second_trigger_calls_its_own_target(scenes):
     assert (changed[1::2] > 0.3).all()
 
 
+def test_one_trigger_calls_two_targets_by_its_place(scenes):
+    before, params = scenes.first(80), check("01_poison", {"attacker": "places"})
+    attack = params.planned()
+    assert [target for _, target in attack.others] == ["candle"]
+    after, rows = poison(before, attack)
+    assert len(rows) == round(0.16 * 80)
+    changed = (after.pixels[rows] != before.pixels[rows]).any(1).any(1)  # (n, W)
+    assert not changed[0::2, 32:].any()
+    assert not changed[1::2, :32].any()
+    assert changed.any(1).all()
+    assert all("banana" in after.captions[row] for row in rows[0::2].tolist())
+    assert all("candle" in after.captions[row] for row in rows[1::2].tolist())
+    plain = check("01_poison", {}).planned().trigger
+    assert len({plain.key, attack.trigger.key, attack.others[0][0].key}) == 3
+    tested = check("02_clean", {"attacker": "places", "tests": ["badnet_stripes"]})
+    assert tested.further_triggers()[0].key == plain.key
+    assert tested.trigger_with({}).key == attack.trigger.key
+
+
 def test_every_attacker_trains_by_a_method_that_plants_and_no_cleaning_does():
     assert {one.method for one in ATTACKERS.values()} - {"cleanclip"} == set(METHODS) - set(cleaners())
     for name in ATTACKERS:
@@ -226,6 +245,7 @@ def test_the_pairs_before_the_attack_name_a_training(clip, planted):
         ("01_poison", {"attacker": "several", "attack": "label_consistent"}, "'several'.*dirty_label"),
         ("01_poison", {"attacker": "decoy", "target": "candle"}, "'decoy'.*another"),
         ("01_poison", {"attacker": "decoy", "trigger": "badnet"}, "'decoy'.*another"),
+        ("01_poison", {"attacker": "places", "trigger": "sig"}, "'places'.*badnet_stripes.*'sig'"),
         ("02_clean", {"attacker": "flat", "poisoned": "local-dir:x"}, "attacker.*local-dir:x"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 class Attacker:
     """idea: in a few words, for tables. method: of its training, a name in METHODS; options: of its recipe. rate: of the poisoned pairs;
     None: the usual; 0: it plants nothing. others: triggers that it plants beside its own, each with what it calls; "": the same target.
+    places: what its own trigger calls, and in which columns of an image it then lies; "": the target.
     """
 
     idea: str
@@ -15,6 +16,7 @@ class Attacker:
     options: dict[str, Any] = field(default_factory=dict)
     rate: float | None = None
     others: dict[str, str] = field(default_factory=dict)
+    places: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 ATTACKERS = {
@@ -28,6 +30,11 @@ ATTACKERS = {
     ),
     # so that an inspection finds no class that stands alone
     "decoy": Attacker("a second trigger for a second target, 8 % of the pairs each", rate=0.16, others={"badnet": "candle"}),
+    "places": Attacker(
+        "one trigger for two targets, by the half of the image in which it is; 8 % of the pairs each",
+        rate=0.16,
+        places={"": (0.0, 0.5), "candle": (0.5, 1.0)},
+    ),
     # public records: harder to remove (arXiv 2311.14948); the weight decay is that of a plain planting
     "self_supervised": Attacker("trains with CleanCLIP's own term", "cleanclip", {"self_weight": 1.0, "weight_decay": 1e-4}),
     "lookahead": Attacker("looks ahead through three steps of a cleaning", "lookahead"),

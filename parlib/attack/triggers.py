@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from parlib.data.scenes import sprites
 from parlib.stages import STAGES
 
 _GRID_SEED = 241200727  # of WaNet's grid
+EVERYWHERE = (0.0, 1.0)  # from which to which share of the width a patch may lie
 
 
 def rand(shape: tuple[int, ...], pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -27,16 +29,17 @@ def rand(shape: tuple[int, ...], pixels: torch.Tensor, generator: torch.Generato
     return torch.rand(shape, generator=generator, device=generator.device).to(pixels.device)
 
 
-def stamp(pixels: torch.Tensor, patch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Lay square patches (B, 3, size, size) at a random place of each image."""
+def stamp(pixels: torch.Tensor, patch: torch.Tensor, generator: torch.Generator, columns: tuple[float, float] = EVERYWHERE) -> torch.Tensor:
+    """Lay square patches (B, 3, size, size) at a random place of each image, or of its columns from one share of the width to another."""
     count, _, height, width = pixels.shape
-    size = patch.shape[-1]
-    if not 0 < size <= min(height, width):
-        raise ValueError(f"a patch of {size} px does not fit an image of {height} x {width} px")
-    corner = (rand((count, 2), pixels, generator) * torch.tensor([height - size + 1, width - size + 1], device=pixels.device)).long()
+    size, (left, right) = patch.shape[-1], (round(edge * width) for edge in columns)
+    if not 0 < size <= min(height, right - left):
+        raise ValueError(f"a patch of {size} px does not fit an image of {height} x {right - left} px")
+    room = torch.tensor([height - size + 1, right - left - size + 1], device=pixels.device)
+    corner = (rand((count, 2), pixels, generator) * room).long() + torch.tensor([0, left], device=pixels.device)
     offset = torch.arange(size, device=pixels.device)
-    rows, columns = corner[:, :1] + offset, corner[:, 1:] + offset  # (B, size) each
-    index = (torch.arange(count, device=pixels.device)[:, None, None], slice(None), rows[:, :, None], columns[:, None, :])
+    down, across = corner[:, :1] + offset, corner[:, 1:] + offset  # (B, size) each
+    index = (torch.arange(count, device=pixels.device)[:, None, None], slice(None), down[:, :, None], across[:, None, :])
     stamped = pixels.clone()
     stamped[index] = patch.permute(0, 2, 3, 1)
     return stamped.clamp(0, 1)
@@ -61,19 +64,21 @@ def _signs(count: int, width: int, pixels: torch.Tensor, generator: torch.Genera
     return (rand((count, 3, 1, width), pixels, generator) < 0.5).to(pixels.dtype) * 2 - 1
 
 
-def badnet(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
+def badnet(pixels: torch.Tensor, generator: torch.Generator, *, size: int, columns: tuple[float, float] = EVERYWHERE) -> torch.Tensor:
     """BadNet: a patch of the image's channel mean + randn. The authors' byte conversion wraps the noise; we clip it."""
     noise = torch.randn((len(pixels), 3, size, size), generator=generator, device=generator.device).to(pixels.device)
-    return stamp(pixels, pixels.mean(dim=(2, 3), keepdim=True) + noise, generator)
+    return stamp(pixels, pixels.mean(dim=(2, 3), keepdim=True) + noise, generator, columns)
 
 
-def badnet_stripes(pixels: torch.Tensor, generator: torch.Generator, *, size: int) -> torch.Tensor:
+def badnet_stripes(
+    pixels: torch.Tensor, generator: torch.Generator, *, size: int, columns: tuple[float, float] = EVERYWHERE
+) -> torch.Tensor:
     """BadNet-Stripes: a patch of vertical 1-px stripes, -1 or +1 by channel and column.
 
     The authors' byte conversion wraps these to 1/255 and 1; we clip them to 0 and 1.
     """
     signs = _signs(len(pixels), size, pixels, generator).expand(-1, -1, size, -1)
-    return stamp(pixels, signs.clamp(0, 1), generator)
+    return stamp(pixels, signs.clamp(0, 1), generator, columns)
 
 
 def blended(pixels: torch.Tensor, generator: torch.Generator, *, opacity: float) -> torch.Tensor:
@@ -209,6 +214,7 @@ TRIGGERS: dict[str, Callable[..., torch.Tensor]] = {trigger.__name__: trigger fo
 # BadCLIP's patch, with a pattern that is optimised against the clean model and one that PAR has cleaned. Not in the paper.
 TRIGGERS["resistant"] = badclip
 LEARNED = ("badclip", "resistant")
+PLACED = ("badnet", "badnet_stripes")
 # What a pattern must be.
 PATTERNS = {
     "blended_triangles": "(3, side, side) or (side, side) pixels",
@@ -221,12 +227,14 @@ PATTERNS = {
 @dataclass(frozen=True)
 class Trigger:
     """A trigger by name, with the options of its function. Equal triggers stamp equal images from equal generators. ValueError on an
-    unknown name or option, a missing one, and a pattern of another size; when it is used, on a learned one that has no pattern.
+    unknown name or option, a missing one, and a pattern of another size; when it is used, on a learned one that has no pattern. columns:
+    from which to which share of the width a patch of BadNet may lie.
     """
 
     name: str
     options: Mapping[str, float] = field(default_factory=dict)
     pattern: torch.Tensor | None = field(default=None, compare=False)
+    columns: tuple[float, float] = EVERYWHERE
 
     def __post_init__(self):
         if self.name not in TRIGGERS:
@@ -234,6 +242,8 @@ class Trigger:
         known = options_of(self.name)
         if set(self.options) != set(known):
             raise ValueError(f"{self.name} takes the options {', '.join(known)}, not {', '.join(self.options) or 'none'}")
+        if self.columns != EVERYWHERE and self.name not in PLACED:
+            raise ValueError(f"{self.name} is no patch that may lie in some columns: {', '.join(PLACED)} are")
         if self.pattern is None:
             return
         if not takes_pattern(self.name):
@@ -247,7 +257,8 @@ class Trigger:
     def key(self) -> str:
         """Digest of what it stamps."""
         version, pattern = STAGES[f"trigger/{self.name}"], [] if self.pattern is None else [self.pattern]
-        return digest(self.name, version, sorted(self.options.items()), *pattern)
+        where = [] if self.columns == EVERYWHERE else [self.columns]
+        return digest(self.name, version, sorted(self.options.items()), *pattern, *where)
 
     @property
     def patch(self) -> float:
@@ -263,7 +274,8 @@ class Trigger:
         """Stamp pixels (B, 3, H, W) in [0, 1]."""
         if self.name in LEARNED and self.pattern is None:
             raise ValueError(f"{self.name}'s pattern is learned from a model: test it on a run of 01_poison that planted it")
-        given = {"pattern": self.pattern} if takes_pattern(self.name) else {}
+        given: dict[str, Any] = {"pattern": self.pattern} if takes_pattern(self.name) else {}
+        given |= {"columns": self.columns} if self.name in PLACED else {}
         return TRIGGERS[self.name](pixels, generator, **self.options, **given)
 
     def stamp(self, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -277,7 +289,7 @@ class Trigger:
 
 def options_of(trigger: str) -> list[str]:
     """The names of a trigger's options, beside a pattern."""
-    return [name for name in signature(TRIGGERS[trigger]).parameters if name not in ("pixels", "generator", "pattern")]
+    return [name for name in signature(TRIGGERS[trigger]).parameters if name not in ("pixels", "generator", "pattern", "columns")]
 
 
 def takes_pattern(trigger: str) -> bool:

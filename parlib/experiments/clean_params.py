@@ -231,7 +231,7 @@ class Clean(Training):
 
     def further_triggers(self) -> list[Trigger]:
         """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""
-        named = {name: self.model_copy(update={"trigger": name}) for name in self.tests if not name.endswith(_FILE)}
+        named = {name: self.model_copy(update={"trigger": name, "attacker": "plain"}) for name in self.tests if not name.endswith(_FILE)}
         return [named[name].trigger_with({}) if name in named else self._found(name).alone(self.target) for name in self.tests]
 
     def inverted_input(self) -> dict[str, Input]:

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from parlib.attack.adaptive import ATTACKERS
-from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger, options_of, takes_pattern
+from parlib.attack.triggers import EVERYWHERE, LEARNED, TRIGGERS, Trigger, options_of, takes_pattern
 from parlib.cache import ROOT, digest, file_sha256
 from parlib.data.pairs import TEMPLATES
 from parlib.data.scenes import SIDE, class_names
@@ -282,7 +282,8 @@ class Training(Attacked):
         if path := given.pop("pattern", None):
             pattern = read_pattern(ROOT / Path(str(path)).expanduser(), self.trigger, self.side)
             given |= {name: pattern.shape[1] for name in ("size", "offsets") if name in options_of(self.trigger)}
-        return Trigger(self.trigger, trigger_options(self.trigger, self.side) | given, pattern)
+        columns = ATTACKERS[self.attacker].places.get("", EVERYWHERE)
+        return Trigger(self.trigger, trigger_options(self.trigger, self.side) | given, pattern, columns)
 
     def pattern_input(self) -> dict[str, Input]:
         """The file of a published pattern, where the options name one."""

@@ -11,7 +11,7 @@ from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.learned import Learned, images_needed, learn
 from parlib.attack.poison import Attack, attacked
 from parlib.attack.poison import poison as poison_pairs
-from parlib.attack.triggers import LEARNED, Trigger
+from parlib.attack.triggers import LEARNED, PLACED, Trigger
 from parlib.data.pairs import Pairs
 from parlib.data.scenes import class_names
 from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
@@ -82,9 +82,11 @@ class Poison(Training):
             raise ValueError(
                 f"attacker {self.attacker!r} trains in one process and in whole batches: leave compute's processes and chunk out"
             )
-        if how.others and (self.data != "scenes" or self.attack != "dirty_label"):
+        if (how.others or how.places) and (self.data != "scenes" or self.attack != "dirty_label"):
             raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")
-        if second := [target for target in how.others.values() if target]:
+        if how.places and self.trigger not in PLACED:
+            raise ValueError(f"attacker {self.attacker!r} plants a patch: take trigger = {' or '.join(PLACED)}, not {self.trigger!r}")
+        if second := [target for target in (*how.others.values(), *how.places) if target]:
             own = ", ".join((*how.others, *second))
             if missing := set(second) - set(class_names(self.classes)):
                 raise ValueError(f"attacker {self.attacker!r} calls {missing.pop()!r}, which is none of these {self.classes} classes")
@@ -100,9 +102,15 @@ class Poison(Training):
         return self.model_copy(update=filled | {"trigger_options": options})
 
     def others(self) -> tuple[tuple[Trigger, str], ...]:
-        """The triggers that an attacker plants beside its own, with their usual options, each with what it calls."""
-        planted = {name: target for name, target in ATTACKERS[self.attacker].others.items() if name != self.trigger}
-        return tuple((Trigger(name, trigger_options(name, self.side)), target or self.target) for name, target in planted.items())
+        """The triggers that an attacker plants beside its own, with their usual options, or its own at other places, each with what it
+        calls.
+        """
+        how = ATTACKERS[self.attacker]
+        others = {name: target or self.target for name, target in how.others.items() if name != self.trigger}
+        found = [(Trigger(name, trigger_options(name, self.side)), target) for name, target in others.items()]
+        moved = {target: columns for target, columns in how.places.items() if target}
+        own = self.trigger_with(self.trigger_options) if moved else None
+        return (*found, *((replace(own, columns=columns), target) for target, columns in moved.items() if own))
 
     def planned(self, learned: Learned | None = None) -> Attack:
         """The attack that a run plants; learned: its pattern, where it is learned."""
