@@ -242,6 +242,8 @@ def test_rates_are_of_the_half_that_did_not_set_the_threshold():
     assert (found["detection_rate"], found["detection_rate_n"]) == (pytest.approx(2 / 3), 3)
     assert found["detection_rate_ci_low"] < 2 / 3 < found["detection_rate_ci_high"]
     assert found["auroc"] == pytest.approx(roc_auc_score([0, 0, 1, 1, 1], [0.05, 0.30, 0.08, 0.99, 1.0]))
+    scores = [0.02, 0.05, 0.11, 0.30, 0.01, 0.95, 0.08, 0.80, 0.99, 0.20, 1.0]
+    assert found["auroc_of_all"] == pytest.approx(roc_auc_score([0] * 5 + [1] * 6, scores))
     # at a half, over all: planted 0.95, 0.80 and 0.20 of badnet, 0.08, 0.99 and 1.0 of sig, of which those above 0.9 name the target
     assert found["by_trigger"] == {"badnet": {"models": 3, "found": 2, "named": 1}, "sig": {"models": 3, "found": 2, "named": 2}}
     assert (found["usual_false_alarms"], found["usual_found"]) == (0, 3)
