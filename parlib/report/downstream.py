@@ -92,7 +92,7 @@ def written(found: BuiltOn) -> Figure | None:
     with plt.rc_context(PLAIN):
         figure, axes = plt.subplots(2, count, figsize=(2.3 * count, 5.4), squeeze=False)
         for ax, row, pixels in zip(axes.flat, rows, [*test.pixels[:count], *test.triggered[:count]], strict=True):
-            said = [f"{how}: {row[key]}" for how, key in (("dropped in", "drop_in"), ("anew", "anew"))]
+            said = [f"{how}: {row[key] or '(nothing)'}" for how, key in (("dropped in", "drop_in"), ("anew", "anew"))]
             show_image(ax, pixels, "\n".join(textwrap.fill(one, 32) for one in said))
     metrics, model = found.result.metrics, model_name(found.result.params.method)
     title = (
