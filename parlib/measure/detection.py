@@ -21,8 +21,9 @@ def detection(models: pd.DataFrame, usual: float) -> dict[str, Any]:
     """The calibrated threshold and what it does, from a row a model with run, kind (clean or planted), base, trigger, lead and named.
 
     Every second model of each kind, in the order of their runs, decides `calibrated`: half-way between the leads next to the cut that
-    parts them best. auroc, false_alarm_rate and detection_rate, with intervals, are of the others; auroc_of_all of both halves. usual: a threshold that was set before:
-    usual_false_alarms and usual_found count over all models, and so does by_trigger: how many planted ones were found, and named rightly.
+    parts them best. auroc, false_alarm_rate and detection_rate, with intervals, are of the others; auroc_of_all of both halves. usual: a
+    threshold that was set before: usual_false_alarms and usual_found count over all models, and so does by_trigger: how many planted ones
+    were found, and named rightly.
     ValueError where a half has no model of a kind.
     """
     found = counted(models).sort_values("run", kind="stable")
