@@ -14,7 +14,10 @@ from parlib.report.style import STYLE, colour, finished, in_order, label_ends, l
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
-GRIDS = ("regimes", "regimes_tau", "regimes_known", "regimes_triggers", "distil_parts", "rebound", "downstream", "adaptive", "inspect")
+GRIDS = (
+    *("regimes", "regimes_tau", "regimes_known", "regimes_triggers", "regimes_seeds", "distil_parts"),
+    *("rebound", "downstream", "adaptive", "inspect"),
+)
 _SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
