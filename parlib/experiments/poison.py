@@ -109,8 +109,8 @@ class Poison(Training):
         others = {name: target or self.target for name, target in how.others.items() if name != self.trigger}
         found = [(Trigger(name, trigger_options(name, self.side)), target) for name, target in others.items()]
         moved = {target: columns for target, columns in how.places.items() if target}
-        own = self.trigger_with(self.trigger_options) if moved else None
-        return (*found, *((replace(own, columns=columns), target) for target, columns in moved.items() if own))
+        found += [(replace(self.trigger_with(self.trigger_options), columns=columns), target) for target, columns in moved.items()]
+        return tuple(found)
 
     def planned(self, learned: Learned | None = None) -> Attack:
         """The attack that a run plants; learned: its pattern, where it is learned."""
