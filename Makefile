@@ -61,8 +61,8 @@ test: $(INSTALLED) ## ruff, types, then unit tests and the notebooks at smoke sc
 test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest -m full tests
 
-bench: $(INSTALLED) ## how fast the core is on this machine: steps, loader, evaluation, memory
-	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest tests/benchmarks --benchmark-columns=mean,stddev,rounds -s
+bench: $(INSTALLED) ## how fast the core is on this machine, beside what the released code does (BENCH_FLAGS=--write-figures keeps it)
+	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" && $(BIN)/python -m pytest tests/benchmarks -s $(BENCH_FLAGS)
 
 types: $(INSTALLED) ## pyright's basic checks of parlib
 	@$(TYPES)

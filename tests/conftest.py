@@ -1,10 +1,12 @@
 """Shared small data and models; tests use the cache that make test names, else a temporary one: never the user's."""
 
 import atexit
+import json
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="keep the golden output of each stage that has none of its version yet")
-    parser.addoption("--write-faults", action="store_true", help="keep the figures of the injected faults in docs/faults.json")
+    parser.addoption("--write-figures", action="store_true", help="keep what tests count or measure in docs/faults.json, docs/gpu.json")
 
 
 def _copied(folder: Path) -> Path:
@@ -140,3 +142,16 @@ def _made() -> "Clip":
 @pytest.fixture
 def clip(_made: "Clip") -> "Clip":
     return _made.copy()
+
+
+@pytest.fixture
+def figures(request):
+    """What a test counts or measures, by name; with --write-figures kept under the test's name in docs, in a file of its module's name."""
+    found: Counter[str] = Counter()
+    yield found
+    name = request.node.name.removeprefix("test_")
+    print(f"{name}: {dict(found)}")
+    if request.config.getoption("--write-figures") and found:
+        path = ROOT / "docs" / f"{request.module.__name__.removeprefix('test_')}.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(dict(sorted((kept | {name: dict(found)}).items())), indent=1) + "\n")

@@ -36,6 +36,25 @@ def cc3m(folder: Path, count: int = 40, shards: int = 4) -> None:
                     tar.addfile(info, io.BytesIO(content))
 
 
+def photographs(folder: Path, count: int, shards: int = 4) -> Path:
+    """CC3M's schema: JPEGs of 224 px of smooth noise, about 20 kB each."""
+    random = np.random.default_rng(0)
+    pictures = []
+    for _ in range(16):
+        small = Image.fromarray(random.integers(0, 255, (28, 28, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        small.resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        pictures.append(file.getvalue())
+    for shard in range(shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for i in range(shard, count, shards):
+                for end, content in (("jpg", pictures[i % 16]), ("txt", f"caption {i}".encode())):
+                    info = tarfile.TarInfo(f"{i:09d}.{end}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
 def synthclip(folder: Path, count: int = 6) -> None:
     """SynthCLIP: numbered zip archives under data, and one csv of image_path and caption."""
     (folder / "data").mkdir()

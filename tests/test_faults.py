@@ -1,5 +1,5 @@
 """Injected faults: each ends in the right result or in one clear error, and leaves nothing behind that grows. `make test-full` runs the
-long ones; with --write-faults their figures go to docs/faults.json, from which README's line comes.
+long ones; with --write-figures what they counted goes to docs/faults.json, from which README's line comes.
 """
 
 import json
@@ -8,7 +8,6 @@ import random
 import shutil
 import subprocess
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from parlib.external.batches import Skipped, read
 from parlib.model.checkpoints import read_checkpoint
 from parlib.model.preparation import Preparation
 
-RECORDED = ROOT / "docs" / "faults.json"
 CHAIN = """
 experiment: main
 defaults: {scale: smoke}
@@ -37,18 +35,6 @@ SWEEP = f"""{CHAIN}
   - {{notebook: 03_tau_sweep, experiment: tau, name: grid, alone: false, space: [{{method: [par], tau: [0.5, 2.15], batch: [50]}}]}}
 """
 GRID = CHAIN.replace("method: par", "method: [par, finetune]")
-
-
-@pytest.fixture
-def figures(request):
-    """Counts by outcome, kept under a name at the end of a test where that is asked for."""
-    found: Counter[str] = Counter()
-    yield found
-    name = request.node.name.removeprefix("test_")
-    print(f"{name}: {dict(found)}")
-    if request.config.getoption("--write-faults") and found:
-        kept = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
-        RECORDED.write_text(json.dumps(dict(sorted((kept | {name: dict(found)}).items())), indent=1) + "\n")
 
 
 # Files

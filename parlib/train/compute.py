@@ -5,6 +5,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+# On a GPU the same bits each time, as on a CPU, and float32 means it: torch would round what convolutions read to 11 bits (TF32).
+torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+
 
 class Compute(BaseModel):
     """What a training computes stays the same, but for rounding; several processes draw each their own augmentation, and processes
