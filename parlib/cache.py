@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 _SEAL = len("\nsha256 ") + 64  # bytes
+_UMASK = os.umask(0o077)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 def cache_dir() -> Path:
@@ -70,7 +72,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             os.fsync(handle)
-            temporary.chmod(0o644)
+            temporary.chmod(0o666 & ~_UMASK)
             os.replace(temporary, path)
             _keep_names(path.parent)
         finally:
@@ -89,7 +91,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 _keep_names(file)
             _keep_names(temporary)
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~_UMASK)
             with scratch(path) as before:  # the earlier one goes in one step, too: a kill never leaves half of it
                 if path.exists():
                     os.rename(path, before)
