@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 _SEAL = len("\nsha256 ") + 64  # bytes
+_REMEDY = "free some space, or name another folder for the cache: PAR_CACHE"
 _UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(_UMASK)
 
@@ -240,11 +241,11 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(f"cannot write {path}: {reason}; free some space or name another folder") from error
+        raise OSError(f"cannot write {path}: {reason}; {_REMEDY}") from error
     except RuntimeError as error:
         if not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
             raise
-        raise OSError(f"cannot write {path}: {error}; free some space or name another folder") from error
+        raise OSError(f"cannot write {path}: {error}; {_REMEDY}") from error
 
 
 @contextmanager

@@ -6,9 +6,11 @@ import json
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 
 from parlib.model.clip import Clip, save
@@ -82,3 +84,30 @@ def own_checkpoint(clip: Clip, folder: Path, count: int = 40) -> dict[str, str]:
     save(clip, folder / "model")
     cc3m(folder / "pairs", count=count)
     return {"poisoned": f"local-dir:{folder / 'model'}", "data": f"cc3m:{folder / 'pairs'}"}
+
+
+def llava(folder: Path, words: list[str], **tower: Any) -> str:
+    """A LLaVA of random weights in transformers' folder, which knows some words, for small_vit in its vision tower; as a parameter."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "extra_special_tokens": ["<image>"]}
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "hidden_act": "gelu"}
+    vision = transformers.CLIPVisionConfig(**(sizes | {"image_size": 64, "patch_size": 8} | tower))
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = transformers.LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, bos_token_id=1, eos_token_id=2, **small)
+    side = vision.image_size
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlavaForConditionalGeneration(
+            transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=4)
+        )
+    model.save_pretrained(folder)
+    how = {"patch_size": vision.patch_size, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    transformers.LlavaProcessor(image_processor=images, tokenizer=fast, **how).save_pretrained(folder)
+    return f"local-dir:{folder}"

@@ -5,18 +5,21 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from parlib.attack.poison import attacked
 from parlib.data.pairs import Pairs
 from parlib.experiments.examined import Examined, fresh_pairs, model_of
+from parlib.experiments.params import Input
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, subject
 from parlib.experiments.sweep import columns
+from parlib.external.others_captioner import OthersCaptioner
 from parlib.external.stream import named
 from parlib.measure.metrics import EvalSet, evaluate, rates, retrieval
 from parlib.measure.probe import fit_probe
 from parlib.method.losses import distance
+from parlib.model.checkpoints import checkpoint_sha256
 from parlib.model.clip import Clip, embed_images, embed_texts
 from parlib.train.captioner import fit_captioner
 
@@ -35,9 +38,26 @@ class Downstream(Examined):
         600, ge=0, description="steps of training a small captioner on the captions of the same, where they have any; 0: none"
     )
 
+    others_captioner: str = Field(
+        "", description="a captioner of others on this encoder: local-dir:PATH, a folder of Hugging Face transformers; empty: none"
+    )
+    others_question: str = Field("", description="what that is asked, as its prompts are written: USER: <image> What is this? ASSISTANT:")
+    others_images: int = Field(200, ge=2, description="test images that it captions, without and with the trigger")
+
+    @field_validator("others_captioner")
+    @classmethod
+    def _captioner(cls, value: str) -> str:
+        if value and not value.startswith("local-dir:"):
+            raise ValueError(f"others_captioner = {value!r}: name a folder of Hugging Face transformers, local-dir:PATH")
+        return value
+
     @property
     def trains(self) -> bool:
         return False
+
+    def inputs(self) -> dict[str, Input]:
+        named = self.others_captioner
+        return super().inputs() | ({"captioner": Input(run=named, sha256=checkpoint_sha256(named))} if named else {})
 
     def stages(self) -> list[str]:
         return ["downstream", *(["captioner"] if self.captioner_steps else []), *super().stages()]
@@ -50,10 +70,11 @@ class Downstream(Examined):
 class BuiltOn:
     """What was built on an encoder, and on the poisoned one before it.
 
-    uses: a row a use (probe, probe_asr, probe_under, probe_one_name, caption, caption_target, caption_bleu, image_retrieval, retrieval)
-    with what it does as it was built on the poisoned model (`before`), with the model in the poisoned one's place and nothing else changed
-    (`drop_in`), and built anew on the model (`anew`). written: a row a scene of the first few without and with the trigger, with the
-    captions that were written of it in each way; empty without a captioner.
+    uses: a row a use (probe, probe_asr, probe_under, probe_one_name, caption, caption_target, caption_bleu, others_caption,
+    others_caption_target, image_retrieval, retrieval) with what it does as it was built on the poisoned model (`before`), with the model in
+    the poisoned one's place and nothing else changed (`drop_in`), and built anew on the model (`anew`; others' captioners are not).
+    written: a row a scene of the first few without and with the trigger, with the captions that were written of it in each way; empty
+    without a captioner.
     """
 
     result: Result
@@ -88,10 +109,12 @@ def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
     before = given or subject(params)
     clip = model_of(params, before)
     material = _material(params, before, clip)
-    old, new = (_embedded(model, material) for model in (before.clip, clip))
+    old = _embedded(before.clip, material)
+    new = old if clip is before.clip else _embedded(clip, material)
     probes = _probes(old, new, material)  # first, as it refuses images without labels
     captions, written = _captions(old, new, material, params)
-    uses = [*probes, *captions, *_retrievals(old, new, material.captioned)]
+    others = _others_captions(before.clip, clip, material.test, params) if params.others_captioner else []
+    uses = [*probes, *captions, *others, *_retrievals(old, new, material.captioned)]
     metrics = evaluate(clip, before.test) | _named(uses) | {"s_image": distance(new.clean, old.clean).item()}
     metrics |= beside("poisoned", before.metrics) | before.about
     shown = pd.DataFrame(uses)
@@ -146,13 +169,30 @@ def _captions(old: _Embedded, new: _Embedded, material: _Material, params: Downs
     on_old, on_new = (fit_captioner(one.fitted, fitted, steps=params.captioner_steps, seed=params.seed) for one in (old, new))
     others, names = ~test.shows_target.cpu(), tuple(test.names)
     found, written = {}, {}
-    for how, captioner, used in (("before", on_old, old), ("drop_in", on_old, new), ("anew", on_new, new)):
-        clean, triggered = captioner.write(used.clean), captioner.write(used.triggered)
+    ways = {"before": (on_old, old)} | ({} if new is old else {"drop_in": (on_old, new), "anew": (on_new, new)})
+    said = {how: (captioner.write(used.clean), captioner.write(used.triggered)) for how, (captioner, used) in ways.items()}
+    for how in ("before", "drop_in", "anew"):
+        clean, triggered = said.get(how, said["before"])
         right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, test.labels.tolist(), strict=True)])
         called = torch.tensor([test.target in named(caption, names) for caption in triggered])
         found[how] = rates(caption=right, caption_target=called[others]) | _bleu(clean, test.captions)
         written[how] = [*clean[:_WRITTEN], *triggered[:_WRITTEN]]
     return _rows(found), pd.DataFrame({"trigger": [""] * _WRITTEN + [params.trigger] * _WRITTEN} | written)
+
+
+def _others_captions(old: Clip, new: Clip, test: EvalSet, params: Downstream) -> list[dict[str, Any]]:
+    """The shares of captions that name the image's class, and the target under the trigger, by a captioner of others: of the poisoned
+    encoder in its vision tower, and of the examined one. It is not trained anew.
+    """
+    captioner, names = OthersCaptioner(params.others_captioner, params.others_question, old.device), tuple(test.names)
+    first = slice(params.others_images)
+    others, labels, found = ~test.shows_target[first].cpu(), test.labels[first].tolist(), {}
+    for how, clip in (("before", old), ("drop_in", new)):
+        clean, triggered = (captioner.write(clip, pixels[first], f"captions, {how}") for pixels in (test.pixels, test.triggered))
+        right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, labels, strict=True)])
+        called = torch.tensor([test.target in named(caption, names) for caption in triggered])
+        found[how] = rates(others_caption=right, others_caption_target=called[others])
+    return _rows(found)
 
 
 def _bleu(written: list[str], captions: list[str]) -> dict[str, float]:
@@ -201,6 +241,10 @@ def _named(uses: list[dict[str, Any]]) -> dict[str, float]:
         ("caption_bleu", "drop_in"): "dropin_caption_bleu",
         ("retrieval", "drop_in"): "dropin_retrieval_at_1",
         ("image_retrieval", "drop_in"): "dropin_image_retrieval_at_1",
+        ("others_caption", "before"): "before_others_caption_accuracy",
+        ("others_caption", "drop_in"): "dropin_others_caption_accuracy",
+        ("others_caption_target", "before"): "before_others_caption_target_share",
+        ("others_caption_target", "drop_in"): "dropin_others_caption_target_share",
     }
     rows = {row["use"]: row for row in uses}
     return {f"{name}{end}": rows[use][f"{how}{end}"] for (use, how), name in names.items() if use in rows for end in _ENDS}

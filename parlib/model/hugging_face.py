@@ -87,6 +87,27 @@ def converted(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.T
     return found
 
 
+def vision_weights(weights: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
+    """The other way: weights of transformers' CLIPVisionModel, by its own names, from those of an open_clip model. ValueError where that
+    has no such vision transformer.
+    """
+    found = {}
+    for name in names:
+        full = name if name.startswith("vision_model.") else f"vision_model.{name}"
+        layer = _LAYER.fullmatch(full)
+        part = None
+        if layer is None:
+            ours = _SINGLE_NAMES.get(full, "")
+        elif layer[3] in _QKV:
+            ours, part = f"{_block(layer)}attn.in_proj_{layer[4]}", _QKV.index(layer[3])
+        else:
+            ours = f"{_block(layer)}{_LAYER_NAMES.get(layer[3], layer[3])}.{layer[4]}"
+        if ours not in weights:
+            raise ValueError(f"the encoder has no {name}: only a vision transformer of CLIP's goes into a captioner of transformers")
+        found[name] = weights[ours] if part is None else weights[ours].chunk(3)[part]
+    return found
+
+
 def _block(layer: re.Match[str]) -> str:
     return f"{_TOWERS[layer[1]]}transformer.resblocks.{layer[2]}."
 

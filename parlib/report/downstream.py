@@ -27,6 +27,8 @@ _TABLE = _USES | {
     "probe_one_name": "probe: given one name",
     "caption_target": "captions that name the target under the trigger",
     "caption_bleu": "captions: BLEU",
+    "others_caption": "a captioner of others names the object",
+    "others_caption_target": "it names the target under the trigger",
 }
 
 
@@ -36,12 +38,13 @@ def compared(found: BuiltOn, records: Iterable[dict[str, Any]]) -> dict[str, pd.
 
 
 def uses(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a model: each use with the model in the place of the poisoned one, and, behind a stroke, built anew. Strings."""
+    """A row a model: each use with the model in the place of the poisoned one, and, behind a stroke, built anew where it was. Strings."""
     rows = []
     for key, found in tables.items():
         by_use = found.set_index("use")
         there = {use: words for use, words in _TABLE.items() if use in by_use.index}
-        said = {words: f"{number(by_use.loc[use, 'drop_in'])} / {number(by_use.loc[use, 'anew'])}" for use, words in there.items()}
+        ways = {use: by_use.loc[use, ["drop_in", "anew"]].dropna() for use in there}
+        said = {words: " / ".join(number(value) for value in ways[use]) for use, words in there.items()}
         rows.append({"model": model_name(key)} | said)
     return pd.DataFrame(rows)
 

@@ -142,7 +142,7 @@ def test_a_loader_beside_the_released_one(tmp_path, figures, workers):
 
     def ours() -> None:
         how = {"images": Preparation(224), "batch": 128, "skipped": Skipped(), "seed": 0, "workers": workers}
-        assert sum(len(texts) for _, texts in read(f"csv:{tmp_path / 'pairs.csv'}", **how)) == count
+        assert sum(len(texts) for _, texts in read(f"csv:{tmp_path}", **how)) == count
 
     def released() -> None:
         loader = torch.utils.data.DataLoader(_Released([tmp_path / name for name in names]), batch_size=128, num_workers=workers)
