@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "PAR_PROGRESS": "lines"}
 if "smoke" not in Path(os.environ.get("PAR_CACHE", "")).parts:
@@ -147,7 +147,7 @@ def clip(_made: "Clip") -> "Clip":
 @pytest.fixture
 def figures(request):
     """What a test counts or measures, by name; with --write-figures kept under the test's name in docs, in a file of its module's name."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, Any] = defaultdict(int)
     yield found
     name = request.node.name.removeprefix("test_")
     print(f"{name}: {dict(found)}")

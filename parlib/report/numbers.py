@@ -16,7 +16,7 @@ from parlib.report.rows import table, trials
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
 regime_triggers detector detected inspections unlearned attacked_by attackers examined ended aftermath where_trials least_rate
-reproduced minutes on_workers longest_chain faults""".split()
+reproduced minutes on_workers longest_chain""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -298,14 +298,6 @@ def on_workers() -> str:
     found = pd.DataFrame(schedule.summary(schedule.tasks(published())))
     found["hours"], found["times"] = found["hours"].map("{:.1f}".format), found["times"].map("{:.1f}".format)
     return tables.markdown(found.rename(columns={"times": "times as fast as one"}))
-
-
-def faults() -> dict[str, str]:
-    """What happened by kind of injected fault, in words, as tests/test_faults.py counted it; empty where it was not kept."""
-    path = ROOT / "docs" / "faults.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    words = {name: name.replace("_", " ").replace("[", ", ").rstrip("]") for name in found}
-    return {words[name]: "; ".join(f"{what}: {count}" for what, count in counts.items()) for name, counts in found.items()}
 
 
 def superseded() -> pd.DataFrame:
