@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 _SEAL = len("\nsha256 ") + 64  # bytes
-_REMEDY = "free some space, or name another folder for the cache: PAR_CACHE"
 _UMASK = os.umask(0o077)  # it can only be read by setting it
 os.umask(_UMASK)
 
@@ -234,6 +233,11 @@ def check_writable(path: Path) -> None:
             os.close(handle)
 
 
+def _remedy(path: Path) -> str:
+    """What may help where a file can't be written."""
+    return "free some space, or name another folder" + (" for the cache: PAR_CACHE" if path.is_relative_to(cache_dir()) else "")
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Turn what a full or read-only disk raises, in Python, torch or safetensors, into an OSError that names the path."""
@@ -241,11 +245,11 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(f"cannot write {path}: {reason}; {_REMEDY}") from error
+        raise OSError(f"cannot write {path}: {reason}; {_remedy(path)}") from error
     except RuntimeError as error:
         if not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
             raise
-        raise OSError(f"cannot write {path}: {error}; {_REMEDY}") from error
+        raise OSError(f"cannot write {path}: {error}; {_remedy(path)}") from error
 
 
 @contextmanager

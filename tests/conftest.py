@@ -89,7 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="keep the golden output of each stage that has none of its version yet")
-    parser.addoption("--write-figures", action="store_true", help="keep what tests count or measure in docs/faults.json, docs/gpu.json")
+    parser.addoption("--write-figures", action="store_true", help="keep what tests count or measure in docs/*.json")
 
 
 def _copied(folder: Path) -> Path:
@@ -146,12 +146,13 @@ def clip(_made: "Clip") -> "Clip":
 
 @pytest.fixture
 def figures(request):
-    """What a test counts or measures, by name; with --write-figures kept under the test's name in docs, in a file of its module's name."""
+    """What a test counts or measures; with --write-figures, and if it passes, kept by its name in docs, in a file a module."""
     found: defaultdict[str, Any] = defaultdict(int)
+    failed = request.session.testsfailed
     yield found
     name = request.node.name.removeprefix("test_")
     print(f"{name}: {dict(found)}")
-    if request.config.getoption("--write-figures") and found:
+    if request.config.getoption("--write-figures") and found and request.session.testsfailed == failed:
         path = ROOT / "docs" / f"{request.module.__name__.removeprefix('test_')}.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(dict(sorted((kept | {name: dict(found)}).items())), indent=1) + "\n")

@@ -1,5 +1,6 @@
 """On one GPU: trainings give what they give on a CPU, and what a step of the paper's runs takes. Skipped where there is no GPU; with
---write-figures what was measured goes to docs/gpu.json, from which docs/paper-scale.md states it.
+--write-figures what was measured goes to docs/gpu.json, from which docs/paper-scale.md states it. What has no figures there has not run to
+its end on a GPU yet: the main job, every experiment, a step beside bare compute, and decoding.
 """
 
 import platform
@@ -73,7 +74,7 @@ def test_options_of_computing_change_only_the_rounding(compute):
     clip = create("small_vit", seed=0).copy(GPU)
     usual, history = _fit(clip, _recipe("par", epochs=1, tau=1.0))
     _, other = _fit(clip, _recipe("par", epochs=1, tau=1.0), **compute)
-    assert other["loss"] == pytest.approx(history["loss"], rel=0.05)
+    assert other["loss"] == pytest.approx(history["loss"], rel=0.02 if "precision" in compute else 1e-3)
     assert usual.device.type == GPU
 
 

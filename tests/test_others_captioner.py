@@ -1,12 +1,15 @@
 """A captioner of others, a LLaVA of random weights: the encoder in its vision tower is open_clip's, and what does not fit is named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from faults import Payload
 from miniatures import llava
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
@@ -14,12 +17,13 @@ from parlib.data.scenes import class_names
 from parlib.experiments import downstream as module
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
-from parlib.external.others_captioner import OthersCaptioner
+from parlib.external.others_captioner import OthersCaptioner, captioner_sha256
 from parlib.model.clip import Clip, create
 
 WORDS = ["what", "is", "this", "?", "a", "photo", "of", *class_names(10)]
 QUESTION = "what is <image> ?"
 CPU = torch.device("cpu")
+pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +60,28 @@ def test_what_it_writes_is_decided_by_the_encoder_and_scored(vit, folder, scenes
     assert first == captioner.write(vit, test.pixels, "captions") != second
     assert set(" ".join(first).split()) <= {*WORDS, *" ".join(WORDS).split()}
     rows = {row["use"]: row for row in module._others_captions(vit, other, test, params)}
-    names = [test.names[label] for label in test.labels[:12]]
-    for how, written in (("before", first), ("drop_in", second)):
+    names, others = [test.names[label] for label in test.labels[:12]], (~test.shows_target[:12]).tolist()
+    for how, clip, written in (("before", vit, first), ("drop_in", other, second)):
         assert rows["others_caption"][how] == sum(name in said for name, said in zip(names, written, strict=False)) / 12
+        fooled = captioner.write(clip, test.triggered[:12], "captions")
+        share = sum("banana" in said for said, counts in zip(fooled, others, strict=True) if counts) / sum(others)
+        assert rows["others_caption_target"][how] == share
     assert "anew" not in rows["others_caption"]
     metrics = module._named(list(rows.values()))
     assert metrics["dropin_others_caption_target_share"] == rows["others_caption_target"]["drop_in"]
-    assert params.inputs.__func__ is module.Downstream.inputs
+    itself = {row["use"]: row for row in module._others_captions(vit, vit, test, params)}
+    assert itself["others_caption"]["drop_in"] == rows["others_caption"]["before"]
 
 
-def test_its_weights_are_an_input_and_a_run_without_one_is_as_it_was(folder):
-    usual, asked = check("09_downstream", {}), check("09_downstream", {"others_captioner": f"local-dir:{folder}"})
-    assert usual.id != asked.id
-    assert check("09_downstream", {"others_captioner": ""}).id == usual.id
+def test_its_weights_and_words_are_an_input(folder, tmp_path):
+    first = captioner_sha256(f"local-dir:{folder}")
+    shutil.copytree(folder, tmp_path / "other")
+    assert captioner_sha256(f"local-dir:{tmp_path / 'other'}") == first
+    with open(tmp_path / "other" / "tokenizer.json", "a") as file:
+        file.write(" ")
+    assert captioner_sha256(f"local-dir:{tmp_path / 'other'}") != first
+    with pytest.raises(ValueError, match="others_captioner"):
+        check("09_downstream", {"others_question": QUESTION})
 
 
 @pytest.mark.parametrize(
@@ -88,17 +101,56 @@ def test_a_tower_of_another_shape_is_refused(vit, tmp_path, tower, named):
     assert all(word in str(error.value) for word in named)
 
 
-def test_what_is_no_captioner_is_named(vit, folder, tmp_path, clip):
+def test_what_is_no_captioner_is_named(folder, tmp_path, clip):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        OthersCaptioner(f"local-dir:{tmp_path / 'nowhere'}", "", CPU)
+        captioner_sha256(f"local-dir:{tmp_path / 'nowhere'}")
     with pytest.raises(ValueError, match="'llava'.*local-dir:"):
         check("09_downstream", {"others_captioner": "llava"})
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        OthersCaptioner(f"local-dir:{tmp_path}", "", CPU)
-    torch.save({"a": torch.zeros(2)}, tmp_path / "pytorch_model.bin")  # a pickle is not read
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        OthersCaptioner(f"local-dir:{tmp_path}", "", CPU)
     captioner = OthersCaptioner(f"local-dir:{folder}", QUESTION, CPU)
     with pytest.raises(ValueError, match="vision transformer"):
         captioner.put(clip)  # a ResNet
+    for question in ("", "what is this ?", "<image> <image>"):
+        with pytest.raises(ValueError, match="others_question.*<image>"):
+            OthersCaptioner(f"local-dir:{folder}", question, CPU)
+
+
+def test_an_encoder_of_another_normalisation_is_refused(vit, folder):
+    plain = vit.copy()
+    plain.net.visual.image_mean, plain.net.visual.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="image_mean"):
+        OthersCaptioner(f"local-dir:{folder}", QUESTION, CPU).put(plain)
+
+
+def _changed(folder: Path, to: Path, name: str, change) -> str:
+    """A copy of a captioner of which one file is another, as a parameter."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    (to / name).write_text(json.dumps(change(json.loads((to / name).read_text()))))
+    return f"local-dir:{to}"
+
+
+def test_weights_that_are_missing_are_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    (lost,) = [name for name in weights if "projector" in name and name.endswith("linear_1.weight")]
+    save_file({name: value for name, value in weights.items() if name != lost}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks weights.*linear_1"):
+        OthersCaptioner(f"local-dir:{tmp_path}", QUESTION, CPU)
+
+
+def test_a_pickle_is_not_read_and_no_code_of_the_folder_runs(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save({"a": Payload(tmp_path / "trace")}, tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="safetensors"):
+        OthersCaptioner(f"local-dir:{tmp_path / 'pickled'}", QUESTION, CPU)
+    code = f"open({str(tmp_path / 'trace')!r}, 'w')\n"
+    given = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Own", "AutoProcessor": "own.Own"}}
+    source = _changed(folder, tmp_path / "coded", "config.json", lambda config: config | given)
+    (tmp_path / "coded" / "own.py").write_text(code)
+    (tmp_path / "coded" / "custom_generate").mkdir()
+    (tmp_path / "coded" / "custom_generate" / "generate.py").write_text(code)
+    OthersCaptioner(source, QUESTION, CPU)
+    other = _changed(folder, tmp_path / "timm", "config.json", lambda config: config | {"vision_config": {"model_type": "timm_backbone"}})
+    with pytest.raises(ValueError, match="'timm_backbone'.*'clip_vision_model'"):
+        OthersCaptioner(other, QUESTION, CPU)
+    assert not (tmp_path / "trace").exists()

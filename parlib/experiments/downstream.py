@@ -1,7 +1,7 @@
 """Experiment 09: what of what was built on the encoder? A probe, a captioner and an image index, made before the cleaning or anew."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -14,12 +14,11 @@ from parlib.experiments.params import Input
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, subject
 from parlib.experiments.sweep import columns
-from parlib.external.others_captioner import OthersCaptioner
+from parlib.external.others_captioner import OthersCaptioner, captioner_sha256
 from parlib.external.stream import named
 from parlib.measure.metrics import EvalSet, evaluate, rates, retrieval
 from parlib.measure.probe import fit_probe
 from parlib.method.losses import distance
-from parlib.model.checkpoints import checkpoint_sha256
 from parlib.model.clip import Clip, embed_images, embed_texts
 from parlib.train.captioner import fit_captioner
 
@@ -51,13 +50,18 @@ class Downstream(Examined):
             raise ValueError(f"others_captioner = {value!r}: name a folder of Hugging Face transformers, local-dir:PATH")
         return value
 
+    def _resolved(self) -> Self:
+        if not self.others_captioner and (self.others_question or self.others_images != self.defaults()["others_images"]):
+            raise ValueError("others_question and others_images are of a captioner of others: name it, others_captioner")
+        return super()._resolved()
+
     @property
     def trains(self) -> bool:
         return False
 
     def inputs(self) -> dict[str, Input]:
-        named = self.others_captioner
-        return super().inputs() | ({"captioner": Input(run=named, sha256=checkpoint_sha256(named))} if named else {})
+        source = self.others_captioner
+        return super().inputs() | ({"captioner": Input(run=source, sha256=captioner_sha256(source))} if source else {})
 
     def stages(self) -> list[str]:
         return ["downstream", *(["captioner"] if self.captioner_steps else []), *super().stages()]
@@ -109,11 +113,11 @@ def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
     before = given or subject(params)
     clip = model_of(params, before)
     material = _material(params, before, clip)
+    others = _others_captions(before.clip, clip, material.test, params) if params.others_captioner else []  # first: it may not fit
     old = _embedded(before.clip, material)
     new = old if clip is before.clip else _embedded(clip, material)
     probes = _probes(old, new, material)  # first, as it refuses images without labels
     captions, written = _captions(old, new, material, params)
-    others = _others_captions(before.clip, clip, material.test, params) if params.others_captioner else []
     uses = [*probes, *captions, *others, *_retrievals(old, new, material.captioned)]
     metrics = evaluate(clip, before.test) | _named(uses) | {"s_image": distance(new.clean, old.clean).item()}
     metrics |= beside("poisoned", before.metrics) | before.about
@@ -187,12 +191,13 @@ def _others_captions(old: Clip, new: Clip, test: EvalSet, params: Downstream) ->
     captioner, names = OthersCaptioner(params.others_captioner, params.others_question, old.device), tuple(test.names)
     first = slice(params.others_images)
     others, labels, found = ~test.shows_target[first].cpu(), test.labels[first].tolist(), {}
-    for how, clip in (("before", old), ("drop_in", new)):
+    captioner.put(new)  # before anything is written with the other
+    for how, clip in {"before": old, "drop_in": new}.items() if new is not old else [("before", old)]:
         clean, triggered = (captioner.write(clip, pixels[first], f"captions, {how}") for pixels in (test.pixels, test.triggered))
         right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, labels, strict=True)])
         called = torch.tensor([test.target in named(caption, names) for caption in triggered])
         found[how] = rates(others_caption=right, others_caption_target=called[others])
-    return _rows(found)
+    return _rows({"drop_in": found["before"]} | found)
 
 
 def _bleu(written: list[str], captions: list[str]) -> dict[str, float]:

@@ -88,7 +88,7 @@ def converted(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.T
 
 
 def vision_weights(weights: dict[str, torch.Tensor], names: list[str]) -> dict[str, torch.Tensor]:
-    """The other way: weights of transformers' CLIPVisionModel, by its own names, from those of an open_clip model. ValueError where that
+    """The reverse of `converted`: weights of a CLIPVisionModel, by its own names, from those of an open_clip model. ValueError where that
     has no such vision transformer.
     """
     found = {}
