@@ -1,5 +1,6 @@
 """Which attacker beats which method: a figure, a table and what they say; from the records of 08_adaptive."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -137,16 +138,16 @@ def turning(rows: pd.DataFrame) -> Figure | None:
         return None
     panels = list(found.groupby("attacker", sort=False))
     with plt.rc_context(STYLE):
-        columns = min(4, len(panels))
+        columns = min(3, len(panels))
         lines = -(-len(panels) // columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(1.2 + 2.6 * columns, 0.7 + 2.1 * lines), sharey=True, squeeze=False)
+        figure, axes = plt.subplots(lines, columns, figsize=(1.2 + 3.3 * columns, 0.7 + 2.3 * lines), sharey=True, squeeze=False)
         for ax, (who, runs) in zip(axes.flat, panels, strict=False):
             for place, run in enumerate(runs.to_dict("records")):
                 for shift, tower in ((-0.2, "image"), (0.2, "text")):
                     ax.bar(place + shift, run[f"s_{tower}"], 0.36, color=colour(run["method"]), alpha=0.35)
                     ax.bar(place + shift, run[f"s_{tower}_aligned"], 0.36, color=colour(run["method"]))
             ax.set_xticks(range(len(runs)), [name(method) for method in runs["method"]], fontsize=7)
-            ax.set_title(who, fontsize=8)
+            ax.set_title(textwrap.fill(who, 52), fontsize=8)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
         for ax in axes[:, 0]:
