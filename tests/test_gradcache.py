@@ -18,7 +18,7 @@ from parlib.model.clip import Clip, create
 from parlib.train.compute import Compute
 from parlib.train.gradcache import GradCache, check_agreement
 from parlib.train.loop import fit
-from parlib.train.ray import fit_together
+from parlib.train.ray import fit_together, ray_running
 
 METHOD_NAMES = ["finetune", "cleanclip", "roclip", "par", "perturb_only"]
 TOGETHER = ["perturb_only", "cleanclip", "roclip"]
@@ -156,3 +156,9 @@ def test_reworded_captions_are_asked_for(clip: Clip):
     with pytest.raises(ValueError, match="cleanclip.*reworded"):
         fit(clip, feed, _recipe("cleanclip"))
     assert reword(scenes.captions, 0) != scenes.captions
+
+
+def test_ray_is_not_started_from_a_path_with_spaces(monkeypatch):
+    monkeypatch.setattr("sys.prefix", "/a folder/.venv")
+    with pytest.raises(ValueError, match="'/a folder/.venv'.*spaces"), ray_running("", cpus=1, gpus=0, of="a trial"):
+        pass

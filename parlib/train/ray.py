@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def ray_running(
         environment["py_modules"] = [str(ROOT / "parlib")]
     options: dict[str, Any] = {"address": address, "runtime_env": environment}
     if not address:
+        if re.search(r"\s", sys.prefix):  # it would wait for workers that never come: their command line is cut at the space
+            raise ValueError(f"Ray can't start from {sys.prefix!r}: install into a folder whose path has no spaces")
         if cpus > (os.cpu_count() or 1):
             raise ValueError(f"{of} asks for {cpus} CPUs; this machine has {os.cpu_count()}")
         os.environ["RAY_AUTH_MODE"] = "disabled"  # else a token file is written to the home folder
