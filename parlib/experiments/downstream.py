@@ -171,15 +171,12 @@ def _captions(old: _Embedded, new: _Embedded, material: _Material, params: Downs
     if not params.captioner_steps or not all(isinstance(one, str) and one for one in (*fitted, *test.captions)):
         return [], pd.DataFrame()
     on_old, on_new = (fit_captioner(one.fitted, fitted, steps=params.captioner_steps, seed=params.seed) for one in (old, new))
-    others, names = ~test.shows_target.cpu(), tuple(test.names)
     found, written = {}, {}
     ways = {"before": (on_old, old)} | ({} if new is old else {"drop_in": (on_old, new), "anew": (on_new, new)})
     said = {how: (captioner.write(used.clean), captioner.write(used.triggered)) for how, (captioner, used) in ways.items()}
     for how in ("before", "drop_in", "anew"):
         clean, triggered = said.get(how, said["before"])
-        right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, test.labels.tolist(), strict=True)])
-        called = torch.tensor([test.target in named(caption, names) for caption in triggered])
-        found[how] = rates(caption=right, caption_target=called[others]) | _bleu(clean, test.captions)
+        found[how] = _names(clean, triggered, test, "caption") | _bleu(clean, test.captions)
         written[how] = [*clean[:_WRITTEN], *triggered[:_WRITTEN]]
     return _rows(found), pd.DataFrame({"trigger": [""] * _WRITTEN + [params.trigger] * _WRITTEN} | written)
 
@@ -188,16 +185,24 @@ def _others_captions(old: Clip, new: Clip, test: EvalSet, params: Downstream) ->
     """The shares of captions that name the image's class, and the target under the trigger, by a captioner of others: of the poisoned
     encoder in its vision tower, and of the examined one. It is not trained anew.
     """
-    captioner, names = OthersCaptioner(params.others_captioner, params.others_question, old.device), tuple(test.names)
-    first = slice(params.others_images)
-    others, labels, found = ~test.shows_target[first].cpu(), test.labels[first].tolist(), {}
+    captioner, found = OthersCaptioner(params.others_captioner, params.others_question, old.device), {}
     captioner.put(new)  # before anything is written with the other
-    for how, clip in {"before": old, "drop_in": new}.items() if new is not old else [("before", old)]:
-        clean, triggered = (captioner.write(clip, pixels[first], f"captions, {how}") for pixels in (test.pixels, test.triggered))
-        right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, labels, strict=True)])
-        called = torch.tensor([test.target in named(caption, names) for caption in triggered])
-        found[how] = rates(others_caption=right, others_caption_target=called[others])
+    for how, clip in [("before", old)] + [("drop_in", new)] * (new is not old):
+        parts = (pixels[: params.others_images] for pixels in (test.pixels, test.triggered))
+        clean, triggered = (captioner.write(clip, pixels, f"captions, {how}") for pixels in parts)
+        found[how] = _names(clean, triggered, test, "others_caption")
     return _rows({"drop_in": found["before"]} | found)
+
+
+def _names(clean: list[str], triggered: list[str], test: EvalSet, use: str) -> dict[str, float | int]:
+    """Of captions of the first test images the share that names the image's class, and of those of the same under the trigger, where the
+    target is not shown, the share that names the target: rates of `use` and `use`_target.
+    """
+    names, others = tuple(test.names), ~test.shows_target[: len(triggered)].cpu()
+    labels = test.labels[: len(clean)].tolist()
+    right = torch.tensor([label in named(caption, names) for caption, label in zip(clean, labels, strict=True)])
+    called = torch.tensor([test.target in named(caption, names) for caption in triggered])
+    return rates(**{use: right, f"{use}_target": called[others]})
 
 
 def _bleu(written: list[str], captions: list[str]) -> dict[str, float]:
