@@ -20,13 +20,11 @@ def faults() -> dict[str, str]:
     return {words[name]: "; ".join(f"{what}: {count}" for what, count in counts.items()) for name, counts in _kept("faults").items()}
 
 
-def gpu(encoder: str = "", method: str = "") -> dict[str, Any]:
-    """A training step at the paper's settings on one GPU, by encoder and method (contrast: the poisoning), empty where it was not timed;
-    without them the machine.
-    """
-    return _kept("gpu").get(f"a_step[{encoder}-{method}]" if encoder else "the_machine", {})
+def gpu(test: str) -> dict[str, Any]:
+    """What `tests/test_gpu.py` measured on one GPU, empty where it has not run there."""
+    return _kept("gpu").get(test, {})
 
 
 def speed(test: str) -> dict[str, Any]:
-    """What `make bench` measured."""
-    return _kept("speed")[test]
+    """What `make bench` measured, empty where it has not run."""
+    return _kept("speed").get(test, {})
