@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from miniatures import encoded, write_parquet
+from miniatures import encoded, tarred, write_parquet
 from safetensors.torch import save
 
 # Damage
@@ -100,14 +100,7 @@ def _torch_file(content) -> bytes:
 
 
 def _tar() -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for i in range(8):
-            for end, held in {"jpg": encoded(i, "JPEG"), "json": json.dumps({"caption": f"caption {i}"}).encode()}.items():
-                info = tarfile.TarInfo(f"{i:05d}.{end}")
-                info.size = len(held)
-                tar.addfile(info, io.BytesIO(held))
-    return file.getvalue()
+    return tarred({f"{i:05d}": {"jpg": encoded(i, "JPEG"), "json": json.dumps({"caption": f"caption {i}"}).encode()} for i in range(8)})
 
 
 def _parquet(folder: Path) -> bytes:
@@ -216,6 +209,14 @@ def other_process(hold: Callable[[], Any]) -> Iterator[tuple[Any, str]]:
     finally:
         process.kill()
         process.join()
+
+
+def records(checkout: Path) -> dict[str, dict]:
+    """What is the same from run to run of each smoke record."""
+    found = [json.loads(path.read_text()) for path in sorted((checkout / "outputs" / "smoke").glob("0*/*.json"))]
+    for record in found:
+        record["metrics"].pop("base_seconds", None)
+    return {one["run"]: {name: value for name, value in one.items() if name not in ("seconds", "timings", "provenance")} for one in found}
 
 
 def runner(checkout: Path, *arguments: str, threads: int = 1, **environment: str) -> subprocess.Popen:

@@ -26,16 +26,26 @@ def encoded(i: int, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def tarred(pairs: dict[str, dict[str, bytes]]) -> bytes:
+    """A tar of WebDataset's: by the name of each pair its members, by their endings."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, members in pairs.items():
+            for end, content in members.items():
+                info = tarfile.TarInfo(f"{name}.{end}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
 def cc3m(folder: Path, count: int = 40, shards: int = 4) -> None:
     """CC3M as pixparse/cc3m-wds holds it: tars of jpg, txt, json."""
     for shard in range(shards):
-        with tarfile.open(folder / f"cc3m-train-{shard:04d}.tar", "w") as tar:
-            for i in range(shard, count, shards):
-                members = {"jpg": encoded(i, "JPEG"), "txt": f"caption {i}".encode(), "json": json.dumps({"key": i}).encode()}
-                for end, content in members.items():
-                    info = tarfile.TarInfo(f"{i:09d}.{end}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        pairs = {
+            f"{i:09d}": {"jpg": encoded(i, "JPEG"), "txt": f"caption {i}".encode(), "json": json.dumps({"key": i}).encode()}
+            for i in range(shard, count, shards)
+        }
+        (folder / f"cc3m-train-{shard:04d}.tar").write_bytes(tarred(pairs))
 
 
 def photographs(folder: Path, count: int, shards: int = 4) -> Path:
@@ -48,12 +58,8 @@ def photographs(folder: Path, count: int, shards: int = 4) -> Path:
         small.resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         pictures.append(file.getvalue())
     for shard in range(shards):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
-            for i in range(shard, count, shards):
-                for end, content in (("jpg", pictures[i % 16]), ("txt", f"caption {i}".encode())):
-                    info = tarfile.TarInfo(f"{i:09d}.{end}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        pairs = {f"{i:09d}": {"jpg": pictures[i % 16], "txt": f"caption {i}".encode()} for i in range(shard, count, shards)}
+        (folder / f"{shard:05d}.tar").write_bytes(tarred(pairs))
     return folder
 
 

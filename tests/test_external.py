@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from miniatures import cc3m, encoded, picture, write_csv, write_parquet
+from miniatures import cc3m, encoded, picture, tarred, write_csv, write_parquet
 from PIL import Image
 
 from parlib.cache import ROOT
@@ -211,12 +210,7 @@ def test_a_broken_file_is_named(tmp_path, name):
 
 
 def _tar(path: Path, rows: list[dict[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for i, row in enumerate(rows):
-            for end, body in row.items():
-                info = tarfile.TarInfo(f"part/{i:05d}.{end}")
-                info.size = len(body)
-                tar.addfile(info, io.BytesIO(body))
+    path.write_bytes(tarred({f"part/{i:05d}": row for i, row in enumerate(rows)}))
 
 
 def test_tars_of_every_image_and_of_captions_in_json(tmp_path):

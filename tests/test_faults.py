@@ -2,7 +2,6 @@
 long ones; with --write-figures what they counted goes to docs/faults.json, from which README's line comes.
 """
 
-import json
 import os
 import random
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import DAMAGE, cut, flip, killed, malformed, other_process, runner, timed
+from faults import DAMAGE, cut, flip, killed, malformed, other_process, records, runner, timed
 from test_interrupt import trained
 
 from parlib import cache, progress
@@ -23,6 +22,7 @@ from parlib.data.scenes import load_scenes
 from parlib.external.batches import Skipped, read
 from parlib.model.checkpoints import read_checkpoint
 from parlib.model.preparation import Preparation
+from parlib.train.ray import _short_folder
 
 CHAIN = """
 experiment: main
@@ -197,16 +197,6 @@ def _copies(folder: Path, plan: str) -> tuple[Path, Path]:
     return found
 
 
-def _records(checkout: Path) -> dict[str, dict]:
-    """What is the same from run to run of each record."""
-    found = {}
-    for path in sorted((checkout / "outputs" / "smoke").glob("0*/*.json")):
-        record = json.loads(path.read_text())
-        record["metrics"].pop("base_seconds", None)
-        found[record["run"]] = {name: value for name, value in record.items() if name not in ("seconds", "timings", "provenance")}
-    return found
-
-
 def _left(checkout: Path) -> list[str]:
     """What no run needs: temporary files, locks and unfinished trainings."""
     files = [path for top in ("cache", "outputs") for path in (checkout / top).rglob("*")]
@@ -225,7 +215,7 @@ def test_kill_9_at_random_moments(tmp_path, plan, options, figures):
     draw = random.Random(0)
     checkout, whole = _copies(tmp_path, plan)
     told, seconds = timed(runner(whole, "plan.yaml", *options))
-    right = _records(whole)
+    right = records(whole)
     assert right, told
     while figures["kills"] < 20:
         shutil.rmtree(checkout / "cache", ignore_errors=True)
@@ -233,7 +223,7 @@ def test_kill_9_at_random_moments(tmp_path, plan, options, figures):
         for _ in range(4):
             figures["kills"] += killed(runner(checkout, "plan.yaml", *options), draw.uniform(0, seconds))
         told, _ = timed(runner(checkout, "plan.yaml", *options))
-        assert _records(checkout) == right, told
+        assert records(checkout) == right, told
         assert not _left(checkout)
         figures["runs to the end, with the same records"] += 1
 
@@ -246,18 +236,61 @@ def test_a_worker_that_dies_is_replaced(tmp_path, figures):
     timed(runner(whole, *options))
     process = runner(checkout, *options)
     while process.poll() is None and not figures["workers killed"]:
-        for kept in (checkout / "cache").glob("unfinished/*.lock"):
-            with suppress(FileNotFoundError):  # it is done
-                holder = kept.read_text().split()[1:2]
-                if holder and kept.with_suffix(".pt").exists():
-                    os.kill(int(holder[0]), 9)
-                    figures["workers killed"] += 1
-                    break
+        for pid in _training(checkout)[:1]:
+            os.kill(pid, 9)
+            figures["workers killed"] += 1
         time.sleep(0.05)
     told, _ = process.communicate(timeout=600)
     assert process.returncode == 0, told
-    assert _records(checkout) == _records(whole)
+    assert records(checkout) == records(whole)
     figures["runs to the end, with the same records"] += 1
+
+
+@pytest.mark.full
+def test_a_node_of_a_cluster_that_dies(tmp_path, figures, monkeypatch):
+    """Two nodes of one CPU each, on this machine: they share a grid's runs out, and what the killed one was at, the other does."""
+    from ray.cluster_utils import Cluster
+
+    checkout, whole = _copies(tmp_path, GRID)
+    timed(runner(whole, "plan.yaml", "--functions", "--jobs", "1", "--threads", "1"))
+    own = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    with cache.scratch(_short_folder() / "par-ray") as folder:
+        (folder / "ray").mkdir()
+        monkeypatch.setenv("RAY_TMPDIR", str(folder))
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            node = cluster.add_node(num_cpus=1)
+            (raylet,) = node.all_processes["raylet"]
+            process = runner(checkout, "plan.yaml", "--functions", "--threads", "1", "--ray-address", cluster.address)
+            while process.poll() is None and not figures["nodes killed"]:
+                if raylet.process.pid in {_parent(pid) for pid in _training(checkout)}:
+                    cluster.remove_node(node, allow_graceful=False)
+                    figures["nodes killed"] += 1
+                time.sleep(0.05)
+            told, _ = process.communicate(timeout=600)
+        finally:
+            cluster.shutdown()
+    assert process.returncode == 0, told
+    assert figures["nodes killed"] == 1, told
+    assert records(checkout) == records(whole)
+    figures["runs to the end, with the same records"] += 1
+
+
+def _training(checkout: Path) -> list[int]:
+    """The processes that are in the middle of a training, with a checkpoint."""
+    found = []
+    for kept in (checkout / "cache").glob("unfinished/*.lock"):
+        with suppress(FileNotFoundError):  # it is done
+            if kept.with_suffix(".pt").exists():
+                found += [int(pid) for pid in kept.read_text().split()[1:2]]
+    return found
+
+
+def _parent(pid: int) -> int | None:
+    with suppress(FileNotFoundError):  # it is done
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.full
@@ -270,7 +303,7 @@ def test_two_runners_at_once(tmp_path, figures):
     assert f"process {first.pid}" in refused.splitlines()[-1], refused
     second, _ = timed(runner(other, "plan.yaml", "--functions", PAR_CACHE=str(one / "cache")))
     first.communicate(timeout=600)
-    assert _records(one) == _records(other), said + second
+    assert records(one) == records(other), said + second
     assert len(list((one / "cache" / "models").glob("*/training.json"))) == 3
     figures["refused"] += 1
     figures["runs to the end, with the same records"] += 1
@@ -343,7 +376,7 @@ def test_a_full_disk_in_a_run(tmp_path, disk, figures):
             assert last.startswith("error: cannot write "), told
             assert str(folder) in last
             figures["one clear error"] += 1
-    assert _records(checkout) == _records(whole)
+    assert records(checkout) == records(whole)
     figures["runs to the end, with the same records"] += 1
 
 
@@ -370,7 +403,7 @@ def test_a_clock_that_jumps_back(tmp_path, figures):
     )
     timed(runner(whole, "plan.yaml", "--functions"))
     told, _ = timed(runner(checkout, "plan.yaml", "--functions"))
-    assert _records(checkout) == _records(whole), told
+    assert records(checkout) == records(whole), told
     figures["runs to the end, with the same records"] += 1
 
 
@@ -380,11 +413,11 @@ def test_every_file_of_the_cache_cut_and_flipped(tmp_path, figures):
     checkout, whole = _copies(tmp_path, CHAIN)
     timed(runner(whole, "plan.yaml", "--functions"))
     timed(runner(checkout, "plan.yaml", "--functions"))
-    draw, right = random.Random(0), _records(whole)
+    draw, right = random.Random(0), records(whole)
     for path in sorted(path for path in (checkout / "cache").rglob("*") if path.is_file()):
         for damage in (cut, flip):
             path.write_bytes(damage(path.read_bytes(), draw))
             shutil.rmtree(checkout / "outputs")
             told, _ = timed(runner(checkout, "plan.yaml", "--functions"))
-            assert _records(checkout) == right, (path, told)
+            assert records(checkout) == right, (path, told)
             figures["made again"] += 1

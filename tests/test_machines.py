@@ -1,6 +1,5 @@
 """The main job's smoke form, notebooks and all, on machines set up in another way: each gives the same records. `make test-full`."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from faults import records
 
 from parlib.cache import ROOT
 
@@ -34,20 +34,12 @@ def _run(checkout: Path, umask: int = 0o022, **environment: str) -> subprocess.C
     )
 
 
-def _records(checkout: Path) -> dict[str, dict]:
-    """What is the same from machine to machine of each record."""
-    found = [json.loads(path.read_text()) for path in sorted((checkout / "outputs" / "smoke").glob("0*/*.json"))]
-    for record in found:
-        record["metrics"].pop("base_seconds", None)
-    return {record["run"]: {name: value for name, value in record.items() if name not in ("seconds", "provenance")} for record in found}
-
-
 @pytest.fixture(scope="module")
 def usual(shared_checkout) -> dict[str, dict]:
     """The records of a machine as the others are."""
     done = _run(shared_checkout)
     assert done.returncode == 0, done.stdout + done.stderr
-    return _records(shared_checkout)
+    return records(shared_checkout)
 
 
 def test_a_path_with_spaces(usual, checkout):
@@ -92,6 +84,6 @@ def test_without_a_cache_that_can_be_written_one_line_says_so(checkout):
 def _succeeds(checkout: Path, usual: dict[str, dict], **how) -> None:
     done = _run(checkout, **how)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert _records(checkout) == usual
+    assert records(checkout) == usual
     assert (checkout / "outputs" / "smoke" / "05_evaluate.ipynb").exists()
     assert list((checkout / "outputs" / "smoke" / "02_clean").glob("*.png"))

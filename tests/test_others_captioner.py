@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from faults import Payload
@@ -19,6 +20,8 @@ from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
 from parlib.external.others_captioner import OthersCaptioner, captioner_sha256
 from parlib.model.clip import Clip, create
+from parlib.report.downstream import uses
+from parlib.report.style import number
 
 WORDS = ["what", "is", "this", "?", "a", "photo", "of", *class_names(10)]
 QUESTION = "what is <image> ?"
@@ -67,6 +70,9 @@ def test_what_it_writes_is_decided_by_the_encoder_and_scored(vit, folder, scenes
         share = sum("banana" in said for said, counts in zip(fooled, others, strict=True) if counts) / sum(others)
         assert rows["others_caption_target"][how] == share
     assert "anew" not in rows["others_caption"]
+    (told,) = uses({"par": pd.DataFrame(rows.values())}).to_dict("records")
+    before, after = rows["others_caption"]["before"], rows["others_caption"]["drop_in"]
+    assert told["a captioner of others names the object, before / dropped in"] == f"{number(before)} / {number(after)}"
     metrics = module._named(list(rows.values()))
     assert metrics["dropin_others_caption_target_share"] == rows["others_caption_target"]["drop_in"]
     itself = {row["use"]: row for row in module._others_captions(vit, vit, test, params)}

@@ -27,8 +27,8 @@ _TABLE = _USES | {
     "probe_one_name": "probe: given one name",
     "caption_target": "captions that name the target under the trigger",
     "caption_bleu": "captions: BLEU",
-    "others_caption": "a captioner of others names the object",
-    "others_caption_target": "it names the target under the trigger",
+    "others_caption": "a captioner of others names the object, before / dropped in",
+    "others_caption_target": "it names the target under the trigger, before / dropped in",
 }
 
 
@@ -38,12 +38,14 @@ def compared(found: BuiltOn, records: Iterable[dict[str, Any]]) -> dict[str, pd.
 
 
 def uses(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a model: each use with the model in the place of the poisoned one, and, behind a stroke, built anew where it was. Strings."""
+    """A row a model: each use with the model in the place of the poisoned one, and, behind a stroke, built anew. A captioner of others is
+    not built anew; it stands with the poisoned one and with the model in its place. Strings.
+    """
     rows = []
     for key, found in tables.items():
         by_use = found.set_index("use")
         there = {use: words for use, words in _TABLE.items() if use in by_use.index}
-        ways = {use: by_use.loc[use, ["drop_in", "anew"]].dropna() for use in there}
+        ways = {use: by_use.loc[use, ["before", "drop_in"] if use.startswith("others") else ["drop_in", "anew"]] for use in there}
         said = {words: " / ".join(number(value) for value in ways[use]) for use, words in there.items()}
         rows.append({"model": model_name(key)} | said)
     return pd.DataFrame(rows)
