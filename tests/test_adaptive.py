@@ -283,6 +283,6 @@ def test_published_runs_are_named_by_their_idea_and_kept_apart_by_their_setting(
         for one in (check("08_adaptive", {"attacker": "offset"}), like, check("08_adaptive", {"pairs": 240}))
     ]
     found = report.results(records, like)
-    assert list(found["attacker"]) == [ATTACKERS["plain"].idea, ATTACKERS["offset"].idea]
+    assert list(found["attacker"]) == [ATTACKERS["plain"].idea, f"offset: {ATTACKERS['offset'].idea}"]
     assert report.results([], like).empty
     assert report.table(report.results([], like)).empty

@@ -201,7 +201,7 @@ def test_what_to_use_and_what_held_for_other_triggers():
     (best,) = regimes.guide(table).to_dict("records")
     assert (best["use"], best["at the rate"], best["expect to lose, points"], best["ASR"]) == ("fine-tuning", "`4e-3`", "26.0", "0.010")
     (none,) = regimes.guide(regimes.costs(regimes.trials(_searched().assign(attack_success_rate=0.9)))).to_dict("records")
-    assert none["use"] == "none of fine-tuning and PAR"
+    assert (none["were run"], none["use"]) == ("fine-tuning and PAR", "none of them")
     runs = (
         _searched()
         .iloc[[1, 2, 4]]

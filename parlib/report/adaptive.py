@@ -18,7 +18,6 @@ from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, listed, name, number, points, rate_axis
 
 _PRETRAINING = "plants it in pretraining"
-_ORDER = [*(one.idea for one in ATTACKERS.values()), _PRETRAINING]
 
 
 def idea(params: Mapping[str, Any]) -> str:
@@ -29,8 +28,13 @@ def idea(params: Mapping[str, Any]) -> str:
     return _PRETRAINING if params["attacker"] == "plain" else f"{does}, in pretraining"
 
 
+def label(params: Mapping[str, Any]) -> str:
+    """The same behind the attacker's name, but for the plain one."""
+    return idea(params) if params["attacker"] == "plain" else f"{params['attacker'].replace('_', '-')}: {idea(params)}"
+
+
 def _named(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"attacker": idea(params), "method": params["method"], "rounds": params["rounds"]}
+    return {"attacker": label(params), "method": params["method"], "rounds": params["rounds"]}
 
 
 def results(records: Iterable[dict[str, Any]], like: Params) -> pd.DataFrame:
@@ -54,7 +58,8 @@ def compared(found: Adapted, records: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return rows
-    place = rows["attacker"].map(lambda who: _ORDER.index(who) if who in _ORDER else len(_ORDER))
+    order = [*(label({"attacker": who, "planted": "finetuning"}) for who in ATTACKERS), _PRETRAINING]
+    place = rows["attacker"].map(lambda who: order.index(who) if who in order else len(order))
     return in_order(rows.assign(place=place), ["place", "method", "rounds"]).drop(columns="place").reset_index(drop=True)
 
 
@@ -110,8 +115,8 @@ def _finding(found: pd.DataFrame) -> str:
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row an attacker and method: ASR, cost in points, accuracy under the trigger, S of both encoders, and the share of S that is a
-    rotation. Strings.
+    """A row an attacker and method: ASR before and after, cost in points, accuracy under the trigger, S of both encoders, and the share
+    of S that is a rotation. Strings.
     """
     if rows.empty:
         return rows
@@ -120,6 +125,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         made.append(
             {
                 "attacker": run["attacker"],
+                "ASR before": number(run["poisoned_asr"]) + ("" if run.get("within_caps", True) else ", outside the caps"),
                 "method": name(run["method"]),
                 "ASR": number(run["asr"]),
                 "cost, points": f"{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}",

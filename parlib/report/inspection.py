@@ -122,7 +122,7 @@ def leads(found: Inspected, others: pd.DataFrame) -> Figure:
         ax.set(xlim=(-0.03, 1.03), yticks=range(len(groups)), yticklabels=[group[0] for group in groups])
         ax.set_xlabel("lead of the strongest class over the median finalist")
         ax.invert_yaxis()
-    title = f"{'Above' if metrics['detected'] else 'Not above'} the threshold: the strongest class leads by {metrics['lead']:.2f}"
+    title = f"{'Above' if metrics['detected'] else 'Not above'} the threshold: this model's strongest class leads by {metrics['lead']:.2f}"
     note = "Grey: clean. Red: planted; hollow where another class than the target was named. Green: cleaned. Dashed: the threshold."
     return finished(figure, title, note)
 

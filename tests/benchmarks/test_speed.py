@@ -3,24 +3,29 @@ go to docs/speed.json, from which docs/paper-scale.md states them. What users wo
 takes turns with ours in one run.
 """
 
+import ast
 import re
 import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from jupyter_client.manager import start_new_kernel
 from miniatures import photographs, write_csv
 from PIL import Image
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
+from parlib.cli.notebooks import notebook_path
 from parlib.data.feeds import MemoryFeed
 from parlib.data.pairs import TEMPLATES
 from parlib.data.scenes import load_scenes
@@ -184,3 +189,38 @@ def test_memory_does_not_grow_with_the_number_of_pairs(tmp_path, figures):
         done = subprocess.run([sys.executable, "-c", _READ, str(folder), str(count)], capture_output=True, text=True, check=True)
         figures[f"pairs_{count}"] = int(re.findall(r"\d+", done.stdout)[-1])
     assert figures["pairs_20000"] < figures["pairs_1000"] + 200
+
+
+_OWNERS = ("torch", "torch._dynamo", "torchvision", "transformers", "timm", "open_clip", "pandas", "matplotlib", "parlib")
+
+
+def test_the_start_of_a_notebook(figures):
+    """Seconds until notebook 02 begins its work: its kernel, its imports, by the package that first asked for them, and its scenes."""
+    cells = nbformat.read(notebook_path("02_clean"), 4).cells
+    imports = next(cell.source for cell in cells if cell.cell_type == "code")
+    assert all(isinstance(one, ast.ImportFrom) for one in ast.parse(imports).body)
+    began = time.monotonic()
+    manager, client = start_new_kernel()
+    figures["kernel"] = round(time.monotonic() - began, 1)
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    command = [sys.executable, "-X", "importtime", "-c", imports]
+    subprocess.run(command, capture_output=True, check=True)  # what was on disk alone is in memory now
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    load_scenes("clean", 12_000)
+    (scenes,) = _seconds(lambda: (load_scenes("clean", 12_000), load_scenes("test", 2000)))
+    figures |= {name: round(seconds, 1) for name, seconds in _shares(told).most_common()} | {"scenes": round(scenes, 1)}
+    figures["whole"] = round(figures["kernel"] + sum(_shares(told).values()) + scenes, 1)
+
+
+def _shares(told: str) -> Counter[str]:
+    """Seconds of imports, from what python -X importtime printed, by the nearest owner that asked for them."""
+    owners: dict[int, str] = {}
+    found: Counter[str] = Counter()
+    for line in reversed(told.splitlines()):  # children stand before their parents
+        if match := re.match(r"import time: +(\d+) \| +\d+ \|( *)(\S+)$", line):
+            depth, name = len(match[2]), match[3]
+            top = name.split(".")[0]
+            owners[depth] = name if name in _OWNERS else top if top == "parlib" else owners.get(depth - 2, "others")
+            found[owners[depth]] += int(match[1]) / 1e6
+    return found
