@@ -125,7 +125,7 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
         for run in ours.to_dict("records"):
             row[name(run["method"])] = f"{run['cost']:.1f} at `{rate(run['lr'])}`" if run["removed"] else "not reached"
         rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(table["method"]))]).fillna("")
 
 
 def guide(table: pd.DataFrame) -> pd.DataFrame:
