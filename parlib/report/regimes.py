@@ -314,6 +314,7 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
                 ax.set(ylabel=label if column[0] is axes[0, 0] else "", xlabel="tau" if ax is column[-1] else "")
                 for speed, line in own.sort_values("tau").groupby("lr"):
                     ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}")
-        handles, labels = axes[0, -1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center")
+        drawn = dict(pair[::-1] for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True))  # not all in each panel
+        shown = [f"lr {rate(float(str(speed)))}" for speed in speeds]
+        figure.legend([drawn[label] for label in shown], shown, loc="outside right center")
     return finished(figure, f"What PAR keeps and removes over tau, at {listed(map(rate, speeds))}", "Validation scenes, single runs.")
