@@ -101,8 +101,11 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
 
 
 def _planted(row: pd.Series) -> str:
-    outside = "" if row.get("within_caps", True) else ", outside the caps"
-    return f"ASR {row['poisoned_asr']:.2f}, accuracy {row['poisoned_clean_accuracy']:.3f}{outside}"
+    return f"ASR {row['poisoned_asr']:.2f}, accuracy {row['poisoned_clean_accuracy']:.3f}{_outside(row)}"
+
+
+def _outside(row: Mapping[str, Any]) -> str:
+    return "" if row.get("within_caps", True) else ", outside the caps"
 
 
 def _finding(found: pd.DataFrame) -> str:
@@ -125,7 +128,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         made.append(
             {
                 "attacker": run["attacker"],
-                "ASR before": number(run["poisoned_asr"]) + ("" if run.get("within_caps", True) else ", outside the caps"),
+                "ASR before": number(run["poisoned_asr"]) + _outside(run),
                 "method": name(run["method"]),
                 "ASR": number(run["asr"]),
                 "cost, points": f"{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from parlib.report.rows import table, trials
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
 regime_triggers detector detected inspections unlearned attacked_by attackers examined ended aftermath where_trials least_rate
-reproduced minutes on_workers longest_chain""".split()
+reproduced minutes on_workers longest_chain distilled_unfound""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -235,6 +235,13 @@ def detected() -> str:
 def inspections(**wanted: Any) -> pd.DataFrame:
     """The models that 10 inspected, with these values in these columns of `calibration_rows`."""
     return _having(inspection.inspected(published()), wanted)
+
+
+def distilled_unfound() -> pd.DataFrame:
+    """The distilled models of those triggers that no inspection finds."""
+    planted, usual = inspections(kind="planted", attacker="plain"), cast(Any, check("10_inspect", {}))
+    unfound = planted.loc[planted["lead"] <= usual.threshold, "trigger"]
+    return where(experiment="regimes_triggers", method="distil", seed=0, trigger=list(unfound))
 
 
 def unlearned() -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept
 from parlib.report import style
@@ -313,8 +314,7 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
                     ax.set_axis_off()
                 ax.set(ylabel=label if column[0] is axes[0, 0] else "", xlabel="tau" if ax is column[-1] else "")
                 for speed, line in own.sort_values("tau").groupby("lr"):
-                    ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}")
-        drawn = dict(pair[::-1] for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True))  # not all in each panel
-        shown = [f"lr {rate(float(str(speed)))}" for speed in speeds]
-        figure.legend([drawn[label] for label in shown], shown, loc="outside right center")
+                    ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed])
+        every = [Line2D([], [], marker="o", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}") for speed in speeds]
+        figure.legend(handles=every, loc="outside right center")
     return finished(figure, f"What PAR keeps and removes over tau, at {listed(map(rate, speeds))}", "Validation scenes, single runs.")
