@@ -2,12 +2,18 @@
 with --write-figures what was measured goes to docs/gpu.json, from which docs/paper-scale.md states it.
 """
 
+import json
+import os
 import platform
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -24,11 +30,13 @@ from parlib.external.stream import Stream
 from parlib.method.losses import clip_loss
 from parlib.method.methods import METHODS, Backdoor, Recipe, cleaners
 from parlib.model.clip import Clip, create, embed_texts
+from parlib.report.regimes import GONE, least_cost
 from parlib.train.compute import Compute
 from parlib.train.loop import fit
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 GPU = "cuda"
+KEPT = ["cost", "attack_success_rate", "lr", "tau", "varied"]  # of the trials of a search
 
 
 def _recipe(method: str, **changes) -> Recipe:
@@ -129,6 +137,27 @@ def test_every_experiment_runs(checkout, monkeypatch, own_cache, own_outputs, pr
     assert sum(run.params.compute.device == GPU for run in runs) > 9
 
 
+def test_a_notebook_runs(checkout):
+    """The notebooks of a planting and a cleaning, by the runner."""
+    path = checkout / "params" / "smoke" / "everything.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["defaults"]["compute"] = {"device": GPU}
+    poisoned, cleaned = content["runs"][0], {"notebook": "02_clean", "method": "par", "trigger": "badnet_stripes"}
+    content["runs"] = [poisoned]
+    path.write_text(yaml.safe_dump(content))
+    content["runs"].append(cleaned | {"poisoned": plan(path)[0].id})
+    path.write_text(yaml.safe_dump(content))
+    runs = plan(path)
+    environment = os.environ | {"PAR_CACHE": str(checkout / "cache"), "PYTHONPATH": os.pathsep.join([str(checkout), *sys.path])}
+    command = [sys.executable, "-m", "parlib.run", str(path)]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for run in runs:
+        record = json.loads((checkout / "outputs" / "smoke" / f"{run.id}.json").read_text())
+        assert record["provenance"]["device"].startswith(torch.cuda.get_device_name())
+    assert len(list((checkout / "outputs" / "smoke").rglob("*.ipynb"))) == len(runs)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_main_job(checkout, own_cache, own_outputs, figures, seed):
     """What make reproduce runs. Its backdoor is not a CPU's: of the first five plantings here two ended at ASRs of 0.87 and 0.89."""
@@ -149,6 +178,35 @@ def test_the_main_job(checkout, own_cache, own_outputs, figures, seed):
     figures["minutes"] = round((time.monotonic() - began) / 60, 1)
     assert figures["poisoned"]["attack_success_rate"] > 0.8
     assert figures["finetune"]["attack_success_rate"] < 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_search(checkout, own_cache, own_outputs, figures, seed):
+    """The trials of params/small/regimes.yaml with 720 pairs, of four methods, on Ray Tune: those of a seed share a planting and its
+    inspection, and the GPU with two other seeds.
+    """
+    given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed, "base_epochs": 15}
+    planted = check("01_poison", given | {"compute": {"device": GPU}})
+    inspected = check("10_inspect", given | {"poisoned": planted.id, "compute": {"device": GPU}})
+    for run in (planted, inspected):
+        make(run)
+    blocks = yaml.safe_load((checkout / "params" / "small" / "regimes.yaml").read_text())["runs"]
+    usual = {"notebook": "03_tau_sweep", "pairs": 720}
+    space = [
+        grid | {"poisoned": [planted.id]} | ({"inverted": [inspected.id]} if "inverted" in grid else {})
+        for method in ("finetune", "par", "distil", "unlearn")
+        for grid in next(one for one in blocks if one == usual | {"name": method, "space": one.get("space")})["space"]
+    ]
+    sharing = {"name": "search", "alone": False, "gpus": 0.2, "pairs": 720, "steps": 360, "space": space}
+    found = pd.DataFrame(make(check("03_tau_sweep", given | sharing))["history"])
+    found["cost"] = (found["poisoned_clean_accuracy"] - found["clean_accuracy"]).round(4)
+    for method, trials in found.groupby("method"):
+        trials[KEPT] = trials[KEPT].astype(object).where(trials[KEPT].notna(), None)
+        best = least_cost(trials)
+        figures[str(method)] = {"removed": best is not None, "trials": trials[KEPT].values.tolist()}
+        figures[str(method)] |= {} if best is None else dict(zip(KEPT, best[KEPT].tolist(), strict=True))
+    assert found["poisoned_asr"].min() > 0.8
+    assert (found["attack_success_rate"] <= GONE).groupby(found["method"]).any().all()
 
 
 # What a step takes. Times are measured, not asserted.
