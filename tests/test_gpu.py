@@ -5,6 +5,7 @@ with --write-figures what was measured goes to docs/gpu.json, from which docs/pa
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import yaml
 from miniatures import photographs
 
 from parlib.attack.triggers import Trigger
+from parlib.cache import ROOT
 from parlib.cli.plan import plan, with_needs
 from parlib.data.feeds import Batch, Feed, MemoryFeed
 from parlib.data.scenes import load_scenes
@@ -180,25 +182,31 @@ def test_the_main_job(checkout, own_cache, own_outputs, figures, seed):
     assert figures["finetune"]["attack_success_rate"] < 0.1
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_search(checkout, own_cache, own_outputs, figures, seed):
-    """The trials of params/small/regimes.yaml with 720 pairs, of four methods, on Ray Tune: those of a seed share a planting and its
-    inspection, and the GPU with two other seeds.
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_search(own_outputs, figures, seed):
+    """The trials of params/small/regimes.yaml, of seed 0 there, with 720 pairs and four methods, on Ray Tune. They begin from models that
+    a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE.
     """
-    given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed, "base_epochs": 15}
-    planted = check("01_poison", given | {"compute": {"device": GPU}})
-    inspected = check("10_inspect", given | {"poisoned": planted.id, "compute": {"device": GPU}})
+    given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed}
+    inspected = check("10_inspect", given)
+    planted = check("01_poison", given | {"base_epochs": inspected.base_epochs})
     for run in (planted, inspected):
-        make(run)
-    blocks = yaml.safe_load((checkout / "params" / "small" / "regimes.yaml").read_text())["runs"]
+        name = Path("outputs", "small", run.id)
+        if not (ROOT / name.with_suffix(".json")).exists():
+            pytest.skip(f"needs {run.id}: python -m parlib.run params/small/inspect.yaml --only {run.id}")
+        (own_outputs / name).parent.mkdir(parents=True)
+        for file in (ROOT / name.parent).glob(f"{name.name}*"):
+            shutil.copy(file, own_outputs / name.parent)
+    blocks = yaml.safe_load((ROOT / "params" / "small" / "regimes.yaml").read_text())["runs"]
     usual = {"notebook": "03_tau_sweep", "pairs": 720}
     space = [
-        grid | {"poisoned": [planted.id]} | ({"inverted": [inspected.id]} if "inverted" in grid else {})
+        grid | ({"inverted": [inspected.id]} if "inverted" in grid else {})
         for method in ("finetune", "par", "distil", "unlearn")
         for grid in next(one for one in blocks if one == usual | {"name": method, "space": one.get("space")})["space"]
     ]
-    sharing = {"name": "search", "alone": False, "gpus": 0.2, "pairs": 720, "steps": 360, "space": space}
-    found = pd.DataFrame(make(check("03_tau_sweep", given | sharing))["history"])
+    regime = {"base_epochs": planted.base_epochs, "pairs": 720, "steps": 360}
+    sweep = check("03_tau_sweep", given | regime | {"name": "search", "space": space, "alone": False, "gpus": 1 / 16})
+    found = pd.DataFrame(make(sweep)["history"])
     found["cost"] = (found["poisoned_clean_accuracy"] - found["clean_accuracy"]).round(4)
     for method, trials in found.groupby("method"):
         trials[KEPT] = trials[KEPT].astype(object).where(trials[KEPT].notna(), None)
