@@ -155,4 +155,5 @@ def figures(request):
     if request.config.getoption("--write-figures") and found and request.session.testsfailed == failed:
         path = ROOT / "docs" / f"{request.module.__name__.removeprefix('test_')}.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(dict(sorted((kept | {name: dict(found)}).items())), indent=1) + "\n")
+        text = json.dumps(dict(sorted((kept | {name: dict(found)}).items())), indent=1) + "\n"
+        path.write_text(re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), text))  # a row of a table in one line
