@@ -17,7 +17,7 @@ ASR, ACCURACY = "attack success rate (ASR)", "clean accuracy"
 REMOVED = 0.01  # the ASR at or below which a figure says that a backdoor is removed
 COLOUR = {
     "base": "#7f7f7f", "none": "#d62728", "poisoned": "#d62728", "before": "#d62728", "finetune": "#1f77b4", "cleanclip": "#ff7f0e",
-    "roclip": "#8c564b", "par": "#2ca02c", "distil": "#9467bd", "ftsam": "#e377c2", "fst": "#393b79", "superft": "#637939",
+    "roclip": "#8c564b", "par": "#2ca02c", "distil": "#9467bd", "ftsam": "#e377c2", "fst": "#a55194", "superft": "#637939",
     "unlearn": "#b8860b", "invertune": "#e7969c", "tbar": "#5254a3", "finetune_augmented": "#17becf", "perturb_only": "#bcbd22",
 }  # fmt: skip
 # In the order in which people meet them; a name that is not here is shown as it is, after these.
