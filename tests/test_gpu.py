@@ -32,6 +32,7 @@ from parlib.external.stream import Stream
 from parlib.method.losses import clip_loss
 from parlib.method.methods import METHODS, Backdoor, Recipe, cleaners
 from parlib.model.clip import Clip, create, embed_texts
+from parlib.records.store import artifact_file, read
 from parlib.report.regimes import GONE, least_cost
 from parlib.train.compute import Compute
 from parlib.train.loop import fit
@@ -185,18 +186,20 @@ def test_the_main_job(checkout, own_cache, own_outputs, figures, seed):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_search(own_outputs, figures, seed):
     """The trials of params/small/regimes.yaml, of seed 0 there, with 720 pairs and four methods, on Ray Tune. They begin from models that
-    a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE.
+    a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE, a folder called smoke (conftest.py).
     """
     given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed}
     inspected = check("10_inspect", given)
     planted = check("01_poison", given | {"base_epochs": inspected.base_epochs})
-    for run in (planted, inspected):
-        name = Path("outputs", "small", run.id)
-        if not (ROOT / name.with_suffix(".json")).exists():
-            pytest.skip(f"needs {run.id}: python -m parlib.run params/small/inspect.yaml --only {run.id}")
-        (own_outputs / name).parent.mkdir(parents=True)
-        for file in (ROOT / name.parent).glob(f"{name.name}*"):
-            shutil.copy(file, own_outputs / name.parent)
+    for run, needed in ((planted, "weights"), (inspected, "pattern")):
+        folder = Path("outputs", "small", run.notebook)
+        (own_outputs / folder).mkdir(parents=True)
+        for file in (ROOT / folder).glob(f"{Path(run.id).name}*"):
+            shutil.copy(file, own_outputs / folder)
+        try:
+            artifact_file(read(run.scale, run.id), needed)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
     blocks = yaml.safe_load((ROOT / "params" / "small" / "regimes.yaml").read_text())["runs"]
     usual = {"notebook": "03_tau_sweep", "pairs": 720}
     space = [
