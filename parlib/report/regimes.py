@@ -186,14 +186,14 @@ def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None
     if found.empty:
         return None
     panels = [runs for _, runs in found.groupby(REGIME, sort=False)]
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
+    columns = -(-len(panels) // (lines := -(-len(panels) // 3)))
     with plt.rc_context(STYLE):
         size = (1.2 + 3.4 * columns, 0.6 + 2.9 * lines)
         figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
-        for ax, runs in zip(axes.flat, panels, strict=False):
+        for i, (ax, runs) in enumerate(zip(axes.flat, panels, strict=False)):
             rate_axis(ax, label=ax in axes[:, 0])
-            ax.set(title=title_of(runs.iloc[0]), xlabel="clean accuracy lost, in points" if ax in axes[-1] else "")
+            ax.set(title=title_of(runs.iloc[0]), xlabel="clean accuracy lost, in points" if i + columns >= len(panels) else "")
+            ax.tick_params(labelbottom=i + columns >= len(panels))  # nothing is drawn below it
             _panel(ax, runs)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
