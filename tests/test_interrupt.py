@@ -39,6 +39,8 @@ def test_ctrl_c_ends_in_a_line_and_the_next_start_goes_on_without_its_notebook_t
     loop = checkout / "parlib" / "train" / "loop.py"
     whole = loop.read_text()
     loop.write_text(whole + _SLOWLY)
+    manager = checkout / "parlib" / "cli" / "notebooks.py"
+    manager.write_text(manager.read_text() + _SLOW_TO_STOP)
     first = _start(checkout)
     for line in first.stdout:  # the base is trained and cached by then, poisoning has begun
         if "poisoning begins" in line:
@@ -70,6 +72,16 @@ def fit(*arguments, title="", **options):
     if title == "poisoning":
         time.sleep(60)
     return _fit(*arguments, title=title, **options)
+"""
+
+# As on a busy machine: nbclient still looks whether the kernel lives, and finds that it doesn't.
+_SLOW_TO_STOP = """
+import asyncio
+_cleanup = _Manager._async_cleanup_resources
+async def _slowly(self, restart=False):
+    await asyncio.sleep(2)
+    await _cleanup(self, restart)
+_Manager._async_cleanup_resources = _Manager.cleanup_resources = _slowly
 """
 
 _TRAINING = """

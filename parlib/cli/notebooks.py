@@ -70,6 +70,7 @@ def execute(run: Planned) -> None:
     where it has not made this run.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # after a Ctrl-C nbclient's task may end in an error that nobody waits for
     done = outputs(run.params.scale) / f"{run.id}.ipynb"
     partial = done.with_suffix(".running.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
