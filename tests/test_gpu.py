@@ -28,6 +28,7 @@ from parlib.data.scenes import load_scenes
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check, make
+from parlib.experiments.trials import Sweep
 from parlib.external.stream import Stream
 from parlib.method.losses import clip_loss
 from parlib.method.methods import METHODS, Backdoor, Recipe, cleaners
@@ -184,9 +185,10 @@ def test_the_main_job(checkout, own_cache, own_outputs, figures, seed):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_search(own_outputs, figures, seed):
-    """The trials of params/small/regimes.yaml, of seed 0 there, with 720 pairs and four methods, on Ray Tune. They begin from models that
-    a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE, a folder called smoke (conftest.py).
+@pytest.mark.parametrize("regime", ["pairs720", "pairs2400_coverage0.25"])
+def test_the_search(own_outputs, figures, regime, seed):
+    """The trials of params/small/regimes.yaml, of seed 0 there, in two regimes and with four methods, on Ray Tune. They begin from models
+    that a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE, a folder called smoke (conftest.py).
     """
     given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed}
     inspected = check("10_inspect", given)
@@ -200,15 +202,12 @@ def test_the_search(own_outputs, figures, seed):
             artifact_file(read(run.scale, run.id), needed)
         except FileNotFoundError as error:
             pytest.skip(str(error))
-    blocks = yaml.safe_load((ROOT / "params" / "small" / "regimes.yaml").read_text())["runs"]
-    usual = {"notebook": "03_tau_sweep", "pairs": 720}
-    space = [
-        grid | ({"inverted": [inspected.id]} if "inverted" in grid else {})
-        for method in ("finetune", "par", "distil", "unlearn")
-        for grid in next(one for one in blocks if one == usual | {"name": method, "space": one.get("space")})["space"]
-    ]
-    regime = {"base_epochs": planted.base_epochs, "pairs": 720, "steps": 360}
-    sweep = check("03_tau_sweep", given | regime | {"name": "search", "space": space, "alone": False, "gpus": 1 / 16})
+    sweeps = {run.id: run.params for run in plan(ROOT / "params" / "small" / "regimes.yaml") if isinstance(run.params, Sweep)}
+    methods = ("finetune", "par", "distil", "unlearn")
+    searched = [sweeps[f"03_tau_sweep/{method}_badnet_stripes_s0_base_epochs15_{regime}_steps360"] for method in methods]
+    space = [grid | ({"inverted": [inspected.id]} if "inverted" in grid else {}) for one in searched for grid in one.space]
+    given |= {name: getattr(searched[0], name) for name in ("base_epochs", "pairs", "coverage", "steps")}
+    sweep = check("03_tau_sweep", given | {"name": "search", "space": space, "alone": False, "gpus": 1 / 16})
     found = pd.DataFrame(make(sweep)["history"])
     found["cost"] = (found["poisoned_clean_accuracy"] - found["clean_accuracy"]).round(4)
     for method, trials in found.groupby("method"):
