@@ -28,7 +28,6 @@ from parlib.data.scenes import load_scenes
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check, make
-from parlib.experiments.trials import Sweep
 from parlib.external.stream import Stream
 from parlib.method.losses import clip_loss
 from parlib.method.methods import METHODS, Backdoor, Recipe, cleaners
@@ -187,7 +186,7 @@ def test_the_main_job(checkout, own_cache, own_outputs, figures, seed):
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("regime", ["pairs720", "pairs2400_coverage0.25"])
 def test_the_search(own_outputs, figures, regime, seed):
-    """The trials of params/small/regimes.yaml, of seed 0 there, in two regimes and with four methods, on Ray Tune. They begin from models
+    """The trials of published searches, of seed 0, in two regimes and with four methods, on Ray Tune. They begin from models
     that a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE, a folder called smoke (conftest.py).
     """
     given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed}
@@ -202,11 +201,11 @@ def test_the_search(own_outputs, figures, regime, seed):
             artifact_file(read(run.scale, run.id), needed)
         except FileNotFoundError as error:
             pytest.skip(str(error))
-    sweeps = {run.id: run.params for run in plan(ROOT / "params" / "small" / "regimes.yaml") if isinstance(run.params, Sweep)}
-    methods = ("finetune", "par", "distil", "unlearn")
-    searched = [sweeps[f"03_tau_sweep/{method}_badnet_stripes_s0_base_epochs15_{regime}_steps360"] for method in methods]
-    space = [grid | ({"inverted": [inspected.id]} if "inverted" in grid else {}) for one in searched for grid in one.space]
-    given |= {name: getattr(searched[0], name) for name in ("base_epochs", "pairs", "coverage", "steps")}
+    name = "{}_badnet_stripes_s0_base_epochs15_{}_steps360.json"  # of the published searches
+    folder, methods = ROOT / "outputs" / "reference" / "03_tau_sweep", ("finetune", "par", "distil", "unlearn")
+    searched = [json.loads((folder / name.format(method, regime)).read_text())["params"] for method in methods]
+    space = [grid | ({"inverted": [inspected.id]} if "inverted" in grid else {}) for one in searched for grid in one["space"]]
+    given |= {field: searched[0][field] for field in ("base_epochs", "pairs", "coverage", "steps")}
     sweep = check("03_tau_sweep", given | {"name": "search", "space": space, "alone": False, "gpus": 1 / 16})
     found = pd.DataFrame(make(sweep)["history"])
     found["cost"] = (found["poisoned_clean_accuracy"] - found["clean_accuracy"]).round(4)
