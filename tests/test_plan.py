@@ -169,6 +169,13 @@ def test_every_published_record_is_current_and_of_the_parameters_that_are_planne
         assert asked.model_dump(exclude={"experiment"}) == planned[record["run"]].model_dump(exclude={"experiment"})
 
 
+def test_only_takes_what_a_planned_run_builds_on():
+    """Such runs are in the list, too."""
+    planned, needed = plan(ROOT / "params" / "small" / "triggers.yaml"), "01_poison/sig_s0_base_epochs15"
+    assert needed not in _ids(planned)
+    assert _ids(choose(planned, [needed])) == [needed]
+
+
 def test_only_adds_what_a_run_builds_on(small):
     wanted = choose(small, ["02_clean/par_badnet_stripes_s1"])
     assert _ids(with_needs(wanted, small)) == ["01_poison/badnet_stripes_s1", "02_clean/par_badnet_stripes_s1"]

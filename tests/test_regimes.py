@@ -18,7 +18,7 @@ from parlib.measure.metrics import EvalSet, zero_shot
 from parlib.measure.selection import KNOBS, blind, choose
 from parlib.method.methods import Recipe
 from parlib.model.preparation import Preparation
-from parlib.report import regimes
+from parlib.report import regime_figures, regimes
 from parlib.report.rows import table
 from parlib.train.loop import fit
 
@@ -225,17 +225,17 @@ def test_the_figures_have_a_panel_a_regime_and_none_without_trials():
     other = found.assign(coverage=1.0, planted="pretraining")
     both = pd.concat([found, other], ignore_index=True)
     made = _searched().assign(experiment="scarce", notebook="02_clean")
-    figure = regimes.frontiers(both, regimes.today(made))
+    figure = regime_figures.frontiers(both, regimes.today(made))
     assert figure is not None
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles == ["720 pairs, 25 % of the classes", "720 pairs, all classes, planted in pretraining"]
-    assert regimes.frontiers(found.iloc[:0], made.iloc[:0]) is None
-    figure = regimes.by_regime(pd.concat([found, found.assign(coverage=1.0)], ignore_index=True))
+    assert regime_figures.frontiers(found.iloc[:0], made.iloc[:0]) is None
+    figure = regime_figures.by_regime(pd.concat([found, found.assign(coverage=1.0)], ignore_index=True))
     assert figure is not None
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["720\nall classes", "720\n25 %\nof the classes"]
-    assert regimes.by_regime(other) is None  # planted in pretraining alone
-    assert regimes.by_tau(found) is None  # one tau
-    assert regimes.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
+    assert regime_figures.by_regime(other) is None  # planted in pretraining alone
+    assert regime_figures.by_tau(found) is None  # one tau
+    assert regime_figures.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
 
 
 def test_a_table_says_which_trial_each_rule_takes():

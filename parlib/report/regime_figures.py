@@ -1,0 +1,163 @@
+"""What a cleaning costs where clean pairs are few or show few classes: figures of the experiment `regimes`."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from parlib.measure.selection import MARGIN, blind
+from parlib.report import style
+from parlib.report.regimes import GONE, REGIME, classes_of, costs, frontier, title_of
+from parlib.report.style import STYLE, colour, finished, label_ends, listed, name, rate, rate_axis
+
+
+def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None:
+    """The ASR that each method leaves at each cost: a panel a regime, a dot a trial, a line a method; None where there is no trial.
+    runs_of_today, rows of the same columns, are drawn in as crosses.
+    """
+    if found.empty:
+        return None
+    panels = [runs for _, runs in found.groupby(REGIME, sort=False)]
+    columns = -(-len(panels) // (lines := -(-len(panels) // 3)))
+    with plt.rc_context(STYLE):
+        size = (1.2 + 3.4 * columns, 0.6 + 2.9 * lines)
+        figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+        for i, (ax, runs) in enumerate(zip(axes.flat, panels, strict=False)):
+            lowest = i + columns >= len(panels)  # nothing is drawn below it
+            rate_axis(ax, label=ax in axes[:, 0])
+            ax.set(title=title_of(runs.iloc[0]), xlabel="clean accuracy lost, in points" if lowest else "")
+            ax.tick_params(labelbottom=lowest)
+            _panel(ax, runs)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+        _draw_today(axes, panels, runs_of_today)
+    note = (
+        f"Validation scenes, BadNet-Stripes, single runs; {_budget(found)}. A dot is a trial, the line a method's lowest ASR at a cost. "
+        f"Ring: what the blind rule takes with a margin of {100 * MARGIN:.0f} points (dashed), without the trigger."
+    )
+    return finished(figure, _finding(found), note + (" Crosses: the runs of make reproduce, test scenes." if len(runs_of_today) else ""))
+
+
+def by_regime(found: pd.DataFrame) -> Figure | None:
+    """The lowest ASR within MARGIN and what a removal costs, over the regimes: a row an encoder, a line a method. Regimes of all classes
+    are joined by pairs, those of a part of them stand apart; None where there is no trial of a backdoor planted in fine-tuning.
+    """
+    table = costs(found[found["planted"] == "finetuning"])
+    if table.empty:
+        return None
+    places = table[["pairs", "coverage"]].drop_duplicates().sort_values(["coverage", "pairs"], ascending=False, ignore_index=True)
+    table = table.merge(places.assign(place=places.index))
+    encoders = list(table["encoder"].unique())
+    labels = [f"{pairs:,.0f}\n" + classes_of(coverage).replace(" of", "\nof") for pairs, coverage in places.itertuples(index=False)]
+    with plt.rc_context(STYLE):
+        size = (3.2 + 1.4 * max(3, len(places)), 0.9 + 2.6 * len(encoders))
+        figure, axes = plt.subplots(len(encoders), 2, figsize=size, sharex=True, sharey="col", squeeze=False)
+        for line, encoder in zip(axes, encoders, strict=True):
+            ours = table[table["encoder"] == encoder]
+            for ax in line:
+                ax.set_xticks(places.index, labels, fontsize=8)
+                ax.set_xlim(-0.5, len(places) - 0.5)
+                for edge in places.index[places["coverage"].diff() < 0]:
+                    ax.axvline(edge - 0.5, color="black", lw=0.8)
+            rate_axis(line[0])
+            line[0].axhline(GONE, ls=":", color="black", lw=0.8)
+            line[0].set_title(f"{name(encoder)}: lowest ASR within {100 * MARGIN:.0f} points")
+            line[1].set(title=f"Cost of an ASR of at most {GONE:g}", ylabel="clean accuracy lost, in points")
+            _lines(line[0], ours, "within_asr")
+            ends = _lines(line[1], ours, "cost")
+            line[1].set_ylim(bottom=-1.5)  # a cost of 0 stands free
+            label_ends(line[1], ends, gap=0.075)
+        for ax in axes[-1]:
+            ax.set_xlabel("clean pairs, and the classes that they show")
+    ran = table.assign(able=table["within_asr"] <= GONE).groupby("method")["able"].agg(["sum", "size"]).sort_values("sum", ascending=False)
+    said = listed(f"{name(str(method))} {able} of {searched}" for method, able, searched in ran[ran["size"] > 1].itertuples())
+    note = f"Validation scenes, BadNet-Stripes, single runs; {_budget(found)}. Cross: none costs so little, or removes it."
+    return finished(figure, f"Removed within {100 * MARGIN:.0f} points of clean accuracy, of two or more regimes searched: {said}", note)
+
+
+def _lines(ax: Axes, table: pd.DataFrame, column: str) -> list[tuple[float, float, str, str]]:
+    """Draw a column over the places of the regimes, a line a method, and a cross at the top where it has no value; return the lines' ends,
+    for their labels.
+    """
+    ends, apart = [], 0.5 / table["method"].nunique()
+    for i, (method, runs) in enumerate(table.assign(place=table["place"] - 0.25).groupby("method", sort=False)):
+        runs = runs.assign(place=runs["place"] + apart * (i + 0.5))
+        paint, ours, none = colour(str(method)), runs.dropna(subset=[column]).sort_values("place"), runs[runs[column].isna()]
+        ax.plot(none["place"], [0.97] * len(none), "x", color=paint, ms=6, transform=ax.get_xaxis_transform())
+        for _, joined in ours.groupby("coverage"):
+            ax.plot(joined["place"], joined[column], "o-", color=paint, ms=5, lw=1.6)
+        if len(ours):
+            ends.append((ours["place"].iloc[-1], ours[column].iloc[-1], name(method), paint))
+    return ends
+
+
+def _panel(ax: Axes, runs: pd.DataFrame) -> None:
+    ax.axvline(100 * MARGIN, ls="--", color="black", lw=0.8)
+    ends = []
+    for method, ours in runs.groupby("method", sort=False):
+        paint, best, chosen = colour(str(method)), frontier(ours), ours.loc[blind(ours)]
+        ax.plot(100 * ours["cost"], ours["attack_success_rate"], "o", ms=3.5, color=paint, alpha=0.45, mew=0)
+        ax.plot(100 * best["cost"], best["attack_success_rate"], "-", drawstyle="steps-post", color=paint, lw=1.6)
+        ax.plot(100 * chosen["cost"], chosen["attack_success_rate"], "o", ms=10, color=paint, mfc="none")
+        ends.append((100 * best["cost"].iloc[-1], best["attack_success_rate"].iloc[-1], name(method), paint))
+    label_ends(ax, ends, gap=0.075)
+
+
+def _draw_today(axes: Any, panels: list[pd.DataFrame], runs_of_today: pd.DataFrame) -> None:
+    for ax, runs in zip(axes.flat, panels, strict=False):
+        same = runs_of_today[(runs_of_today[REGIME] == runs[REGIME].iloc[0]).all(axis=1)]
+        for run in same.to_dict("records"):
+            cost = 100 * (run["poisoned_clean_accuracy"] - run["clean_accuracy"])
+            ax.plot(cost, run["attack_success_rate"], "X", ms=9, color=colour(run["method"]), mec="white", zorder=4)
+
+
+def _finding(found: pd.DataFrame) -> str:
+    """What the cheapest removal costs, from the regime in which that is least to the one in which it is most."""
+    table = costs(found)
+    cheapest = table[table["removed"]].groupby(REGIME, sort=False)["cost"].min()
+    if cheapest.empty:
+        return "No method removes the backdoor in any of these regimes"
+    span = " to ".join(dict.fromkeys(f"{round(end)}" for end in (cheapest.min(), cheapest.max())))
+    return f"Removing the backdoor (ASR at most {GONE:g}) costs {span} points of clean accuracy, by the cheapest that was run"
+
+
+def by_tau(found: pd.DataFrame) -> Figure | None:
+    """Clean accuracy on the classes that the pairs don't show, on those that they show, and ASR, over PAR's tau: a line a rate, a column a
+    regime; None where PAR was not tried with two values of tau.
+    """
+    runs = found[(found["method"] == "par") & found["tau"].notna()]
+    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() > 1]
+    if not panels:
+        return None
+    measures = {"own": "accuracy, seen classes", "attack_success_rate": style.ASR}
+    if runs["clean_accuracy_unseen"].notna().any():
+        measures = {"clean_accuracy_unseen": "accuracy, unseen classes"} | measures
+    speeds = sorted(runs["lr"].unique())
+    paints = dict(zip(speeds, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(speeds))), strict=True))
+    with plt.rc_context(STYLE):
+        size = (1.6 + 2.8 * len(panels), 2.1 * len(measures))
+        figure, axes = plt.subplots(len(measures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False)
+        for column, part in zip(axes.T, panels, strict=True):
+            own = part.assign(own=part["clean_accuracy_seen"].fillna(part["clean_accuracy"]))
+            column[0].set_title(title_of(part.iloc[0]))
+            for ax, (measure, label) in zip(column, measures.items(), strict=True):
+                if measure == "attack_success_rate":
+                    rate_axis(ax, label=ax is axes[-1, 0])
+                if own[measure].isna().all() and column[0] is not axes[0, 0]:  # pairs of all classes leave none unseen
+                    ax.set_axis_off()
+                ax.set(ylabel=label if column[0] is axes[0, 0] else "", xlabel="tau" if ax is column[-1] else "")
+                for speed, line in own.sort_values("tau").groupby("lr"):
+                    ax.plot(line["tau"], line[measure], "o-", ms=3.5, lw=1.3, color=paints[speed])
+        every = [Line2D([], [], marker="o", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}") for speed in speeds]
+        figure.legend(handles=every, loc="outside right center")
+    return finished(figure, f"What PAR keeps and removes over tau, at {listed(map(rate, speeds))}", "Validation scenes, single runs.")
+
+
+def _budget(found: pd.DataFrame) -> str:
+    """How many trials each method had in each regime, in words."""
+    counts = sorted(found.groupby([*REGIME, "method"], dropna=False).size().unique(), reverse=True)
+    return f"each method {' or '.join(map(str, counts))} trials"
