@@ -155,8 +155,8 @@ def _axis(notebook: str, name: str, value: Any) -> list[Any]:
 
 
 def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
-    """The runs of these ids: planned, or what a planned one builds on, or with a method, trigger, encoder and seed of their own; ValueError,
-    naming near ones, on others.
+    """The runs of these ids: planned, or what a planned one builds on, or with a method, trigger, encoder and seed of their own.
+    ValueError, naming near ones, on others.
     """
     by_id = {run.id: run for run in with_needs(planned, planned)}
     for run in only:

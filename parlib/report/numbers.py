@@ -149,12 +149,11 @@ def one(column: str, **wanted: Any) -> float:
     return where(**wanted)[column].mean()
 
 
-def regime(
-    method: str, pairs: int, coverage: float = 1.0, tau: float | None = None, planted: str = "finetuning", encoder: str = "small_resnet"
-) -> Any:
+def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "regimes", **wanted: Any) -> Any:
     """What a method costs in a regime, a row of `regimes.costs`, over its trials or those with one tau; None where it was not searched."""
-    wanted = {"encoder": encoder, "planted": planted, "method": method, "pairs": pairs, "coverage": coverage}
-    found = _having(regimes.trials(rows()), wanted | ({} if tau is None else {"tau": tau}))
+    wanted = {"encoder": "small_resnet", "planted": "finetuning"} | wanted
+    wanted |= {"method": method, "pairs": pairs, "coverage": coverage, "experiment": experiment}
+    found = _having(regimes.trials(rows(), experiment), wanted)
     return regimes.costs(found).iloc[0] if len(found) else None
 
 

@@ -10,7 +10,7 @@ from parlib.report.style import in_order, listed, name, number, points, rate
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
 GRIDS = (
-    *("regimes", "regimes_tau", "regimes_known", "regimes_triggers", "regimes_seeds", "distil_parts"),
+    *("regimes", "regimes_tau", "regimes_known", "regimes_interpolation", "regimes_triggers", "regimes_seeds", "distil_parts"),
     *("rebound", "downstream", "adaptive", "inspect"),
 )
 _SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
@@ -78,8 +78,8 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
         row |= {"removed": best is not None, "within_asr": runs.loc[kept(runs), "attack_success_rate"].min()}
         if best is not None:
             row |= {end: points(best[end]) for end in ("cost", "cost_seen", "cost_unseen")}
-            row |= {knob: best[knob] for knob in KNOBS}
-            row |= {"lr": best["lr"], "asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
+            row |= {setting: best[setting] for setting in (*KNOBS, "interpolation", "lr")}
+            row |= {"asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
         for rule, chosen in (("informed", runs.loc[choose(runs)]), ("blind", runs.loc[blind(runs)])):
             row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": points(chosen["cost"]), f"{rule}_lr": chosen["lr"]}
         rows.append(row)
