@@ -175,7 +175,7 @@ def _searched() -> pd.DataFrame:
     ]
     names = ["method", "tau", "lr", "clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "attack_success_rate"]
     found = pd.DataFrame(rows, columns=names).assign(**usual, triggered_accuracy=0.5, notebook="03_tau_sweep")
-    return found.assign(run=[f"a:{i}" for i in range(len(found))], **dict.fromkeys(set(KNOBS) - {"tau"}))
+    return found.assign(run=[f"a:{i}" for i in range(len(found))], **dict.fromkeys({*KNOBS, "interpolation"} - {"tau"}))
 
 
 def test_what_a_removal_costs_by_hand():
@@ -236,6 +236,20 @@ def test_the_figures_have_a_panel_a_regime_and_none_without_trials():
     assert regime_figures.by_regime(other) is None  # planted in pretraining alone
     assert regime_figures.by_tau(found) is None  # one tau
     assert regime_figures.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
+
+
+def test_the_share_given_back_is_drawn_from_nothing_on_at_the_rate_of_the_cheapest_removal():
+    searched = _searched()
+    given = searched.iloc[[2, 2, 4]].assign(experiment="regimes_interpolation", interpolation=[0.1, 0.2, 0.1])
+    given["clean_accuracy"], given["attack_success_rate"] = [0.8, 0.85, 0.7], [0.02, 0.06, 0.5]
+    found = regimes.trials(pd.concat([searched, given], ignore_index=True), "regimes_interpolation")
+    assert regimes.costs(found[found["interpolation"].notna()])["cost"].tolist()[:1] == pytest.approx([16])
+    figure = regime_figures.by_share(found)
+    assert figure is not None
+    left, right = figure.axes[:2]
+    assert [line.get_ydata().tolist() for line in left.lines[:2]] == [[0.01, 0.02, 0.06], [0.04, 0.5]]
+    assert right.lines[0].get_xydata().ravel().tolist() == pytest.approx([0, 26, 10, 16, 20, 11])
+    assert regime_figures.by_share(regimes.trials(searched)) is None
 
 
 def test_a_table_says_which_trial_each_rule_takes():

@@ -31,11 +31,15 @@ def blind(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
     accuracy on the classes that the clean pairs show is within the margin, then the largest option of the method's
     own; where there is none, the highest such accuracy.
     """
-    own = runs.assign(**{f"{start}own": seen_accuracy(runs, start) for start in ("", "poisoned_")})
-    good = own[kept(own, margin, "own")]
+    good = runs[kept_seen(runs, margin)]
     if not len(good):
-        return own["own"].sort_values(ascending=False).index[0]
+        return seen_accuracy(runs).sort_values(ascending=False).index[0]
     return good.sort_values(["lr", *(knob for knob in KNOBS if knob in good)], ascending=False).index[0]
+
+
+def kept_seen(runs: pd.DataFrame, margin: float = MARGIN) -> pd.Series:
+    """(N,) bool: as `kept`, on the classes that the clean pairs show."""
+    return kept(pd.DataFrame({f"{start}own": seen_accuracy(runs, start) for start in ("", "poisoned_")}), margin, "own")
 
 
 def seen_accuracy(runs: pd.DataFrame, start: str = "") -> pd.Series:

@@ -157,19 +157,23 @@ def kept_trigger(run: str) -> InvertedTrigger | None:
 
 def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     """A row a planted trigger: what an inspection of its model found, the ASR before and after that was unlearned, and what it cost in
-    points of clean accuracy, beside distillation at its own setting, which knows no trigger. Strings.
+    points of clean accuracy, without and with a share of the poisoned weights given back; beside distillation at its own setting, which
+    knows no trigger. Strings.
     """
-    cleaned = rows[(rows["experiment"] == "regimes_triggers") & (rows["notebook"] == "02_clean")]
-    by = {method: cleaned[cleaned["method"] == method] for method in ("unlearn", "distil")}
-    shown = {method: runs.drop_duplicates("trigger").set_index("trigger") for method, runs in by.items()}
-    every = in_order(cleaned[cleaned["method"].isin(by)].drop_duplicates("trigger"), ["trigger"])
+    ours = rows[(rows["notebook"] == "02_clean") & (rows["seed"] == 0)]
+    whole, back = (ours[ours["experiment"] == experiment] for experiment in ("regimes_triggers", "regimes_interpolation"))
+    runs = {name("unlearn"): whole[whole["method"] == "unlearn"]}
+    runs |= {f"{100 * share:.0f} % given back": given for share, given in back[back["method"] == "unlearn"].groupby("interpolation")}
+    runs |= {name("distil"): whole[whole["method"] == "distil"]}
+    shown = {label: cleaned.drop_duplicates("trigger").set_index("trigger") for label, cleaned in runs.items()}
+    every = in_order(whole[whole["method"].isin(["unlearn", "distil"])].drop_duplicates("trigger"), ["trigger"])
     found, made = models.set_index("run"), []
     for trigger, before in zip(every["trigger"], every["poisoned_asr"], strict=True):
         inspected = found.loc[f"10_inspect/none_{trigger}_s0"]
         form = inspected["form"] if inspected["named"] and inspected["candidates"] else "not found"
         row = {"trigger": name(trigger), "found as": f"{form}, lead {inspected['lead']:.2f}", "ASR before": number(before)}
-        for method, cleanings in shown.items():
-            row[f"{name(method)}: ASR at points"] = at_cost(cleanings.loc[trigger]) if trigger in cleanings.index else ""
+        for label, cleanings in shown.items():
+            row[f"{label}: ASR at points"] = at_cost(cleanings.loc[trigger]) if trigger in cleanings.index else ""
         made.append(row)
     return pd.DataFrame(made)
 

@@ -134,8 +134,9 @@ def has(**wanted: Any) -> bool:
 
 
 def where_trials(experiment: str, **wanted: Any) -> pd.DataFrame:
-    """The trials of an experiment's sweeps with these values, by rate and tau."""
-    return _having(rows()[rows()["run"].str.contains(":")], {"experiment": experiment} | wanted).sort_values(["lr", "tau"])
+    """The trials of an experiment's sweeps with these values, of the small ResNet where no encoder is named, by rate and tau."""
+    wanted = {"experiment": experiment, "encoder": "small_resnet"} | wanted
+    return _having(rows()[rows()["run"].str.contains(":")], wanted).sort_values(["lr", "tau"])
 
 
 def least_rate(method: str, pairs: int) -> float:

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from parlib.measure.selection import MARGIN, blind
+from parlib.measure.selection import KNOBS, MARGIN, blind
 from parlib.report import style
-from parlib.report.regimes import GONE, REGIME, classes_of, costs, frontier, title_of
-from parlib.report.style import STYLE, colour, finished, label_ends, listed, name, rate, rate_axis
+from parlib.report.regimes import GONE, REGIME, classes_of, costs, frontier, least_cost, title_of
+from parlib.report.style import STYLE, colour, finished, label_ends, listed, name, points, rate, rate_axis
 
 
 def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None:
@@ -155,6 +155,36 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
         every = [Line2D([], [], marker="o", ms=3.5, lw=1.3, color=paints[speed], label=f"lr {rate(float(str(speed)))}") for speed in speeds]
         figure.legend(handles=every, loc="outside right center")
     return finished(figure, f"What PAR keeps and removes over tau, at {listed(map(rate, speeds))}", "Validation scenes, single runs.")
+
+
+def by_share(found: pd.DataFrame) -> Figure | None:
+    """ASR, and cost in clean accuracy, over the share of the poisoned weights that a cleaned model is given back: a line a method, at the
+    setting of its cheapest removal; None where nothing was given back.
+    """
+    given = found[found["interpolation"].notna()]
+    if given.empty:
+        return None
+    settings = [*REGIME, "method", "lr", *KNOBS]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True)
+        ends: list[tuple[float, float, str, str]] = []
+        for method, runs in given.groupby("method", sort=False):
+            best = least_cost(runs)
+            same = (found[settings].fillna(-1) == (runs.iloc[0] if best is None else best)[settings].fillna(-1)).all(axis=1)
+            line, paint = found[same].fillna({"interpolation": 0.0}).sort_values("interpolation"), colour(str(method))
+            share, label = 100 * line["interpolation"], f"{name(method)}, {rate(line['lr'].iloc[0])}"
+            left.plot(share, line["attack_success_rate"], "o-", ms=4, lw=1.6, color=paint)
+            right.plot(share, 100 * line["cost"], "o-", ms=4, lw=1.6, color=paint)
+            ends.append((share.iloc[-1], 100 * line["cost"].iloc[-1], label, paint))
+        rate_axis(left)
+        left.axhline(GONE, ls=":", color="black", lw=0.8)
+        left.set(title="ASR", xlabel="share given back, in %")
+        right.set(title="Clean accuracy lost, in points", xlabel="share given back, in %")
+        label_ends(right, ends, gap=0.075)
+    cheapest = {str(method): least_cost(runs) for method, runs in given.groupby("method", sort=False)}
+    said = [f"{name(method)} {points(best['cost']):.1f}" for method, best in cheapest.items() if best is not None]
+    note = f"{title_of(given.iloc[0])}. Validation scenes, BadNet-Stripes, single runs. Dotted: an ASR of {GONE:g}."
+    return finished(figure, f"A removal with a share of the poisoned weights given back costs, in points: {listed(said)}", note)
 
 
 def _budget(found: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from parlib.measure.selection import KNOBS, MARGINS, blind, choose, kept
+from parlib.measure.selection import KNOBS, MARGINS, blind, choose, kept, kept_seen
 from parlib.report.style import in_order, listed, name, number, points, rate
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
@@ -30,7 +30,7 @@ def trials(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
     for end in ("", "_seen", "_unseen"):
         found[f"cost{end}"] = found[f"poisoned_clean_accuracy{end}"] - found[f"clean_accuracy{end}"]
     found["cost_seen"] = found["cost_seen"].fillna(found["cost"])
-    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied", "rho", "alpha", "coefficient"])
+    return in_order(found, [*REGIME, "method", "lr", "tau", "self_weight", "varied", "rho", "alpha", "coefficient", "interpolation"])
 
 
 def where(found: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:
     """A row a regime and method: the cheapest trial that removes the backdoor, its cost in points on all, seen and unseen classes, the
-    lowest ASR within MARGIN, and what the two rules take.
+    lowest ASR within MARGIN, and what the two rules take; blind_kept: whether any trial is within the margin where the blind rule looks.
     """
     rows = []
     for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
@@ -82,27 +82,22 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
             row |= {"asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
         for rule, chosen in (("informed", runs.loc[choose(runs)]), ("blind", runs.loc[blind(runs)])):
             row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": points(chosen["cost"]), f"{rule}_lr": chosen["lr"]}
-        rows.append(row)
+        rows.append(row | {"blind_kept": bool(kept_seen(runs).any())})
     return pd.DataFrame(rows)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """`costs` as people read it: strings."""
+    """`costs` as people read it: strings. In brackets is what the blind rule falls back on where no trial is within the margin."""
     shown = lambda value: "" if pd.isna(value) else f"{value:.1f}"  # noqa: E731
-    rows = [
-        {
-            "clean pairs": title_of(row),
-            "method": name(row["method"]),
-            f"cost of an ASR of {GONE:g}, points": shown(row["cost"]) if row["removed"] else "not reached",
-            "on seen classes": shown(row["cost_seen"]) if row["removed"] else "",
-            "on unseen classes": shown(row["cost_unseen"]) if row["removed"] else "",
-            "at the rate": rate(row["lr"]) if row["removed"] else "",
-            "blind rule: ASR": f"{row['blind_asr']:.3f}",
-            "its cost": shown(row["blind_cost"]),
-            "its rate": rate(row["blind_lr"]),
-        }
-        for row in table.to_dict("records")
-    ]
+    rows = []
+    for row in table.to_dict("records"):
+        ours = {"clean pairs": title_of(row), "method": name(row["method"])}
+        ours[f"cost of an ASR of {GONE:g}, points"] = shown(row["cost"]) if row["removed"] else "not reached"
+        ours["on seen classes"] = shown(row["cost_seen"]) if row["removed"] else ""
+        ours["on unseen classes"] = shown(row["cost_unseen"]) if row["removed"] else ""
+        ours["at the rate"] = rate(row["lr"]) if row["removed"] else ""
+        took = {"blind rule: ASR": f"{row['blind_asr']:.3f}", "its cost": shown(row["blind_cost"]), "its rate": rate(row["blind_lr"])}
+        rows.append(ours | {column: value if row["blind_kept"] else f"({value})" for column, value in took.items()})
     return pd.DataFrame(rows)
 
 
