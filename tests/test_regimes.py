@@ -252,6 +252,13 @@ def test_the_share_given_back_is_drawn_from_nothing_on_at_the_rate_of_the_cheape
     assert regime_figures.by_share(regimes.trials(searched)) is None
 
 
+def test_the_blind_rule_takes_the_highest_rate_and_gives_the_least_back_that_keeps_the_accuracy():
+    runs = pd.DataFrame({"lr": [1e-3, 2e-3, 2e-3, 2e-3], "interpolation": [None, None, 0.2, 0.4]})
+    runs = runs.assign(clean_accuracy=[0.93, 0.80, 0.91, 0.94], poisoned_clean_accuracy=0.96, attack_success_rate=[0.9, 0.0, 0.1, 0.5])
+    assert blind(runs) == 2
+    assert blind(runs.iloc[:2]) == 0
+
+
 def test_a_table_says_which_trial_each_rule_takes():
     columns = _searched().set_index("run")
     history = columns.assign(trigger="badnet_stripes", error="", stopped=False).drop(columns=["experiment", "notebook"])

@@ -28,13 +28,15 @@ def choose(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
 
 def blind(runs: pd.DataFrame, margin: float = MARGIN) -> Any:
     """The label of the run that the blind rule chooses, which knows no trigger and only the user's own data: the highest rate whose clean
-    accuracy on the classes that the clean pairs show is within the margin, then the largest option of the method's
-    own; where there is none, the highest such accuracy.
+    accuracy on the classes that the clean pairs show is within the margin, then the least given back (`interpolation`), then the largest
+    option of the method's own; where there is none, the highest such accuracy.
     """
     good = runs[kept_seen(runs, margin)]
     if not len(good):
         return seen_accuracy(runs).sort_values(ascending=False).index[0]
-    return good.sort_values(["lr", *(knob for knob in KNOBS if knob in good)], ascending=False).index[0]
+    kept_back = -good["interpolation"].astype(float).fillna(0.0) if "interpolation" in good else 0.0
+    order = ["lr", "kept_back", *(knob for knob in KNOBS if knob in good)]
+    return good.assign(kept_back=kept_back).sort_values(order, ascending=False).index[0]
 
 
 def kept_seen(runs: pd.DataFrame, margin: float = MARGIN) -> pd.Series:
