@@ -284,13 +284,10 @@ def trainings() -> pd.DataFrame:
     """Every training behind the published records once, by the weights that it made: their `hours`."""
     found = []
     for record in published():
-        for name, seconds in (("weights", record["seconds"]), ("base_weights", record["metrics"].get("base_seconds"))):
-            if name in record["artifacts"]:
-                found.append((record["artifacts"][name]["sha256"], seconds))
-        if record["notebook"] == "07_rebound":
-            found.append((record["run"], record["seconds"]))
-        if "timings" in record:
-            found += zip(record["history"]["weights"], record["timings"]["seconds"], strict=True)
+        if "base_weights" in record["artifacts"]:
+            found.append((record["artifacts"]["base_weights"]["sha256"], record["metrics"].get("base_seconds")))
+        if {"weights", "timings"} & {*record, *record["artifacts"]} or record["notebook"] == "07_rebound":
+            found += schedule.trainings_of(record)
     once = pd.DataFrame(found, columns=["weights", "seconds"]).drop_duplicates("weights")
     return once.assign(hours=once["seconds"] / 3600)
 

@@ -16,6 +16,19 @@ class Task:
     needs: frozenset[str] = frozenset()
 
 
+def trainings_of(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What a record trained, of a sweep all trials: what names each training, and its seconds. The weights that it made name it; where a
+    share of the poisoned weights was given back its seconds do, as several results then share one training.
+    """
+    if "timings" in record:
+        names, seconds = record["history"]["weights"], record["timings"]["seconds"]
+        shares = record["history"].get("interpolation") or [0.0] * len(names)
+    else:
+        names = [record["artifacts"]["weights"]["sha256"] if "weights" in record["artifacts"] else record["run"]]
+        seconds, shares = [record["seconds"]], [record["params"].get("interpolation")]
+    return [(str(time) if share and name else name, time) for name, time, share in zip(names, seconds, shares, strict=True)]
+
+
 def tasks(records: Iterable[Mapping[str, Any]]) -> dict[str, Task]:
     """Every training behind these records once, by the sha256 of the weights that it made: bases, poisoned and cleaned models, and the
     trials of sweeps. What builds on a record that is not among them waits for nothing.
@@ -29,13 +42,9 @@ def tasks(records: Iterable[Mapping[str, Any]]) -> dict[str, Task]:
             base = record["artifacts"]["base_weights"]["sha256"]
             found.setdefault(base, Task(record["metrics"].get("base_seconds", 0.0)))
             needs |= {base}
-        if "timings" in record:
-            trials = zip(record["history"]["weights"], record["timings"]["seconds"], strict=True)
-        else:
-            trials = [(made.get(record["run"], record["run"]), record["seconds"])]
-        for weights, seconds in trials:
-            if weights and seconds is not None:  # of a trial that failed there are none
-                found.setdefault(weights, Task(seconds, needs - {weights}))
+        for training, seconds in trainings_of(record):
+            if training and seconds is not None:  # of a trial that failed there are none
+                found.setdefault(training, Task(seconds, needs - {training}))
     return found
 
 
