@@ -152,8 +152,8 @@ def one(column: str, **wanted: Any) -> float:
 
 def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "regimes", **wanted: Any) -> Any:
     """What a method costs in a regime, a row of `regimes.costs`, over its trials or those with one tau; None where it was not searched."""
-    wanted = {"encoder": "small_resnet", "planted": "finetuning"} | wanted
-    wanted |= {"method": method, "pairs": pairs, "coverage": coverage, "experiment": experiment}
+    asked = {"method": method, "pairs": pairs, "coverage": coverage, "experiment": experiment}
+    wanted = {"encoder": "small_resnet", "planted": "finetuning"} | wanted | asked
     found = _having(regimes.trials(rows(), experiment), wanted)
     return regimes.costs(found).iloc[0] if len(found) else None
 
@@ -281,15 +281,10 @@ def grid(corner: str, axis: str, values: list[float], lines: dict[str, dict[str,
 
 
 def trainings() -> pd.DataFrame:
-    """Every training behind the published records once, by the weights that it made: their `hours`."""
-    found = []
-    for record in published():
-        if "base_weights" in record["artifacts"]:
-            found.append((record["artifacts"]["base_weights"]["sha256"], record["metrics"].get("base_seconds")))
-        if {"weights", "timings"} & {*record, *record["artifacts"]} or record["notebook"] == "07_rebound":
-            found += schedule.trainings_of(record)
-    once = pd.DataFrame(found, columns=["weights", "seconds"]).drop_duplicates("weights")
-    return once.assign(hours=once["seconds"] / 3600)
+    """Every training behind the published records once, by the `weights` that name it: its `hours`. Inspections train nothing."""
+    trained = [one for one in published() if one["notebook"] == "07_rebound" or "timings" in one or "weights" in one["artifacts"]]
+    found = schedule.tasks(trained)
+    return pd.DataFrame({"weights": list(found), "hours": [task.seconds / 3600 for task in found.values()]})
 
 
 def longest_chain() -> float:

@@ -168,8 +168,10 @@ def by_share(found: pd.DataFrame) -> Figure | None:
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharex=True)
         ends: list[tuple[float, float, str, str]] = []
+        said = []
         for method, runs in given.groupby("method", sort=False):
-            best = least_cost(runs)
+            if (best := least_cost(runs)) is not None:
+                said.append(f"{name(str(method))} {points(best['cost']):.1f}")
             same = (found[settings].fillna(-1) == (runs.iloc[0] if best is None else best)[settings].fillna(-1)).all(axis=1)
             line, paint = found[same].fillna({"interpolation": 0.0}).sort_values("interpolation"), colour(str(method))
             share, label = 100 * line["interpolation"], f"{name(method)}, {rate(line['lr'].iloc[0])}"
@@ -181,8 +183,6 @@ def by_share(found: pd.DataFrame) -> Figure | None:
         left.set(title="ASR", xlabel="share given back, in %")
         right.set(title="Clean accuracy lost, in points", xlabel="share given back, in %")
         label_ends(right, ends, gap=0.075)
-    cheapest = {str(method): least_cost(runs) for method, runs in given.groupby("method", sort=False)}
-    said = [f"{name(method)} {points(best['cost']):.1f}" for method, best in cheapest.items() if best is not None]
     note = f"{title_of(given.iloc[0])}. Validation scenes, BadNet-Stripes, single runs. Dotted: an ASR of {GONE:g}."
     return finished(figure, f"A removal with a share of the poisoned weights given back costs, in points: {listed(said)}", note)
 
