@@ -20,6 +20,7 @@ import torch
 import yaml
 from miniatures import photographs
 
+from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.triggers import Trigger
 from parlib.cache import ROOT
 from parlib.cli.plan import plan, with_needs
@@ -216,6 +217,59 @@ def test_the_search(own_outputs, figures, regime, seed):
         figures[str(method)] |= {} if best is None else dict(zip(KEPT, best[KEPT].tolist(), strict=True))
     assert found["poisoned_asr"].min() > 0.8
     assert (found["attack_success_rate"] <= GONE).groupby(found["method"]).any().all()
+
+
+AFTER = ["clean_accuracy", "attack_success_rate", "triggered_accuracy", "poisoned_clean_accuracy", "poisoned_asr"]  # a cleaning
+STRONGER = [{"lr": 2e-3}, {"lr": 4e-3}, {"tau": 3.0}, {"tau": 3.8}, {"lr": 2e-3, "tau": 3.0}, {"tau": 0.5}, {"lr": 2e-3, "tau": 0.5}]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_attackers(checkout, figures, seed):
+    """Attackers who expect a cleaning, planted on the published base and cleaned at rebound.yaml's settings, many runs at once. Of seed 1
+    also PAR at other settings on the offset attacker, and three rounds. The base's weights must be in PAR_CACHE, a folder called smoke.
+    """
+    try:
+        base = artifact_file(read("small", "01_poison/badnet_stripes_s0_base_epochs15"), "base_weights").parent
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    path = checkout / "params" / "small" / "rebound.yaml"
+    content = yaml.safe_load(path.read_text())
+    of = {"plain": [], "offset": [], "several": list(ATTACKERS["several"].others), "spread": [], "flat": []}
+    cleanings = [run for run in content["runs"] if run["notebook"] == "02_clean" and isinstance(run.get("attacker"), list)]
+    (planting,) = [run for run in content["runs"] if run["notebook"] == "01_poison"]
+    content["defaults"] |= {"seed": seed, "compute": {"device": GPU}}
+    content["runs"] = [planting | {"attacker": list(of), "base": f"local-dir:{base}"}]
+    path.write_text(yaml.safe_dump(content))
+    planted = {run.params.attacker: run.id for run in plan(path)}
+    for who, tests in of.items():
+        content["runs"] += [run | {"attacker": who, "poisoned": planted[who], "tests": tests} for run in cleanings]
+    if seed == 1:
+        (par,) = [run for run in content["runs"] if run.get("method") == "par" and run["attacker"] == "offset"]
+        content["runs"] += [par | stronger for stronger in STRONGER]
+        plain = [run for run in content["runs"] if run.get("poisoned") == planted["plain"]]
+        content["runs"] += [run | {"notebook": "08_adaptive", "rounds": 3} for run in plain]
+    path.write_text(yaml.safe_dump(content))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), *sys.path])}
+    command = [sys.executable, "-m", "parlib.run", str(path), "--functions", "--jobs", "12", "--threads", "1"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    figures["planted"], figures["cleaned"], figures["rounds"] = [], [], []
+    for run in plan(path):
+        found = json.loads((checkout / "outputs" / "small" / f"{run.id}.json").read_text())
+        assert found["provenance"]["device"].startswith(torch.cuda.get_device_name())
+        params, metrics = found["params"], found["metrics"]
+        who = {"attacker": params["attacker"]}
+        if params["notebook"] == "01_poison":
+            figures["planted"].append(who | {name: metrics[name] for name in ("base_clean_accuracy", *AFTER[:2])})
+        elif params["notebook"] == "02_clean":
+            each = pd.read_csv(checkout / "outputs" / "small" / f"{run.id}_tests.csv")  # a row a model and trigger
+            kept = {name: params[name] for name in ("method", "lr", "tau")} | {name: metrics[name] for name in AFTER}
+            worst = each.loc[each["model"] == "after", "attack_success_rate"].max()
+            figures["cleaned"].append(who | kept | {"worst_asr": worst})
+        else:
+            figures["rounds"].append({"method": params["method"]} | found["history"])
+    assert max(one["attack_success_rate"] for one in figures["planted"]) > 0.9
+    assert min(one["worst_asr"] for one in figures["cleaned"]) <= GONE
 
 
 # What a step takes. Times are measured, not asserted.

@@ -9,7 +9,8 @@ from faults import other_process
 from parlib.cache import ROOT, cache_dir
 from parlib.cli.plan import needs_of, plan
 from parlib.cli.run import main
-from parlib.cli.together import cpus, make_together
+from parlib.cli.together import _gpu_share, cpus, make_together
+from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all
 from parlib.report import numbers
 from parlib.report.schedule import Task, chains, summary, tasks, wall
@@ -58,6 +59,21 @@ def test_the_schedule_of_a_folder_is_printed_and_nothing_is_made(capsys):
 def test_a_cluster_wants_a_number_of_threads(own_outputs):
     with pytest.raises(ValueError, match="--threads"):
         make_together([], address="auto")
+
+
+@pytest.mark.parametrize(
+    ("compute", "jobs", "gpus", "share"),
+    [
+        ({"device": "cuda"}, 12, 1, 1 / 12),
+        ({"device": "cuda"}, 3, 2, 1 / 2),
+        ({"device": "cuda"}, 2, 8, 1),
+        ({"device": "cuda"}, 2, 0, 0),
+        ({"device": "cuda", "processes": 2}, 2, 2, 0),
+        ({}, 2, 2, 0),
+    ],
+)
+def test_runs_spread_over_the_gpus(compute, jobs, gpus, share):
+    assert _gpu_share(check("02_clean", {"scale": "smoke", "compute": compute, "batch_norm": "frozen"}), jobs, gpus) == share
 
 
 def test_a_second_runner_waits_for_the_cpus_and_says_for_whom(tmp_path, monkeypatch, capsys):

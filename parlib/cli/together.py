@@ -1,5 +1,6 @@
 """Several runs at once, on this machine or on a cluster, by Ray; and runners that share a machine's CPUs."""
 
+import math
 import os
 import platform
 import time
@@ -16,6 +17,7 @@ from parlib.experiments import registry
 from parlib.experiments.params import Params
 from parlib.progress import progress
 from parlib.report.schedule import Task, chains, wall
+from parlib.train.compute import Compute
 from parlib.train.ray import ray_running
 
 _RETRIES = 3  # times that a run is made again whose worker died
@@ -37,10 +39,11 @@ def make_together(runs: list[Planned], *, jobs: int = 0, threads: int = 0, addre
         jobs = jobs or max(1, there // threads)
         # A sweep takes no CPU itself: its trials take theirs. Where more runs are asked for than the CPUs bear, Ray does not count them.
         task: Any = ray.remote(max_retries=_RETRIES)(_make)
-        held = threads if jobs * threads <= there else 0
+        held, gpus = threads if jobs * threads <= there else 0, ray.cluster_resources().get("GPU", 0)
 
         def ask(run: Planned):
-            return task.options(num_cpus=0 if _spreads(run) else held).remote(run.params, threads, str(ROOT))
+            takes: dict[str, float] = {} if _spreads(run) else {"num_cpus": held, "num_gpus": _gpu_share(run.params, jobs, gpus)}
+            return task.options(**{"num_cpus": 0} | takes).remote(run.params, threads, str(ROOT))
 
         print(f"{len(runs)} runs, {jobs} at a time with {threads} threads each", flush=True)
         failed = _in_order([run for run in runs if not run.view], jobs, ask)
@@ -90,6 +93,16 @@ def _in_order(runs: list[Planned], jobs: int, ask) -> dict[str, str]:
 def _spreads(run: Planned) -> bool:
     """Whether a run is many trials, which Ray shares out."""
     return len(run.params.trials()) > 1 or bool(getattr(run.params, "search", ""))
+
+
+def _gpu_share(params: Params, jobs: int, gpus: float) -> float:
+    """What a run takes of a GPU, so that runs spread over all of them: 1 / the runs of each. 0 on the CPU, and where a run's processes take
+    theirs themselves.
+    """
+    compute: Compute | None = getattr(params, "compute", None)
+    if compute is None or compute.device != "cuda" or compute.processes > 1 or not gpus:
+        return 0
+    return 1 / math.ceil(jobs / gpus)
 
 
 def _make(params: Params, threads: int, root: str) -> str:

@@ -11,11 +11,12 @@ from parlib.cache import ROOT
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
 from parlib.report import adaptive, downstream, inspection, rebound, regimes, schedule, style, tables
+from parlib.report.kept import gpu
 from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers detector detected inspections unlearned attacked_by attackers examined ended aftermath where_trials least_rate
+regime_triggers detector detected inspections unlearned attacked_by left attackers examined ended aftermath where_trials least_rate
 reproduced minutes on_workers longest_chain distilled_unfound""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -214,6 +215,14 @@ def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning
     like, wanted = check("08_adaptive", {}), {"method": method, "attacker": attacker, "planted": planted, "rounds": 1}.items()
     found = [one for one in published() if rebound.alike(one, like) and wanted <= one["params"].items()]
     return Figures(found[0]) if found else None
+
+
+def left(method: str, attacker: str = "plain") -> list[float]:
+    """The ASR that a method leaves of an attacker's backdoor, of several triggers the worst: of seed 0, then of those on a GPU."""
+    found = [one.metrics.get("worst_asr_of_triggers", one.asr) for one in [attacked_by(method, attacker)] if one]
+    for seeds in (gpu(f"the_attackers[{seed}]").get("cleaned", []) for seed in (1, 2)):  # the first is at the usual setting
+        found += [one["worst_asr"] for one in seeds if (one["attacker"], one["method"]) == (attacker, method)][:1]
+    return found
 
 
 def attackers() -> str:
