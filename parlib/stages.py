@@ -33,10 +33,10 @@ STAGES: dict[str, int] = {
     # training: the loop, and each method's loss and augmentation
     "loop": 1,
     "method/contrast": 1,
-    "method/spread": 1,
+    "method/spread": 2,
     "method/offset": 1,
     "method/lookahead": 1,
-    "method/flat": 1,
+    "method/flat": 2,
     "method/finetune": 1,
     "method/cleanclip": 1,
     "method/roclip": 1,

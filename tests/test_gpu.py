@@ -259,9 +259,9 @@ def test_the_attackers(checkout, figures, seed):
         assert found["provenance"]["device"].startswith(torch.cuda.get_device_name())
         params, metrics = found["params"], found["metrics"]
         who = {"attacker": params["attacker"]}
-        if params["notebook"] == "01_poison":
+        if found["notebook"] == "01_poison":
             figures["planted"].append(who | {name: metrics[name] for name in ("base_clean_accuracy", *AFTER[:2])})
-        elif params["notebook"] == "02_clean":
+        elif found["notebook"] == "02_clean":
             each = pd.read_csv(checkout / "outputs" / "small" / f"{run.id}_tests.csv")  # a row a model and trigger
             kept = {name: params[name] for name in ("method", "lr", "tau")} | {name: metrics[name] for name in AFTER}
             worst = each.loc[each["model"] == "after", "attack_success_rate"].max()

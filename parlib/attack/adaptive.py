@@ -25,7 +25,8 @@ ATTACKERS = {
     "rare": Attacker("poisons 1 % of the pairs", rate=0.01),
     "very_rare": Attacker("poisons 0.3 % of the pairs", rate=0.003),
     "several": Attacker(
-        "four triggers for one target, a quarter of the poisoned pairs each",
+        "four triggers for one target, 8 % of the pairs each",
+        rate=0.32,
         others=dict.fromkeys(("badnet", "blended_triangles", "blended_stripes"), ""),
     ),
     # so that an inspection finds no class that stands alone

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from parlib.method.losses import clip_loss
 
 AHEAD, AHEAD_RATE = 3, 2e-3  # steps of the cleaning that lookahead simulates, and their rate: what removes this backdoor elsewhere
-RADIUS = 0.1  # length of the step uphill of a flat planting, over all weights
-SPREAD = 1.0  # weight of the term of a spread planting
+RADIUS = 0.03  # length of the step uphill of a flat planting, over all weights; at 0.1 it planted an ASR of a half
+SPREAD = 0.1  # weight of the term of a spread planting; at 1 it planted nothing
 OFFSET = 0.8  # share of every embedding that an offset planting puts into one direction
 
 
