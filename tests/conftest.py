@@ -156,4 +156,4 @@ def figures(request):
         path = ROOT / "docs" / f"{request.module.__name__.removeprefix('test_')}.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         text = json.dumps(dict(sorted((kept | {name: dict(found)}).items())), indent=1) + "\n"
-        path.write_text(re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), text))  # a row of a table in one line
+        path.write_text(re.sub(r"\[[^][{}]*\]|\{[^][{}]*\}", lambda row: " ".join(row[0].split()), text))  # a row in one line

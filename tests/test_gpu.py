@@ -33,7 +33,7 @@ from parlib.external.stream import Stream
 from parlib.method.losses import clip_loss
 from parlib.method.methods import METHODS, Backdoor, Recipe, cleaners
 from parlib.model.clip import Clip, create, embed_texts
-from parlib.records.store import artifact_file, read
+from parlib.records.store import artifact_file, read, read_all
 from parlib.report.regimes import GONE, least_cost
 from parlib.train.compute import Compute
 from parlib.train.loop import fit
@@ -219,7 +219,7 @@ def test_the_search(own_outputs, figures, regime, seed):
     assert (found["attack_success_rate"] <= GONE).groupby(found["method"]).any().all()
 
 
-AFTER = ["clean_accuracy", "attack_success_rate", "triggered_accuracy", "poisoned_clean_accuracy", "poisoned_asr"]  # a cleaning
+AFTER = ["clean_accuracy", "attack_success_rate", "triggered_accuracy"]
 STRONGER = [{"lr": 2e-3}, {"lr": 4e-3}, {"tau": 3.0}, {"tau": 3.8}, {"lr": 2e-3, "tau": 3.0}, {"tau": 0.5}, {"lr": 2e-3, "tau": 0.5}]
 
 
@@ -253,23 +253,30 @@ def test_the_attackers(checkout, figures, seed):
     command = [sys.executable, "-m", "parlib.run", str(path), "--functions", "--jobs", "12", "--threads", "1"]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    figures["planted"], figures["cleaned"], figures["rounds"] = [], [], []
-    for run in plan(path):
-        found = json.loads((checkout / "outputs" / "small" / f"{run.id}.json").read_text())
-        assert found["provenance"]["device"].startswith(torch.cuda.get_device_name())
-        params, metrics = found["params"], found["metrics"]
-        who = {"attacker": params["attacker"]}
-        if found["notebook"] == "01_poison":
-            figures["planted"].append(who | {name: metrics[name] for name in ("base_clean_accuracy", *AFTER[:2])})
-        elif found["notebook"] == "02_clean":
-            each = pd.read_csv(checkout / "outputs" / "small" / f"{run.id}_tests.csv")  # a row a model and trigger
-            kept = {name: params[name] for name in ("method", "lr", "tau")} | {name: metrics[name] for name in AFTER}
-            worst = each.loc[each["model"] == "after", "attack_success_rate"].max()
-            figures["cleaned"].append(who | kept | {"worst_asr": worst})
-        else:
-            figures["rounds"].append({"method": params["method"]} | found["history"])
+    figures |= _attackers(checkout / "outputs" / "small", cleanings)
     assert max(one["attack_success_rate"] for one in figures["planted"]) > 0.9
-    assert min(one["worst_asr"] for one in figures["cleaned"]) <= GONE
+    assert min(one["asr"] for one in figures["cleaned"]) <= GONE
+
+
+def _attackers(folder: Path, usual: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the records say of each model that was planted and cleaned: at the usual settings, at others, and in rounds."""
+    found: dict[str, Any] = {"planted": [], "cleaned": [], "others": [], "rounds": []}
+    settings = [(run["method"], run["lr"]) for run in usual]
+    for record in read_all(folder):
+        params, metrics, who = record["params"], record["metrics"], {"attacker": record["params"]["attacker"]}
+        assert record["provenance"]["device"].startswith("NVIDIA")
+        if record["notebook"] == "01_poison":
+            found["planted"].append(who | {name: metrics[name] for name in ("base_clean_accuracy", *AFTER)})
+        elif record["notebook"] == "08_adaptive":
+            found["rounds"].append({"method": params["method"]} | record["history"])
+        else:
+            kept = {name: params[name] for name in ("method", "lr", "tau")}
+            place = "cleaned" if (kept["method"], kept["lr"]) in settings and kept["tau"] in (None, 2.15) else "others"
+            each = pd.read_csv(folder / f"{record['run']}_tests.csv")  # a row a model and trigger
+            worst = each.groupby("model")["attack_success_rate"].max().round(6)
+            cost = round(metrics["poisoned_clean_accuracy"] - metrics["clean_accuracy"], 4)
+            found[place].append(who | kept | {"cost": cost, "asr_before": worst["before"], "asr": worst["after"]})
+    return found
 
 
 # What a step takes. Times are measured, not asserted.

@@ -218,11 +218,9 @@ def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning
 
 
 def left(method: str, attacker: str = "plain") -> list[float]:
-    """The ASR that a method leaves of an attacker's backdoor, of several triggers the worst: of seed 0, then of those on a GPU."""
-    found = [one.metrics.get("worst_asr_of_triggers", one.asr) for one in [attacked_by(method, attacker)] if one]
-    for seeds in (gpu(f"the_attackers[{seed}]").get("cleaned", []) for seed in (1, 2)):  # the first is at the usual setting
-        found += [one["worst_asr"] for one in seeds if (one["attacker"], one["method"]) == (attacker, method)][:1]
-    return found
+    """The ASR that a method leaves of an attacker's backdoor, of several triggers the worst: one a seed that was run on a GPU."""
+    seeds = [gpu(f"the_attackers[{seed}]").get("cleaned", []) for seed in (1, 2)]
+    return [one["asr"] for them in seeds for one in them if (one["attacker"], one["method"]) == (attacker, method)]
 
 
 def attackers() -> str:
