@@ -39,7 +39,8 @@ def make_together(runs: list[Planned], *, jobs: int = 0, threads: int = 0, addre
         jobs = jobs or max(1, there // threads)
         # A sweep takes no CPU itself: its trials take theirs. Where more runs are asked for than the CPUs bear, Ray does not count them.
         task: Any = ray.remote(max_retries=_RETRIES)(_make)
-        held, gpus = threads if jobs * threads <= there else 0, ray.cluster_resources().get("GPU", 0)
+        held = threads if jobs * threads <= there else 0
+        gpus = ray.cluster_resources().get("GPU", 0)
 
         def ask(run: Planned):
             takes: dict[str, float] = {} if _spreads(run) else {"num_cpus": held, "num_gpus": _gpu_share(run.params, jobs, gpus)}
