@@ -1,6 +1,7 @@
 """Attackers who expect a cleaning: what each trains on, what a joint rotation is, and the errors of 08_adaptive."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -269,10 +270,20 @@ def test_the_table_and_the_figures_hold_every_attacker_and_method():
     assert report.matrix(found) is not None
     assert report.turning(found) is not None
     assert report.matrix(found[:0]) is None
-    course = pd.DataFrame({"round": [1, 1, 2, 2], "model": ["poisoned", "cleaned"] * 2})
-    course = course.assign(attack_success_rate=[0.9, 0, 0.9, 0], clean_accuracy=0.9)
-    assert report.over_rounds({"par": course}) is not None
-    assert report.over_rounds({"par": course[:2]}) is None
+
+
+COURSE = {"round": [1, 1, 2, 2], "model": ["poisoned", "cleaned"] * 2, "attack_success_rate": [0.9, 0, 0.9, 0], "clean_accuracy": [0.9] * 4}
+
+
+def test_the_rounds_of_published_runs_stand_beside_a_run_s_own():
+    told = [{"rounds": 2}, {}, {"method": "distil", "rounds": 3}, {"method": "cleanclip", "rounds": 2, "attacker": "offset"}]
+    records = [{"notebook": "08_adaptive", "params": check("08_adaptive", one).model_dump(), "history": COURSE} for one in told]
+    own = {rounds: SimpleNamespace(params=check("08_adaptive", {"method": "finetune", "rounds": rounds})) for rounds in (1, 2)}
+    shown = {rounds: report.in_rounds(SimpleNamespace(result=one, rounds=pd.DataFrame(COURSE)), records) for rounds, one in own.items()}
+    assert list(shown[1]) == ["par", "distil"]
+    assert list(shown[2]) == ["finetune", "par", "distil"]
+    assert report.over_rounds(shown[2]) is not None
+    assert report.over_rounds({}) is None
 
 
 def test_published_runs_are_named_by_their_idea_and_kept_apart_by_their_setting():

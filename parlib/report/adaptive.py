@@ -15,7 +15,7 @@ from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
 from parlib.report.rebound import alike
 from parlib.report.regimes import GONE
-from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, listed, name, number, points, rate_axis
+from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, listed, name, number, points, rank, rate_axis
 
 _PRETRAINING = "plants it in pretraining"
 
@@ -167,23 +167,35 @@ def turning(rows: pd.DataFrame) -> Figure | None:
     return finished(figure, said, "Held-out pairs. Pale: S. Full: what is left after the best joint rotation of both encoders.")
 
 
+def in_rounds(found: Adapted, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """The rounds of a run by its method, and those of the published runs of the same attacker at the scale small."""
+    params: Any = found.result.params
+    tables = {}
+    for record in records if params.scale == "small" else []:
+        given = record["params"]
+        if alike(record, params) and given["rounds"] > 1 and all(given[name] == getattr(params, name) for name in ("attacker", "planted")):
+            tables[given["method"]] = pd.DataFrame(record["history"])
+    if params.rounds > 1:
+        tables[params.method] = found.rounds
+    return {method: tables[method] for method in sorted(tables, key=rank)}
+
+
 def over_rounds(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
     """ASR and clean accuracy over poisonings and cleanings in turn, a line a method; None where there was one round."""
-    shown = {method: rows for method, rows in tables.items() if rows["round"].max() > 1}
-    if not shown:
+    if not tables:
         return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(8.6, 3))
         for ax, (measure, words) in zip(axes, (("attack_success_rate", ASR), ("clean_accuracy", ACCURACY)), strict=True):
-            for method, rows in shown.items():
+            for method, rows in tables.items():
                 ax.plot(range(len(rows)), rows[measure], "o-", ms=4, lw=1.4, color=colour(method), label=name(method))
-            longest = max(shown.values(), key=len)
+            longest = max(tables.values(), key=len)
             steps = [f"{row['model']}\n{row['round']}" for row in longest.to_dict("records")]
             ax.set_xticks(range(len(longest)), steps, fontsize=7)
             ax.set_ylabel(words)
             if measure == "attack_success_rate":
                 rate_axis(ax, label=False)
         axes[1].legend()
-    last = {method: rows.iloc[-1] for method, rows in shown.items()}
+    last = {method: rows.iloc[-1] for method, rows in tables.items()}
     said = listed(f"{row['attack_success_rate']:.3f} at {row['clean_accuracy']:.3f} ({name(method)})" for method, row in last.items())
     return finished(figure, f"ASR and accuracy after the last round: {said}", "Test scenes, single runs; the same clean pairs each time.")
