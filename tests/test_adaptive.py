@@ -272,17 +272,32 @@ def test_the_table_and_the_figures_hold_every_attacker_and_method():
     assert report.matrix(found[:0]) is None
 
 
-COURSE = {"round": [1, 1, 2, 2], "model": ["poisoned", "cleaned"] * 2, "attack_success_rate": [0.9, 0, 0.9, 0], "clean_accuracy": [0.9] * 4}
+def _course(asr: float, rounds: int = 2) -> dict[str, list]:
+    numbers = [number for number in range(1, rounds + 1) for _ in range(2)]
+    return {
+        "round": numbers,
+        "model": ["poisoned", "cleaned"] * rounds,
+        "attack_success_rate": [0.9, asr] * rounds,
+        "clean_accuracy": [0.9] * 2 * rounds,
+    }
 
 
 def test_the_rounds_of_published_runs_stand_beside_a_run_s_own():
-    told = [{"rounds": 2}, {}, {"method": "distil", "rounds": 3}, {"method": "cleanclip", "rounds": 2, "attacker": "offset"}]
-    records = [{"notebook": "08_adaptive", "params": check("08_adaptive", one).model_dump(), "history": COURSE} for one in told]
-    own = {rounds: SimpleNamespace(params=check("08_adaptive", {"method": "finetune", "rounds": rounds})) for rounds in (1, 2)}
-    shown = {rounds: report.in_rounds(SimpleNamespace(result=one, rounds=pd.DataFrame(COURSE)), records) for rounds, one in own.items()}
-    assert list(shown[1]) == ["par", "distil"]
-    assert list(shown[2]) == ["finetune", "par", "distil"]
-    assert report.over_rounds(shown[2]) is not None
+    told = [{"rounds": 2}, {}, {"method": "finetune", "rounds": 2}, {"method": "distil", "rounds": 3}]
+    told += [{"method": "cleanclip", "rounds": 2, "attacker": "offset"}]
+    records = [
+        {"notebook": "08_adaptive", "params": (of := check("08_adaptive", one)).model_dump(), "history": _course(i / 10, of.rounds)}
+        for i, one in enumerate(told)
+    ]
+
+    def shown(rounds: int) -> dict[str, float]:
+        params = check("08_adaptive", {"method": "finetune", "rounds": rounds})
+        found = report.in_rounds(SimpleNamespace(result=SimpleNamespace(params=params), rounds=pd.DataFrame(_course(0.9))), records)
+        assert report.over_rounds(found) is not None
+        return {method: rows["attack_success_rate"].iloc[-1] for method, rows in found.items()}
+
+    assert list(shown(1).items()) == [("finetune", 0.2), ("par", 0.0), ("distil", 0.3)]
+    assert list(shown(2).items()) == [("finetune", 0.9), ("par", 0.0)]
     assert report.over_rounds({}) is None
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -254,14 +255,17 @@ def test_the_attackers(checkout, figures, seed):
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     figures |= _attackers(checkout / "outputs" / "small", cleanings)
-    assert max(one["attack_success_rate"] for one in figures["planted"]) > 0.9
-    assert min(one["asr"] for one in figures["cleaned"]) <= GONE
+    cleaned = {(one["attacker"], one["method"]): one for one in figures["cleaned"]}
+    assert set(cleaned) == set(product(of, [run["method"] for run in cleanings]))
+    assert (len(figures["others"]), len(figures["rounds"])) == ((len(STRONGER), len(cleanings)) if seed == 1 else (0, 0))
+    assert min(cleaned[who, "par"]["asr_before"] for who in ("plain", "offset")) > 0.9
+    assert cleaned["plain", "par"]["asr"] <= GONE
 
 
 def _attackers(folder: Path, usual: list[dict[str, Any]]) -> dict[str, Any]:
     """What the records say of each model that was planted and cleaned: at the usual settings, at others, and in rounds."""
     found: dict[str, Any] = {"planted": [], "cleaned": [], "others": [], "rounds": []}
-    settings = [(run["method"], run["lr"]) for run in usual]
+    settings, tau = [(run["method"], run["lr"]) for run in usual], check("02_clean", {"method": "par"}).tau
     for record in read_all(folder):
         params, metrics, who = record["params"], record["metrics"], {"attacker": record["params"]["attacker"]}
         assert record["provenance"]["device"].startswith("NVIDIA")
@@ -271,7 +275,7 @@ def _attackers(folder: Path, usual: list[dict[str, Any]]) -> dict[str, Any]:
             found["rounds"].append({"method": params["method"]} | record["history"])
         else:
             kept = {name: params[name] for name in ("method", "lr", "tau")}
-            place = "cleaned" if (kept["method"], kept["lr"]) in settings and kept["tau"] in (None, 2.15) else "others"
+            place = "cleaned" if (kept["method"], kept["lr"]) in settings and kept["tau"] in (None, tau) else "others"
             each = pd.read_csv(folder / f"{record['run']}_tests.csv")  # a row a model and trigger
             worst = each.groupby("model")["attack_success_rate"].max().round(6)
             cost = round(metrics["poisoned_clean_accuracy"] - metrics["clean_accuracy"], 4)

@@ -62,7 +62,7 @@ def test_a_cluster_wants_a_number_of_threads(own_outputs):
 
 
 @pytest.mark.parametrize(
-    ("compute", "jobs", "gpus", "share"),
+    ("compute", "at_once", "gpus", "share"),
     [
         ({"device": "cuda"}, 12, 1, 1 / 12),
         ({"device": "cuda"}, 3, 2, 1 / 2),
@@ -72,8 +72,8 @@ def test_a_cluster_wants_a_number_of_threads(own_outputs):
         ({}, 2, 2, 0),
     ],
 )
-def test_runs_spread_over_the_gpus(compute, jobs, gpus, share):
-    assert _gpu_share(check("02_clean", {"scale": "smoke", "compute": compute, "batch_norm": "frozen"}), jobs, gpus) == share
+def test_runs_spread_over_the_gpus(compute, at_once, gpus, share):
+    assert _gpu_share(check("02_clean", {"scale": "smoke", "compute": compute, "batch_norm": "frozen"}), at_once, gpus) == share
 
 
 def test_a_second_runner_waits_for_the_cpus_and_says_for_whom(tmp_path, monkeypatch, capsys):

@@ -40,10 +40,10 @@ def make_together(runs: list[Planned], *, jobs: int = 0, threads: int = 0, addre
         # A sweep takes no CPU itself: its trials take theirs. Where more runs are asked for than the CPUs bear, Ray does not count them.
         task: Any = ray.remote(max_retries=_RETRIES)(_make)
         held = threads if jobs * threads <= there else 0
-        gpus = ray.cluster_resources().get("GPU", 0)
+        gpus, at_once = ray.cluster_resources().get("GPU", 0), min(jobs, sum(not _spreads(run) for run in runs))
 
         def ask(run: Planned):
-            takes: dict[str, float] = {} if _spreads(run) else {"num_cpus": held, "num_gpus": _gpu_share(run.params, jobs, gpus)}
+            takes: dict[str, float] = {} if _spreads(run) else {"num_cpus": held, "num_gpus": _gpu_share(run.params, at_once, gpus)}
             return task.options(**{"num_cpus": 0} | takes).remote(run.params, threads, str(ROOT))
 
         print(f"{len(runs)} runs, {jobs} at a time with {threads} threads each", flush=True)
@@ -96,14 +96,14 @@ def _spreads(run: Planned) -> bool:
     return len(run.params.trials()) > 1 or bool(getattr(run.params, "search", ""))
 
 
-def _gpu_share(params: Params, jobs: int, gpus: float) -> float:
-    """What a run takes of a GPU, so that runs spread over all of them: 1 / the runs of each. 0 on the CPU, and where a run's processes take
-    theirs themselves.
+def _gpu_share(params: Params, at_once: int, gpus: float) -> float:
+    """What a run takes of a GPU, so that so many spread over all: 1 / the runs of each. 0 on the CPU, and where its own processes
+    take theirs.
     """
     compute: Compute | None = getattr(params, "compute", None)
     if compute is None or compute.device != "cuda" or compute.processes > 1 or not gpus:
         return 0
-    return 1 / math.ceil(jobs / gpus)
+    return 1 / math.ceil(at_once / gpus)
 
 
 def _make(params: Params, threads: int, root: str) -> str:

@@ -15,7 +15,7 @@ from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
 from parlib.report.rebound import alike
 from parlib.report.regimes import GONE
-from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, listed, name, number, points, rank, rate_axis
+from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, legend, listed, name, number, points, rank, rate_axis
 
 _PRETRAINING = "plants it in pretraining"
 
@@ -168,12 +168,15 @@ def turning(rows: pd.DataFrame) -> Figure | None:
 
 
 def in_rounds(found: Adapted, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
-    """The rounds of a run by its method, and those of the published runs of the same attacker at the scale small."""
+    """The rounds of a run by its method, and those of the published runs of the same attacker at the scale small: as many rounds, or
+    however many beside a run of one.
+    """
     params: Any = found.result.params
     tables = {}
     for record in records if params.scale == "small" else []:
         given = record["params"]
-        if alike(record, params) and given["rounds"] > 1 and all(given[name] == getattr(params, name) for name in ("attacker", "planted")):
+        same = alike(record, params) and all(given[name] == getattr(params, name) for name in ("attacker", "planted", "batch_norm"))
+        if same and given["rounds"] > 1 and params.rounds in (1, given["rounds"]):
             tables[given["method"]] = pd.DataFrame(record["history"])
     if params.rounds > 1:
         tables[params.method] = found.rounds
@@ -192,10 +195,10 @@ def over_rounds(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
             longest = max(tables.values(), key=len)
             steps = [f"{row['model']}\n{row['round']}" for row in longest.to_dict("records")]
             ax.set_xticks(range(len(longest)), steps, fontsize=7)
-            ax.set_ylabel(words)
             if measure == "attack_success_rate":
                 rate_axis(ax, label=False)
-        axes[1].legend()
+            ax.set_ylabel(words)
+        legend(figure, tables)
     last = {method: rows.iloc[-1] for method, rows in tables.items()}
     said = listed(f"{row['attack_success_rate']:.3f} at {row['clean_accuracy']:.3f} ({name(method)})" for method, row in last.items())
     return finished(figure, f"ASR and accuracy after the last round: {said}", "Test scenes, single runs; the same clean pairs each time.")
