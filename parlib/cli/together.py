@@ -43,8 +43,8 @@ def make_together(runs: list[Planned], *, jobs: int = 0, threads: int = 0, addre
         gpus, at_once = ray.cluster_resources().get("GPU", 0), min(jobs, sum(not _spreads(run) for run in runs))
 
         def ask(run: Planned):
-            takes: dict[str, float] = {} if _spreads(run) else {"num_cpus": held, "num_gpus": _gpu_share(run.params, at_once, gpus)}
-            return task.options(**{"num_cpus": 0} | takes).remote(run.params, threads, str(ROOT))
+            cpus_held, share = (0, 0) if _spreads(run) else (held, _gpu_share(run.params, at_once, gpus))
+            return task.options(num_cpus=cpus_held, num_gpus=share).remote(run.params, threads, str(ROOT))
 
         print(f"{len(runs)} runs, {jobs} at a time with {threads} threads each", flush=True)
         failed = _in_order([run for run in runs if not run.view], jobs, ask)
