@@ -184,20 +184,20 @@ def _regime_costs() -> pd.DataFrame:
     return regimes.costs(regimes.trials(rows()))
 
 
-def _examined(notebook: str) -> dict[str, dict[str, Any]]:
+def _examined(notebook: str, seed: int = 0) -> dict[str, dict[str, Any]]:
     """The published records of 07 or 09 by label, in the regime of their defaults."""
-    return rebound.models(published(), check(notebook, {}))
+    return rebound.models(published(), check(notebook, {"seed": seed}))
 
 
-def examined(notebook: str, model: str) -> Figures | None:
+def examined(notebook: str, model: str, seed: int = 0) -> Figures | None:
     """What 07 or 09 found of a model, by its label, such as par, or base; None where it was not run."""
-    record = _examined(notebook).get(model)
+    record = _examined(notebook, seed).get(model)
     return Figures(record) if record else None
 
 
-def ended(model: str, treatment: str, **wanted: Any) -> float:
+def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
     """The ASR at a model's last look in a treatment of 07, such as "retune", poisons=125; of the line half-way; NaN where there is none."""
-    found = rebound.curve(rebound.table_of(_examined("07_rebound")[model]), treatment, **wanted)
+    found = rebound.curve(rebound.table_of(_examined("07_rebound", seed)[model]), treatment, **wanted)
     if found.empty:
         return float("nan")
     last = found.loc[(found["share"] - 0.5).abs().idxmin()] if treatment == "line" else found.iloc[-1]
