@@ -125,12 +125,15 @@ def _temporary(path: Path, make: Callable[..., str]) -> tuple[Path, int]:
                 os.close(handle)
     while True:
         found = Path(make(dir=path.parent, prefix=f".{path.name}."))
-        handle = os.open(found, os.O_RDONLY if found.is_dir() else os.O_RDWR)
+        try:
+            handle = os.open(found, os.O_RDONLY if found.is_dir() else os.O_RDWR)
+        except FileNotFoundError:
+            continue  # another writer took it for one that was left, before it was opened
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if found.exists():
             return found, handle
-        os.close(handle)  # another writer took it for one that was left, before it was locked
+        os.close(handle)  # or before it was locked
 
 
 def _new_file(path: Path) -> tuple[Path, int]:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -116,6 +117,24 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp
             assert Path(left).exists() == alive
             process.kill()
             process.join()
+    assert [one.name for one in tmp_path.iterdir()] == ["held"]
+
+
+@pytest.mark.parametrize(("kind", "maker"), [(atomic_file, "mkstemp"), (atomic_folder, "mkdtemp")], ids=["file", "folder"])
+def test_a_new_name_that_another_writer_removed_is_drawn_again(tmp_path, monkeypatch, kind, maker):
+    real, drawn = getattr(tempfile, maker), []
+
+    def taken_once(**options):
+        found = real(**options)
+        drawn.append(Path(found if maker == "mkdtemp" else found[1]))
+        if len(drawn) == 1:
+            shutil.rmtree(drawn[0]) if drawn[0].is_dir() else drawn[0].unlink()
+        return found
+
+    monkeypatch.setattr(tempfile, maker, taken_once)
+    with kind(tmp_path / "held") as temporary:
+        (temporary / "held" if temporary.is_dir() else temporary).write_text("whole")
+    assert len(set(drawn)) >= 2
     assert [one.name for one in tmp_path.iterdir()] == ["held"]
 
 

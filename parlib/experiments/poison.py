@@ -95,6 +95,8 @@ class Poison(Training):
 
     def _filled(self) -> Self:
         usual = planting(self.encoder, self.trigger, self.attack)
+        if epochs := ATTACKERS[self.attacker].epochs:
+            usual["epochs"] = epochs
         options = trigger_options(self.trigger, self.side) | usual.pop("trigger_options", {}) | self.trigger_options
         if (path := self.pattern_path()) is not None and path.is_file():
             options |= self.trigger_with(options).options  # its size is the file's
