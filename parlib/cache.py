@@ -85,8 +85,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary neighbour of folder `path`, moved to it on success and removed on failure, as `atomic_file` does."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, handle = _temporary(path, tempfile.mkdtemp)
-        try:
+        with scratch(path) as temporary:
             yield temporary
             for file in temporary.rglob("*"):
                 _keep_names(file)
@@ -97,9 +96,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.rename(path, before)
                 os.rename(temporary, path)
                 _keep_names(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.close(handle)
 
 
 @contextmanager

@@ -59,12 +59,10 @@ def work(params: Poison | Clean, *, trial: bool = False) -> Work:
     triggers = 1 + (len(params.tests) if isinstance(params, Clean) and not trial else 0)
     retrieval = 2 * n if params.retrieval else 0
     held = 2 * watched + (3 if triggers > 1 else 2) * n + retrieval
+    held += 0 if _streamed(params) else _pairs(params) * (1 if isinstance(params, Clean) else 2)
     pairs = params.cost()
-    if isinstance(params, Clean):
-        held += 0 if _streamed(params) else params.pairs
-    else:
-        held += 0 if _streamed(params) else 2 * params.train_scenes
-        pairs += 0 if params.base or params.planted == "pretraining" else params.base_epochs * params.train_scenes
+    if isinstance(params, Poison) and not (params.base or params.planted == "pretraining"):
+        pairs += params.base_epochs * params.train_scenes
     images = looks * 2 * watched + models * (triggers * 2 * n + retrieval)
     sentences = (looks + models) * classes * params.templates + models * retrieval
     return Work(pairs, images, sentences, held)

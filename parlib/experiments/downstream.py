@@ -55,10 +55,6 @@ class Downstream(Examined):
             raise ValueError("others_question and others_images are of a captioner of others: name it, others_captioner")
         return super()._resolved()
 
-    @property
-    def trains(self) -> bool:
-        return False
-
     def inputs(self) -> dict[str, Input]:
         source = self.others_captioner
         return super().inputs() | ({"captioner": Input(run=source, sha256=captioner_sha256(source))} if source else {})

@@ -62,7 +62,7 @@ class Examined(Clean):
     @property
     def trains(self) -> bool:
         """Whether a CLIP is trained here, beside the cleaning."""
-        return True
+        return False
 
     def needs(self) -> list[Any]:
         own = [] if self.cleaned or self.method in CONTROLS else [self.cleaning()]

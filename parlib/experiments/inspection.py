@@ -82,10 +82,6 @@ class Inspect(Examined):
         """Their records; FileNotFoundError, naming the command that makes it, where one is missing."""
         return [read(self.scale, one.id) for one in self.calibration()]
 
-    @property
-    def trains(self) -> bool:
-        return False
-
     def needs(self) -> list[Any]:
         return [need for one in self.calibration() for need in (*one.needs(), one)] + super().needs()
 

@@ -49,6 +49,10 @@ class Rebound(Examined):
         found.check_compute(self.benign_batch, "train")
         return found
 
+    @property
+    def trains(self) -> bool:
+        return True
+
     def recipe(self) -> Recipe:
         """The longest of the treatments."""
         return self.benign(self.rates[-1], "train", self.look_at[-1])

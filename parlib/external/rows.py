@@ -53,13 +53,9 @@ def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset"
 
 def _numbered(files: list[str], reader: Callable[..., Iterator[dict[str, Any]]], columns: dict[str, str]) -> Iterator[tuple[str, dict]]:
     for file in files:
-        for i, row in enumerate(_read(Path(file), reader, columns)):
-            yield f"{file}/{i}", row
-
-
-def _read(path: Path, reader: Callable[..., Iterator[dict[str, Any]]], columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    with _named(path, "to its end"):
-        yield from reader(path, columns)
+        with _named(Path(file), "to its end"):
+            for i, row in enumerate(reader(Path(file), columns)):
+                yield f"{file}/{i}", row
 
 
 @contextmanager

@@ -39,11 +39,7 @@ def _named(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def results(records: Iterable[dict[str, Any]], like: Params) -> pd.DataFrame:
     """A row a published run of 08, of one round, in the setting of some parameters: `attacker` in words, the method, and its metrics."""
-    rows = []
-    for record in records:
-        params = record["params"]
-        if alike(record, like):
-            rows.append(record["metrics"] | _named(params))
+    rows = [record["metrics"] | _named(record["params"]) for record in records if alike(record, like)]
     return _sorted(pd.DataFrame(rows, columns=None if rows else ["attacker", "method", "rounds"]))
 
 

@@ -16,7 +16,7 @@ from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers detector detected inspections unlearned attacked_by left attackers examined ended aftermath where_trials least_rate
+regime_triggers detector detected inspections unlearned attacked_by left attackers examined ended aftermath where_trials
 reproduced minutes on_workers longest_chain distilled_unfound""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -138,12 +138,6 @@ def where_trials(experiment: str, **wanted: Any) -> pd.DataFrame:
     """The trials of an experiment's sweeps with these values, of the small ResNet where no encoder is named, by rate and tau."""
     wanted = {"experiment": experiment, "encoder": "small_resnet"} | wanted
     return _having(rows()[rows()["run"].str.contains(":")], wanted).sort_values(["lr", "tau"])
-
-
-def least_rate(method: str, pairs: int) -> float:
-    """The lowest rate of a method's trials in a regime of all classes that removes the backdoor."""
-    found = where_trials("regimes", method=method, pairs=pairs, coverage=1.0)
-    return found.loc[found["asr"] <= regimes.GONE, "lr"].min()
 
 
 def one(column: str, **wanted: Any) -> float:

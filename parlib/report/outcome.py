@@ -7,7 +7,7 @@ import pandas as pd
 from parlib.cache import ROOT
 from parlib.measure.metrics import interval
 from parlib.records.store import located, outputs
-from parlib.report.tables import tried
+from parlib.report.tables import markdown, tried
 
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
@@ -60,9 +60,7 @@ def closing_words(record: dict[str, Any]) -> str:
 
 def card_sections(record: dict[str, Any]) -> str:
     """Sections for a model card: every trigger that was tried, with intervals; what to know of it; how to load the model."""
-    table = outcome(record)
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    lines = ["", "## Under each trigger (95 % intervals)", "", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    lines = ["", "## Under each trigger (95 % intervals)", "", markdown(outcome(record)), ""]
     lines += [*(f"- {line}" for line in remarks(record)), "", "## Load it", "", "```python", "import open_clip", ""]
     lines += ['model, _, preprocess = open_clip.create_model_and_transforms("local-dir:THIS_FOLDER")']
     return "\n".join([*lines, 'tokenizer = open_clip.get_tokenizer("local-dir:THIS_FOLDER")', "```", ""])

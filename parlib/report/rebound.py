@@ -148,7 +148,8 @@ def holds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for key, course in tables.items():
         first = course[course["treatment"] == "before"].iloc[0]
         row = {"model": model_name(key), "clean accuracy": number(first["clean_accuracy"]), "ASR": number(first["attack_success_rate"])}
-        row["new statistics"] = number(curve(course, "refresh")["attack_success_rate"].iloc[-1]) if _has(course, "refresh") else ""
+        fresh = curve(course, "refresh")
+        row["new statistics"] = number(fresh["attack_success_rate"].iloc[-1]) if len(fresh) else ""
         worst = worst_look(course)
         row["worst within 300 steps"] = number(worst["attack_success_rate"])
         row["at"] = _place(worst)
@@ -157,10 +158,6 @@ def holds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             row[f"{poisons:.0f} triggered pairs, beyond the base"] = f"{points(more):+.1f} points"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
-
-
-def _has(course: pd.DataFrame, treatment: str) -> bool:
-    return bool((course["treatment"] == treatment).any())
 
 
 def _place(look: pd.Series) -> str:

@@ -18,6 +18,7 @@ from parlib.data.feeds import Batch, Feed, MemoryFeed, generator, rank, world
 from parlib.method.methods import METHODS, Backdoor, Recipe, Step
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import Clip, embed_texts
+from parlib.model.weights import batch_norms
 from parlib.progress import progress
 from parlib.train.compute import PLAIN, Compute, check_compute
 from parlib.train.gradcache import GradCache, average, check_agreement
@@ -60,12 +61,10 @@ def _optimizer(net: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def _train_mode(net: torch.nn.Module, batch_norm: str) -> None:
-    net.train()
-    if batch_norm == "frozen":
-        for module in net.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+def _train_mode(clip: Clip, batch_norm: str) -> None:
+    clip.net.train()
+    for norm in batch_norms(clip) if batch_norm == "frozen" else ():
+        norm.eval()
 
 
 def fit(
@@ -102,7 +101,7 @@ def fit(
         raise ValueError(f"{recipe.method} needs the backdoor that it takes out")
     if method.reword and not feed.rewords:
         raise ValueError(f"{recipe.method} needs reworded captions")
-    normed = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in clip.net.modules())
+    normed = bool(batch_norms(clip))
     check_compute(compute, recipe.batch, recipe.batch_norm, normed=normed, resnet=isinstance(clip.net.visual, ModifiedResNet))
     clip.net.logit_scale.requires_grad_(method.learns_scale)
     per_epoch = feed.pairs // recipe.batch
@@ -127,7 +126,7 @@ def fit(
             pause = _KEEP_EVERY * max(1.0, kept - started)  # large models take a while to write
         if step in looks and watch is not None and rank() == 0:
             _look(history, step, clip, watch)
-        _train_mode(clip.net, recipe.batch_norm)
+        _train_mode(clip, recipe.batch_norm)
         found = losses.at(step)
         lr = learning_rate(step, steps, recipe.lr, recipe.schedule)
         for group in optimizer.param_groups:
