@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from jinja2 import UndefinedError
 
 from parlib.cache import ROOT
-from parlib.experiments.registry import EXPERIMENTS
+from parlib.cli.plan import plan
+from parlib.experiments.registry import EXPERIMENTS, check
 from parlib.report import numbers, prose
 
 TEXTS = [path for _, path in sorted(prose.targets().items())]
@@ -128,3 +130,18 @@ def test_a_constant_is_read_without_importing_its_module():
     assert prose.constant("parlib/report/numbers.py", "_FORMS")["f3"] == ".3f"
     with pytest.raises(ValueError, match="NO_SUCH"):
         prose.constant("parlib/report/prose.py", "NO_SUCH")
+
+
+_VALUE = r"""(?:'[^']*'|""|[^\s'"`]+)"""
+_PAPERMILL = re.compile(rf"papermill\s+notebooks/(\w+)\.ipynb\s+\S+((?:[\s\\]+(?:-p\s+\w+\s+{_VALUE}|-y\s+'[^']*'))*)")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=_named)
+def test_papermill_commands_build_on_what_make_reproduce_made(path):
+    made = {run.id for run in plan(ROOT / "params" / "small" / "scarce.yaml")}
+    for notebook, options in _PAPERMILL.findall(path.read_text()):
+        values = {name: yaml.safe_load(value) for name, value in re.findall(rf"-p\s+(\w+)\s+({_VALUE})", options)}
+        for text in re.findall(r"-y\s+'([^']*)'", options):
+            values |= yaml.safe_load(text)
+        run = check(notebook, values)
+        assert run.scale == "paper" or {need.id for need in run.needs()} <= made, f"{notebook} {values}"
