@@ -8,6 +8,7 @@ from typing import Any, cast
 import pandas as pd
 
 from parlib.cache import ROOT
+from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
 from parlib.report import adaptive, downstream, inspection, rebound, regimes, schedule, style, tables
@@ -16,7 +17,7 @@ from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers detector detected inspections unlearned attacked_by left attackers examined ended aftermath where_trials
+regime_triggers detector detected inspections unlearned attacked_by left attackers examined ended benign_looks aftermath where_trials
 reproduced minutes on_workers longest_chain distilled_unfound""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
@@ -196,6 +197,13 @@ def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
         return float("nan")
     last = found.loc[(found["share"] - 0.5).abs().idxmin()] if treatment == "line" else found.iloc[-1]
     return last["attack_success_rate"]
+
+
+def benign_looks(model: str, seed: int = 0) -> pd.DataFrame:
+    """The looks of 07 at a model in its treatments without a triggered image; empty where it was not run."""
+    record = _examined("07_rebound", seed).get(model)
+    found = rebound.table_of(record) if record else pd.DataFrame(columns=["treatment", "step"])
+    return found[found["treatment"].isin(BENIGN)]
 
 
 def aftermath(notebook: str) -> str:
