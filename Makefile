@@ -76,7 +76,7 @@ publish: $(INSTALLED) ## outputs/reference, the notebooks' stored outputs and RE
 
 lock: ## requirements.lock anew from pyproject.toml; other versions stay (LOCK_FLAGS=--upgrade moves them)
 	@command -v $(UV) >/dev/null || { echo "error: uv is not on the PATH; make any other target first, or install it"; exit 1; }
-	@$(UV) pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-annotate \
+	@$(UV) pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-strip-extras --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" --quiet --output-file requirements.lock $(LOCK_FLAGS)
 
 clean: ## remove what runs wrote: outputs/small and outputs/smoke (the cache of weights stays)
