@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from parlib.cache import ROOT
 from parlib.cli.notebooks import notebook_path
@@ -40,7 +41,7 @@ def _pin(requirement: str) -> tuple[str, str]:
 @cache
 def _locked() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([\w.+]+)", _text("requirements.lock"), re.M):
+    for name, version in re.findall(r"^([\w.-]+)(?:\[[^]]+\])?==([\w.+]+)", _text("requirements.lock"), re.M):
         found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
     return found
 
@@ -50,8 +51,17 @@ def test_every_pin_is_in_the_one_lock_with_hashes():
     pins = dict(_pin(requirement) for requirement in asked + PROJECT["build-system"]["requires"])
     assert len(pins) == len(asked), "two versions of one package are pinned"
     assert {name: _locked().get(name) for name in pins} == {name: {version} for name, version in pins.items()}
-    entries = re.split(r"^(?=[\w.-]+==)", _text("requirements.lock"), flags=re.M)[1:]
+    entries = re.split(r"^(?=[\w.-]+(?:\[[^]]+\])?==)", _text("requirements.lock"), flags=re.M)[1:]
     assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_what_is_asked_for_with_an_extra_is_locked_with_it():
+    """Else pip, which takes it for a requirement of its own, looks for the newest version, and refuses it as it has no hash."""
+    asked = [Requirement(line) for one in metadata.distributions() if one.name != "parlib" for line in one.requires or ()]
+    asked = [one for one in asked if one.extras and (one.marker is None or one.marker.evaluate({"extra": ""}))]
+    locked = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)\[", _text("requirements.lock"), re.M)}
+    assert {re.sub(r"[-_.]+", "-", one.name).lower() for one in asked} <= locked
+    assert any(one.name == "jsonschema" for one in asked)
 
 
 def test_everything_installs_from_the_lock():
@@ -70,7 +80,7 @@ def test_what_parlib_imports_is_declared():
     asked = [*PROJECT["project"]["dependencies"], *(one for name in extras.keys() - {"dev"} for one in extras[name])]
     declared = {_pin(requirement)[0] for requirement in asked}
     brought = {"ipython": "ipykernel", "jinja2": "nbconvert", "jupyter-client": "papermill"}  # what it works with, and by what it comes
-    sources = packages_distributions()
+    sources = metadata.packages_distributions()
     for path in (ROOT / "parlib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
