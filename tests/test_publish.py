@@ -131,6 +131,7 @@ def _executed(folder, last: str, record: str = "{}"):
         new_output("stream", name="stdout", text=progress),
         new_output("stream", name="stdout", text="step:  50%|#####     | 4/8 [00:01<00:01, 3.9steps/s]\n"),
         new_output("stream", name="stderr", text="a warning that names a path\n"),
+        new_output("display_data", data={"text/plain": "par: 360 steps in 01:07"}),
         new_output("execute_result", data={"text/plain": "3"}, execution_count=9, metadata={"when": "now"}),
     ]
     injected = new_code_cell("tau = 2.0", metadata={"tags": ["injected-parameters"]})

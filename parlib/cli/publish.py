@@ -53,7 +53,8 @@ def _tidied(outputs: list[Any]) -> list[Any]:
             output.metadata = {}
         if output.output_type == "execute_result":
             output.execution_count = None
-    return [one for one in outputs if one.output_type != "stream" or (one.name != "stderr" and one.text.strip())]
+    kept = [one for one in outputs if one.output_type != "stream" or (one.name != "stderr" and one.text.strip())]
+    return [one for one in kept if not re.search(r" in \d\d:\d\d$", one.get("data", {}).get("text/plain", ""))]
 
 
 def restore() -> None:
