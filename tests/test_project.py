@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from parlib.cache import ROOT
 from parlib.cli.notebooks import notebook_path
@@ -26,6 +27,7 @@ from parlib.report.rows import COLUMNS, table, trials
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_EXTRA = r"(?:\[[^]]+\])?"  # behind a package's name in the lock, such as [tune]
 
 
 def _text(name: str) -> str:
@@ -35,14 +37,14 @@ def _text(name: str) -> str:
 def _pin(requirement: str) -> tuple[str, str]:
     """The name, as registries write it, and the version."""
     name, version = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.]+)", requirement).groups()
-    return re.sub(r"[-_.]+", "-", name).lower(), version
+    return canonicalize_name(name), version
 
 
 @cache
 def _locked() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)(?:\[[^]]+\])?==([\w.+]+)", _text("requirements.lock"), re.M):
-        found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    for name, version in re.findall(rf"^([\w.-]+){_EXTRA}==([\w.+]+)", _text("requirements.lock"), re.M):
+        found.setdefault(canonicalize_name(name), set()).add(version)
     return found
 
 
@@ -51,7 +53,7 @@ def test_every_pin_is_in_the_one_lock_with_hashes():
     pins = dict(_pin(requirement) for requirement in asked + PROJECT["build-system"]["requires"])
     assert len(pins) == len(asked), "two versions of one package are pinned"
     assert {name: _locked().get(name) for name in pins} == {name: {version} for name, version in pins.items()}
-    entries = re.split(r"^(?=[\w.-]+(?:\[[^]]+\])?==)", _text("requirements.lock"), flags=re.M)[1:]
+    entries = re.split(rf"^(?=[\w.-]+{_EXTRA}==)", _text("requirements.lock"), flags=re.M)[1:]
     assert all("--hash=sha256:" in entry for entry in entries)
 
 
@@ -59,8 +61,8 @@ def test_what_is_asked_for_with_an_extra_is_locked_with_it():
     """Else pip, which takes it for a requirement of its own, looks for the newest version, and refuses it as it has no hash."""
     asked = [Requirement(line) for one in metadata.distributions() if one.name != "parlib" for line in one.requires or ()]
     asked = [one for one in asked if one.extras and (one.marker is None or one.marker.evaluate({"extra": ""}))]
-    locked = {re.sub(r"[-_.]+", "-", name).lower() for name in re.findall(r"^([\w.-]+)\[", _text("requirements.lock"), re.M)}
-    assert {re.sub(r"[-_.]+", "-", one.name).lower() for one in asked} <= locked
+    locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)\[", _text("requirements.lock"), re.M)}
+    assert {canonicalize_name(one.name) for one in asked} <= locked
     assert any(one.name == "jsonschema" for one in asked)
 
 

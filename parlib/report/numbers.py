@@ -199,11 +199,11 @@ def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
     return last["attack_success_rate"]
 
 
-def benign_looks(model: str, seed: int = 0) -> pd.DataFrame:
-    """The looks of 07 at a model in its treatments without a triggered image; empty where it was not run."""
-    record = _examined("07_rebound", seed).get(model)
-    found = rebound.table_of(record) if record else pd.DataFrame(columns=["treatment", "step"])
-    return found[found["treatment"].isin(BENIGN)]
+def benign_looks() -> pd.DataFrame:
+    """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image."""
+    every = {(model, seed): rebound.table_of(one) for seed in range(3) for model, one in _examined("07_rebound", seed).items()}
+    found = pd.concat(every, names=["model", "seed"]).reset_index(["model", "seed"]).reset_index(drop=True)
+    return found[found["model"].isin(["finetune", "cleanclip", "par", "distil"]) & found["treatment"].isin(BENIGN)]
 
 
 def aftermath(notebook: str) -> str:
