@@ -29,7 +29,6 @@ from parlib.data.feeds import Batch, Feed, MemoryFeed
 from parlib.data.scenes import load_scenes
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.presets import trigger_options
-from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check, make
 from parlib.external.stream import Stream
 from parlib.method.losses import clip_loss
@@ -42,7 +41,6 @@ from parlib.train.loop import fit
 
 pytestmark = [pytest.mark.full, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 GPU = "cuda"
-LOOKED = ["treatment", "lr", "batch_norm", "step", "attack_success_rate", "clean_accuracy"]
 KEPT = ["cost", "attack_success_rate", "lr", "tau", "varied"]  # of the trials of a search
 
 
@@ -195,30 +193,25 @@ REGIMES: dict[str, dict[str, Any]] = {
 }
 
 
-def _as_on_a_cpu(folder: Path, run: Any, *needed: str) -> None:
-    """Records and files of a run that a CPU made, as if they were of this folder; skipped where they or the weights are missing."""
-    within = folder / "outputs" / run.scale / run.notebook
-    within.mkdir(parents=True)
-    for file in (ROOT / "outputs" / run.scale / run.notebook).glob(f"{Path(run.id).name}*"):
-        shutil.copy(file, within)
-    try:
-        for name in needed:
-            artifact_file(read(run.scale, run.id), name)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_search(own_outputs, figures, regime, seed):
-    """The trials of published searches, of seed 0 and 720 pairs, in four regimes and with four methods, on Ray Tune. They begin from models
-    that a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE, a folder called smoke (conftest.py).
+    """The trials of the published searches with 720 pairs, of seed 0, in four regimes and with four methods, on Ray Tune: two minutes each.
+    They begin from models that a CPU planted and inspected: their records in outputs/small, their weights in PAR_CACHE, a folder called
+    smoke (conftest.py).
     """
     given: dict[str, Any] = {"trigger": "badnet_stripes", "seed": seed}
     inspected = check("10_inspect", given)
     planted = check("01_poison", given | {"base_epochs": inspected.base_epochs})
-    _as_on_a_cpu(own_outputs, planted, "weights")
-    _as_on_a_cpu(own_outputs, inspected, "pattern")
+    for run, needed in ((planted, "weights"), (inspected, "pattern")):
+        folder = Path("outputs", "small", run.notebook)
+        (own_outputs / folder).mkdir(parents=True)
+        for file in (ROOT / folder).glob(f"{Path(run.id).name}*"):
+            shutil.copy(file, own_outputs / folder)
+        try:
+            artifact_file(read(run.scale, run.id), needed)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
     name = "{}_badnet_stripes_s0_base_epochs15_pairs720_steps360.json"
     folder, methods = ROOT / "outputs" / "reference" / "03_tau_sweep", ("finetune", "par", "distil", "unlearn")
     searched = [json.loads((folder / name.format(method)).read_text())["params"] for method in methods]
@@ -267,22 +260,16 @@ def test_the_attackers(checkout, figures, seed):
         plain = [run for run in content["runs"] if run.get("poisoned") == planted["plain"]]
         content["runs"] += [run | {"notebook": "08_adaptive", "rounds": 3} for run in plain]
     path.write_text(yaml.safe_dump(content))
-    _run_many(path)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), *sys.path])}
+    command = [sys.executable, "-m", "parlib.run", str(path), "--functions", "--jobs", "12", "--threads", "1"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     figures |= _attackers(checkout / "outputs" / "small", cleanings)
     cleaned = {(one["attacker"], one["method"]): one for one in figures["cleaned"]}
     assert set(cleaned) == set(product(of, [run["method"] for run in cleanings]))
     assert (len(figures["others"]), len(figures["rounds"])) == ((len(STRONGER), len(cleanings)) if seed == 1 else (0, 0))
     assert min(cleaned[who, "par"]["asr_before"] for who in ("plain", "offset")) > 0.9
     assert cleaned["plain", "par"]["asr"] <= GONE
-
-
-def _run_many(path: Path) -> None:
-    """All runs of a parameter file, twelve at once, by the runner of the checkout in which it lies."""
-    checkout = path.parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), *sys.path])}
-    command = [sys.executable, "-m", "parlib.run", str(path), "--functions", "--jobs", "12", "--threads", "1"]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
 
 
 def _attackers(folder: Path, usual: list[dict[str, Any]]) -> dict[str, Any]:
@@ -304,34 +291,6 @@ def _attackers(folder: Path, usual: list[dict[str, Any]]) -> dict[str, Any]:
             cost = round(metrics["poisoned_clean_accuracy"] - metrics["clean_accuracy"], 4)
             found[place].append(who | kept | {"cost": cost, "asr_before": worst["before"], "asr": worst["after"]})
     return found
-
-
-@pytest.mark.parametrize("seed", [1])
-def test_a_thousand_steps(checkout, own_outputs, figures, seed):
-    """Benign training for a thousand steps, at each rate of 07, of a model that a CPU planted and that is cleaned here as in rebound.yaml,
-    and of both controls. A row a look: treatment, rate, BatchNorm, step, ASR, clean accuracy.
-    """
-    usual = check("07_rebound", {"trigger": "badnet_stripes", "seed": seed})
-    planted = check("01_poison", {"trigger": "badnet_stripes", "seed": seed, "base_epochs": usual.base_epochs})
-    _as_on_a_cpu(own_outputs, planted, "weights", "base_weights")
-    path = checkout / "params" / "small" / "rebound.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["defaults"] |= {"seed": seed, "compute": {"device": GPU}}
-    cleanings = [run | {"attacker": "plain"} for run in content["runs"] if isinstance(run.get("attacker"), list) and "pairs" in run]
-    models = ["none", "base", *(run["method"] for run in cleanings)]
-    longer = {"notebook": "07_rebound", "method": models, "look_at": [*usual.look_at, 1000], "retuned": []}
-    content["runs"] = cleanings + [longer | {"rates": [rate]} for rate in usual.rates]
-    path.write_text(yaml.safe_dump(content))
-    _run_many(path)
-    for record in read_all(checkout / "outputs" / "small"):
-        if record["notebook"] == "07_rebound":
-            course = pd.DataFrame(record["history"])
-            course = course[course["treatment"].isin(["before", *BENIGN])]
-            figures.setdefault(record["params"]["method"], []).extend(
-                course[LOOKED].astype(object).where(course[LOOKED].notna(), None).values.tolist()
-            )
-    assert set(figures) == set(models)
-    assert all({row[3] for row in rows} >= {0, *longer["look_at"]} for rows in figures.values())
 
 
 # What a step takes. Times are measured, not asserted.

@@ -179,9 +179,9 @@ def _regime_costs() -> pd.DataFrame:
     return regimes.costs(regimes.trials(rows()))
 
 
-def _examined(notebook: str, seed: int = 0) -> dict[str, dict[str, Any]]:
+def _examined(notebook: str, seed: int = 0, **asked: Any) -> dict[str, dict[str, Any]]:
     """The published records of 07 or 09 by label, in the regime of their defaults."""
-    return rebound.models(published(), check(notebook, {"seed": seed}))
+    return rebound.models(published(), check(notebook, {"seed": seed} | asked))
 
 
 def examined(notebook: str, model: str, seed: int = 0) -> Figures | None:
@@ -195,14 +195,14 @@ def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
     found = rebound.curve(rebound.table_of(_examined("07_rebound", seed)[model]), treatment, **wanted)
     if found.empty:
         return float("nan")
-    last = found.loc[(found["share"] - 0.5).abs().idxmin()] if treatment == "line" else found.iloc[-1]
-    return last["attack_success_rate"]
+    return found["attack_success_rate"].iloc[(found["share"] - 0.5).abs().argmin() if treatment == "line" else -1]
 
 
-def benign_looks() -> pd.DataFrame:
+def benign_looks(**asked: Any) -> pd.DataFrame:
     """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image."""
-    every = {(model, seed): rebound.table_of(one) for seed in range(3) for model, one in _examined("07_rebound", seed).items()}
-    found = pd.concat(every, names=["model", "seed"]).reset_index(["model", "seed"]).reset_index(drop=True)
+    every = [(model, seed, one) for seed in range(3) for model, one in _examined("07_rebound", seed, **asked).items()]
+    looks = [rebound.table_of(one).assign(model=model, seed=seed) for model, seed, one in every]
+    found = pd.concat(looks or [pd.DataFrame(columns=["model", "seed", "treatment"])], ignore_index=True)
     return found[found["model"].isin(["finetune", "cleanclip", "par", "distil"]) & found["treatment"].isin(BENIGN)]
 
 
