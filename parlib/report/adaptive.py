@@ -87,12 +87,13 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
             if len(cell):
                 run, asr = cell.iloc[0], table.loc[who, method]
                 said = f"{asr:.3f}\n{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f} points"
-                ax.text(column, line, said, ha="center", va="center", fontsize=8, color="white" if asr > 0.55 else "black")
+                shown: dict[str, Any] = {"color": "white" if asr > 0.55 else "black", "weight": "bold" if asr <= GONE else "normal"}
+                ax.text(column, line, said, ha="center", va="center", fontsize=8, **shown)
         ax.set_xticks(range(table.shape[1]), [name(method) for method in table.columns])
         heads = found.drop_duplicates("attacker").set_index("attacker")
         ax.set_yticks(range(len(table)), [f"{who}\n(planted: {_planted(heads.loc[who])})" for who in table.index], fontsize=8)
         figure.colorbar(image, label=ASR)
-    note = f"Test scenes, single runs. Each cell: the ASR after the cleaning, and its cost in clean accuracy. Removed: {GONE:g} or below."
+    note = f"Test scenes, single runs. Each cell: the ASR after the cleaning, its cost in clean accuracy. Bold: removed, {GONE:g} or below."
     return finished(figure, _finding(found), note)
 
 
