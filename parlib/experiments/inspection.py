@@ -17,7 +17,7 @@ from parlib.experiments.examined import Examined, fresh_pairs, model_of
 from parlib.experiments.lineage import labelled_images, open_checkpoint
 from parlib.experiments.params import Input, known
 from parlib.experiments.result import Result
-from parlib.experiments.subject import Subject, subject
+from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.experiments.sweep import columns
 from parlib.experiments.trials import combinations
 from parlib.measure.detection import detection
@@ -38,6 +38,7 @@ class Inspect(Examined):
 
     method: str = Field("none", description="none: the poisoned model as it is; the method that cleaned it; or base, its clean base")
     images: int = Field(240, ge=40, description="clean images: a trigger is found on one half of them and measured on the other")
+    from_pairs: bool = Field(False, description="whether the images are those of the clean pairs (pairs, coverage), and no others")
     words: list[str] = Field([], description="names among which a target is looked for; empty: the classes of the images")
     forms: list[str] = Field(list(FORMS), min_length=1, description=f"families of triggers: {', '.join(FORMS)}")
     threshold: float = Field(0.5, ge=0, le=1, description="lead of a class over the median finalist above which a model is called poisoned")
@@ -66,6 +67,8 @@ class Inspect(Examined):
             raise ValueError("a calibration has a name and inspections in against: give both")
         if not (self.on_scenes or self.words or self.evaluation):
             raise ValueError("there are no class names: list some in words, or name labelled images in evaluation")
+        if self.from_pairs and not (self.on_scenes and self.pairs >= self.images):
+            raise ValueError(f"from_pairs: {self.images} images are taken from {self.pairs} clean pairs of scenes: fewer, or of other data")
         found.calibration()  # every one, before the work
         return found
 
@@ -89,7 +92,8 @@ class Inspect(Examined):
         return super().inputs() | {one["run"]: Input(run=one["run"], sha256=digest(one["metrics"])) for one in self.inspected()}
 
     def asked(self) -> dict[str, Any]:
-        return super().asked() | {"forms": self.forms}  # always, as more forms became usual
+        decided = ["forms", *(["pairs", "coverage"] if self.from_pairs else [])]  # forms always, as more became usual
+        return super().asked() | {name: getattr(self, name) for name in decided}
 
     def stages(self) -> list[str]:
         return ["inspect", "verdict", *super().stages()]
@@ -212,6 +216,9 @@ def _model(params: Inspect, before: Subject | None) -> Clip:
 
 
 def _images(params: Inspect, clip: Clip) -> Pairs:
+    if params.from_pairs:
+        pairs: Any = clean_pairs(params, clip)
+        return pairs.first(params.images)
     if params.evaluation and not params.words:
         return labelled_images(params, params.images, clip)
     return fresh_pairs(params, params.images, clip)

@@ -122,14 +122,15 @@ def _of_downstream(found: BuiltOn) -> list[str]:
 
 
 def _taking_out(found: Inspected) -> str:
-    """The parameters of 02 that unlearn what was found in the same model, quoted for a shell."""
+    """The parameters of 02 that unlearn what was found in the same model, at the scale small as with few pairs, quoted for a shell."""
     params, usual = found.result.params, Clean.check({"scale": found.result.params.scale})
     own = params.poisoned.startswith(SOURCES)
     same = ["scale", "encoder", "poisoned", "trigger", "attack", "trigger_options", "attacker", "planted", "seed", "normalised", "resize"]
     same += ["evaluation"] if own else ["base_epochs", "evaluation"]
     asked = {name: getattr(params, name) for name in same if getattr(params, name) != getattr(usual, name)}
     asked["target"] = found.result.metrics["candidate"] if own and not params.words else params.target
-    given = {"method": "unlearn", "inverted": params.id} | asked
+    few = {} if own or params.scale != "small" else {"pairs": 720, "steps": 360, "varied": 0.3, "lr": 1e-3}
+    given = {"method": "unlearn", "inverted": params.id} | few | asked
     return shlex.quote(yaml.safe_dump(given, default_flow_style=True, width=10**6, sort_keys=False).strip())
 
 

@@ -99,8 +99,9 @@ def table(found: Inspected) -> pd.DataFrame:
 
 
 def inspected(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """A row a model that was inspected, from records; each once, without the calibrations."""
-    found = [record for record in records if record["notebook"] == "10_inspect" and not record["params"]["name"]]
+    """A row a model that was inspected with images of its own, from records; each once, without the calibrations."""
+    looked = [record for record in records if record["notebook"] == "10_inspect" and not record["params"].get("from_pairs")]
+    found = [record for record in looked if not record["params"]["name"]]
     return calibration_rows(sorted(found, key=lambda record: record["run"]))
 
 

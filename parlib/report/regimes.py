@@ -11,7 +11,7 @@ REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime fr
 # The studies of few pairs, beside that of `make reproduce`, scarce.
 GRIDS = (
     *("regimes", "regimes_tau", "regimes_known", "regimes_interpolation", "regimes_triggers", "regimes_seeds", "distil_parts"),
-    *("rebound", "downstream", "adaptive", "inspect"),
+    *("regimes_from_pairs", "rebound", "downstream", "adaptive", "inspect"),
 )
 _SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
@@ -62,9 +62,9 @@ def frontier(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
-    """The cheapest trial that takes the ASR to this or below; None where none does."""
+    """The cheapest trial that takes the ASR to this or below, of equal ones that with the lowest; None where none does."""
     gone = runs[runs["attack_success_rate"] <= asr]
-    return None if gone.empty else gone.loc[gone["cost"].idxmin()]
+    return None if gone.empty else gone.sort_values(["cost", "attack_success_rate"]).iloc[0]
 
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:
