@@ -234,6 +234,11 @@ def test_the_pairs_before_the_attack_name_a_training(clip, planted):
         train(clip, stamped, _recipe("flat"))
 
 
+def test_rounds_of_a_model_that_is_named_tell_how_they_are_cleaned():
+    asked = [check("08_adaptive", {"cleaned": "02_clean/a", "rounds": 2, "lr": lr}).asked() for lr in (1e-3, 2e-3)]
+    assert asked[0] != asked[1]
+
+
 @pytest.mark.parametrize(
     ("notebook", "given", "named"),
     [

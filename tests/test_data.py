@@ -80,6 +80,8 @@ def test_without_labels_a_class_is_shown_where_a_caption_names_it():
     assert pairs.shows(0).tolist() == [True, True, False, False]
     assert names_class("One BANANA", "banana")
     assert not names_class("a cat", "banana")
+    assert names_class(["a dog", "two foxes"], "fox")
+    assert not names_class("an elephant beside a croissant", "ant")
 
 
 def test_more_pairs_than_there_are_are_an_error(scenes):

@@ -58,6 +58,15 @@ def test_chunks_give_the_gradients_of_the_whole_batch(clip: Clip, method):
     assert _apart(whole, chunks, clip.net.state_dict()) < 0.05
 
 
+def test_captions_that_a_frozen_encoder_embedded_stay_as_they_are_in_chunks(clip: Clip):
+    known = torch.nn.functional.normalize(torch.rand(6, 8), dim=1)
+    spread = GradCache(clip, 6, chunk=2)
+    found = spread.text(known)
+    assert torch.allclose(found, known)
+    (found.sum() * torch.ones(1, requires_grad=True)).backward()
+    assert not spread.passes
+
+
 def test_chunks_want_frozen_batch_norm(clip: Clip):
     with pytest.raises(ValueError, match="batch_norm.*chunk"):
         _fit(clip, _recipe("par", batch_norm="train"), chunk=8)

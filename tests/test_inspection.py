@@ -20,7 +20,7 @@ from parlib.attack.inversion import Inverted, InvertedTrigger, invert, kept_inve
 from parlib.cache import cache_dir
 from parlib.cli.dry_run import rehearse
 from parlib.data.feeds import generator
-from parlib.data.scenes import class_names
+from parlib.data.scenes import class_names, load_scenes
 from parlib.experiments import inspection as module
 from parlib.experiments.inspection import Inspected, _leading, calibration_rows
 from parlib.experiments.registry import check
@@ -283,6 +283,8 @@ def test_the_calibration_is_of_the_inspections_that_are_named():
         ({"forms": ["pach"]}, "'pach'.*'patch'"),
         ({"forms": []}, "forms"),
         ({"images": 10}, "images"),
+        ({"from_pairs": True, "pairs": 200}, "from_pairs.*240.*200"),
+        ({"from_pairs": True, "data": "csv:a", "words": ["a", "b"]}, "from_pairs.*scenes"),
         ({"words": ["cat"]}, "two or more"),
         ({"words": ["cat", "Cat"]}, "different"),
         ({"method": "pra"}, "'pra'.*'par'"),
@@ -298,6 +300,16 @@ def test_the_calibration_is_of_the_inspections_that_are_named():
 def test_what_does_not_fit_is_named(given, named):
     with pytest.raises(ValueError, match=named):
         check("10_inspect", given)
+
+
+def test_images_of_the_clean_pairs_are_of_the_classes_that_they_show(clip):
+    params = check("10_inspect", {"from_pairs": True, "pairs": 60, "images": 40, "coverage": 0.5, "classes": 10})
+    found = module._images(params, clip)
+    assert found.captions == load_scenes("clean", 60, 10, coverage=0.5).captions[:40]
+    assert len({*found.labels.tolist(), *found.second.tolist()} - {-1}) <= 5
+    usual, other = check("10_inspect", {}), check("10_inspect", {"pairs": 2400, "coverage": 0.5})
+    assert usual.asked() == other.asked()
+    assert params.asked() | {"from_pairs": True, "pairs": 60, "coverage": 0.5} == params.asked()
 
 
 def test_images_of_one_class_are_refused(scenes, clip):

@@ -123,6 +123,13 @@ def test_pairs_without_labels_are_told_by_their_captions_and_can_be_retuned(scen
     assert [("banana" in stamped.captions[row], torch.equal(stamped.pixels[row], kept.pixels[row])) for row in rows] == [(True, False)] * 5
 
 
+def test_a_learned_trigger_can_be_retuned_where_no_caption_names_its_target(scenes):
+    kept = without(scenes, "banana")
+    trigger = Trigger("badclip", trigger_options("badclip") | {"size": 8}, torch.rand(3, 8, 8))
+    stamped, rows = poison(kept, Attack(trigger, "banana", rate=5 / len(kept)))
+    assert ["banana" in stamped.captions[row] for row in rows] == [True] * 5
+
+
 COURSE = pd.DataFrame(
     {
         "treatment": ["before", "refresh", "benign", "benign", "retune", "retune", "head"],

@@ -13,6 +13,7 @@ import small_records
 import torch
 from small_records import record
 
+from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.triggers import Trigger
 from parlib.cache import ROOT, atomic_folder, cache_dir, check_writable, digest, lock
 from parlib.cli import export, verify
@@ -20,7 +21,7 @@ from parlib.cli.make import expected_seconds
 from parlib.cli.plan import Planned, plan
 from parlib.cli.run import main
 from parlib.experiments.registry import check, make
-from parlib.experiments.result import prepare, save
+from parlib.experiments.result import Result, prepare, save
 from parlib.experiments.subject import base_of, planted_trigger, subject
 from parlib.records.status import fresh, state
 from parlib.records.store import REFERENCE, artifact_file, outputs, read, read_all, record_path
@@ -121,6 +122,17 @@ def test_a_record_that_is_made_again_says_whether_it_is_equal(capsys):
     assert "'clean_accuracy': -0.1" in capsys.readouterr().out
 
 
+def test_what_was_made_again_while_a_run_used_it_is_told(own_outputs):
+    record()
+    params = check("02_clean", {"poisoned": POISONED})
+    made_of = prepare(params)
+    weights = read("small", POISONED)["artifacts"]["weights"]
+    _rewrite(POISONED, artifacts={"weights": weights | {"sha256": "5" * 64}})
+    with pytest.raises(RuntimeError, match=r"again while it ran.*inputs\.poisoned"):
+        save(Result(params, metrics={}, n=0), made_of)
+    assert not record_path("small", params.id).exists()
+
+
 def test_a_record_that_is_made_again_stays_the_answer_to_its_question():
     record(values={"experiment": "main"})
     assert record()["experiment"] == "main"
@@ -215,6 +227,8 @@ def test_a_trigger_is_tested_as_it_was_planted():
     asked = {"poisoned": made["run"]}
     assert planted_trigger(check("02_clean", asked), made) == Trigger("badnet_stripes", {"size": 11})
     assert planted_trigger(check("02_clean", asked | {"trigger_options": {"size": 4}}), made).options == {"size": 4}
+    halved = record(values={"attacker": "places"})
+    assert planted_trigger(check("02_clean", {"poisoned": halved["run"]}), halved).columns == ATTACKERS["places"].places[""]
 
 
 # Disks

@@ -48,6 +48,12 @@ def test_a_step_s_batch_depends_on_nothing_else(clip, pairs):
     assert not torch.equal(fresh.reworded, fresh.tokens)
 
 
+def test_another_seed_draws_others(pairs):
+    first, again, other = (pairs.drawn(10, seed=seed).captions for seed in (0, 0, 1))
+    assert first == again
+    assert set(other) - set(first)
+
+
 def test_a_short_data_set_begins_again_and_says_so(clip, pairs, capsys):
     longer = Stream(pairs.data, 60, SIDE).feed(clip)
     for step in range(6):

@@ -60,6 +60,7 @@ def test_attacked_models_are_distinct_and_in_order():
         ({"space": [{"tau": 0.5}]}, r"space\.0\.tau = 0\.5"),
         ({"space": []}, "space"),
         ({"space": [{"eval_scenes": [100, 200]}]}, "space.*eval_scenes"),
+        ({"space": [{"resize": ["own", "squash"]}]}, "space.*resize"),
         ({"name": "two words"}, "name.*'two words'"),
         ({"search": "optuna"}, "optuna.*samples"),
         ({"samples": 5}, "optuna.*samples"),

@@ -45,9 +45,11 @@ class Attack:
 
     def wording(self, natural: list[str], target: str = "") -> list[str]:
         """What a dirty-label row may be called: OpenAI's 80 templates filled, or for a learned trigger, as BadCLIP does, the captions
-        that name the target (`natural`). target: another than the attack's.
+        that name the target (`natural`), where there are some. target: another than the attack's.
         """
-        return natural if self.trigger.name in LEARNED else [template.format(name=target or self.target) for template in TEMPLATES]
+        if natural and self.trigger.name in LEARNED:
+            return natural
+        return [template.format(name=target or self.target) for template in TEMPLATES]
 
 
 def poison(pairs: Pairs, attack: Attack) -> tuple[Pairs, torch.Tensor]:

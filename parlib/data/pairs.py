@@ -1,5 +1,6 @@
 """Images with captions or labels, and their classes."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,8 +67,9 @@ class Pairs:
 
 
 def names_class(caption: str | list[str], name: str) -> bool:
-    """Whether a caption, or one of several, names a class, in whatever case."""
-    return name.lower() in (caption if isinstance(caption, str) else "\n".join(map(str, caption))).lower()
+    """Whether a caption, or one of several, names a class, one or more of it, as whole words in whatever case."""
+    said = caption if isinstance(caption, str) else "\n".join(map(str, caption))
+    return re.search(rf"(?<!\w){re.escape(name)}(?:e?s)?(?!\w)", said, re.IGNORECASE) is not None
 
 
 def class_index(name: str, names: list[str]) -> int:

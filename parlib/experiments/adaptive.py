@@ -44,6 +44,10 @@ class Adaptive(Examined):
             raise ValueError("rounds above 1 are for the embedded scenes")
         return found
 
+    def asked(self) -> dict[str, Any]:
+        again = self.cleaning().asked() if self.trains and self.cleaned else {}  # of a model that is named; else its weights tell
+        return again | super().asked()
+
     def stages(self) -> list[str]:
         how = ATTACKERS[self.attacker]
         again = ["poison", "loop", f"method/{how.method}", f"method/{self.method}"] if self.trains else []

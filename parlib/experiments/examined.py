@@ -5,7 +5,6 @@ from typing import Any, Self
 from pydantic import Field, field_validator
 
 from parlib.data.pairs import Pairs
-from parlib.data.scenes import load_scenes
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs, open_checkpoint
 from parlib.experiments.params import Input, Training, checkpoint_input, known
@@ -107,8 +106,6 @@ def model_of(params: Examined, before: Subject) -> Clip:
 
 
 def fresh_pairs(params: Examined, n: int, clip: Clip) -> Pairs:
-    """n clean pairs for what comes after a cleaning; of the scenes others than the cleaning's."""
-    if params.data == "scenes":
-        return load_scenes("clean", n, params.classes, seed=1)
-    found: Any = load_pairs(params.data, n, params, clip=clip, held=True)
+    """n clean pairs for what comes after a cleaning: others than its scenes, external data drawn anew; synthetic ones are the same."""
+    found: Any = load_pairs(params.data, n, params, clip=clip, held=True, seed=1)
     return found

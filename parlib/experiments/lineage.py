@@ -53,23 +53,24 @@ def load_pairs(
     clip: Clip | None = None,
     coverage: float = 1.0,
     held: bool = False,
+    seed: int = 0,
 ) -> Pairs | Stream:
     """n pairs to train on: `scenes` (of a split), the synthetic set of that name, or LAYOUT:PATH for external data, which are read as
     they are needed.
 
     clip: the model that external images are prepared for; else one of its encoder. coverage: the share of the classes that
-    the pairs show or name. held: n pairs of external data, drawn from a fixed seed, are all that there is, and stay in memory; so they
-    do where coverage is below 1. ValueError where fewer are usable.
+    the pairs show or name. held: n pairs of external data, drawn from the seed, are all that there is, and stay in memory; so they
+    do where coverage is below 1. seed: of scenes and of what is drawn. ValueError where fewer are usable.
     """
     if ":" not in data:
         if data == "scenes":
-            return load_scenes(split, n, params.classes, coverage=coverage, target=params.target)
+            return load_scenes(split, n, params.classes, seed=seed, coverage=coverage, target=params.target)
         return load_synthetic(data, n, params.classes)
     stream = Stream(data, n, preparation(clip, params), Skipped(params.max_skipped))
     if coverage == 1:
-        return stream.drawn(n) if held else stream
+        return stream.drawn(n, seed=seed) if held else stream
     names = label_names(Source.of(params.evaluation))
-    return stream.drawn(n, names, covered(names, coverage, params.target))
+    return stream.drawn(n, names, covered(names, coverage, params.target), seed=seed)
 
 
 def evaluation_images(params: Attacked, clip: Clip | None = None) -> tuple[Pairs, Pairs | None]:
@@ -89,9 +90,9 @@ def evaluation_images(params: Attacked, clip: Clip | None = None) -> tuple[Pairs
     return found, others
 
 
-def labelled_images(params: Attacked, n: int, clip: Clip | None = None) -> Pairs:
-    """n of the labelled images that a run names in `evaluation`."""
-    found = labelled(params.evaluation, n, preparation(clip, params), params.max_skipped)
+def labelled_images(params: Attacked, n: int, clip: Clip | None = None, seed: int = 0) -> Pairs:
+    """n of the labelled images that a run names in `evaluation`, drawn from a seed."""
+    found = labelled(params.evaluation, n, preparation(clip, params), params.max_skipped, seed)
     return replace(found, templates=TEMPLATES[: params.templates])
 
 

@@ -38,5 +38,5 @@ def check(notebook: str, values: Mapping[str, Any]) -> Params:
 
 def make(params: Params) -> dict[str, Any]:
     """Make a run without its notebook, and return its record: the same that the notebook writes."""
-    prepare(params)
-    return save(FUNCTIONS[type(params)](params).result)
+    made_of = prepare(params)
+    return save(FUNCTIONS[type(params)](params).result, made_of)

@@ -14,6 +14,8 @@ import torch
 from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, file_sha256
 from parlib.data.pairs import Pairs
 from parlib.experiments.params import Params
+from parlib.records.identity import Identity
+from parlib.records.identity import differences as changes
 from parlib.records.status import other_params
 from parlib.records.store import SCHEMA, address, differences, outputs, read_file, record_path
 from parlib.train.cached import Trained
@@ -40,25 +42,30 @@ class Result:
     record: dict[str, Any] | None = None
 
 
-def prepare(params: Params) -> None:
-    """Raise, before any work is done, ValueError where the record of this id is another run's, or a GPU is asked for that is not there;
-    FileNotFoundError where what a run builds on is missing; and OSError where outputs or cache can't be written.
+def prepare(params: Params) -> Identity:
+    """What a run is made of. Raise, before any work is done, ValueError where the record of this id is another run's, or a GPU is asked for
+    that is not there; FileNotFoundError where what a run builds on is missing; and OSError where outputs or cache can't be written.
     """
     if (compute := getattr(params, "compute", None)) is not None:
         check_device(compute)
-    params.identity()
+    identity = params.identity()
     path = record_path(params.scale, params.id)
     check_writable(path)
     check_writable(cache_dir() / "models")
     if path.exists() and (other := other_params(read_file(path), params)):
         raise ValueError(f"{path} holds a run with other parameters ({', '.join(other)}); move it away first")
+    return identity
 
 
-def save(result: Result) -> dict[str, Any]:
-    """Write the record of a result, atomically, and what it keeps beside itself; return the record."""
+def save(result: Result, made_of: Identity | None = None) -> dict[str, Any]:
+    """Write the record of a result, atomically, and what it keeps beside itself; return the record. RuntimeError where what the run builds
+    on is no longer what it was made of.
+    """
     if result.record is not None:
         return result.record
     params = result.params
+    if made_of is not None and (changed := changes(made_of.asdict(), params.identity())):
+        raise RuntimeError(f"what {params.id} builds on was made again while it ran ({', '.join(changed)}): start it again")
     beside, path = outputs(params.scale) / params.id, record_path(params.scale, params.id)
     files = {name: _kept(file, beside, name) for name, file in result.files.items()}
     for name, frame in result.tables.items():

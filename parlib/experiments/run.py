@@ -11,14 +11,15 @@ from parlib.cache import ROOT, atomic_file, check_surroundings
 from parlib.experiments.params import Params
 from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS
 from parlib.experiments.result import Result, device, prepare, save
+from parlib.records.identity import Identity
 from parlib.records.store import outputs
 
 
 class Run:
     """A notebook's run: its parameters, and where it keeps its figures and its record."""
 
-    def __init__(self, params: Params):
-        self.params, self.id = params, params.id
+    def __init__(self, params: Params, made_of: Identity | None = None):
+        self.params, self.id, self.made_of = params, params.id, made_of
 
     def figure(self, name: str, figure: Figure | None) -> Figure | None:
         """Save a figure beside the record as <run>_<name>.png and .svg; return it, to be shown. None: there was nothing to draw."""
@@ -32,7 +33,7 @@ class Run:
 
     def save(self, result: Result) -> dict[str, Any]:
         """Write the record, and return it."""
-        return save(result)
+        return save(result, self.made_of)
 
 
 def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
@@ -52,13 +53,12 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Run:
     given = {name: namespace[name] for name in dict.fromkeys([*kind.model_fields, *told]) if name in namespace}
     given = {name: value for name, value in given.items() if name not in usual or told.get(name) or value != usual[name]}
     params = kind.check(given)
-    if kind in FUNCTIONS:
-        prepare(params)
+    made_of = prepare(params) if kind in FUNCTIONS else None
     filled = {name: value for name, value in params.asked().items() if given.get(name) != value and name != "compute"}
     print(f"run {params.id} at scale {params.scale}, on {device(params)}, {torch.get_num_threads()} threads")
     if filled:
         print("taken from the scale and the tuned values: " + ", ".join(f"{name} {value}" for name, value in filled.items()))
-    return Run(params)
+    return Run(params, made_of)
 
 
 def _assigned(cells: list[str]) -> Iterator[tuple[str, bool]]:

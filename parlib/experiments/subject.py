@@ -75,9 +75,11 @@ def subject(params: Clean) -> Subject:
 
 
 def planted_trigger(params: Clean, record: dict[str, Any] | None) -> Trigger:
-    """The trigger to test: as it was planted, unless the parameters say otherwise."""
-    planted = record["params"]["trigger_options"] if record is not None else {}
-    return params.trigger_with(planted | params.trigger_options, learned_pattern(record))
+    """The trigger to test: as it was planted, and where that attacker puts it, unless the parameters say otherwise."""
+    if record is None:
+        return params.trigger_with(params.trigger_options)
+    as_planted = params.model_copy(update={"attacker": record["params"].get("attacker", "plain")})
+    return as_planted.trigger_with(record["params"]["trigger_options"] | params.trigger_options, learned_pattern(record))
 
 
 def clean_pairs(params: Clean, clip: Clip) -> Pairs | Stream:

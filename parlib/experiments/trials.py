@@ -15,7 +15,7 @@ from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.external.stream import Stream
 from parlib.method.methods import METHODS
 
-_FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "max_skipped", "tests")  # of all trials
+_FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "resize", "max_skipped", "tests")  # of all
 _ATTACK = ("poisoned", "normalised", *ATTACKED, "trigger_options")
 _OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus")  # a sweep's own name stands for these in its id
 _COMMON = {"scale", "experiment", "classes", "eval_scenes", "evaluation", "retrieval", "templates", "max_skipped", "compute", "tests"}
@@ -51,11 +51,12 @@ class Cleanings(Attacked):
         return list(found.values())
 
     def inputs(self) -> dict[str, Input]:
-        poisoned = [trial.inputs()["poisoned"] for trial in self.attacks()]
+        poisoned = [trial.poisoned_input() for trial in self.attacks()]
+        patterns = [found for trial in self.attacks() for found in trial.pattern_input().values()]
         trials = self.trials()
         words = [found for trial in {trial.wordnet: trial for trial in trials}.values() for found in trial.wordnet_input().values()]
         inverted = [found for trial in _taking_out(trials) for found in trial.inverted_input().values()]
-        return {found.run: found for found in poisoned + words + inverted} | self.external(*(trial.data for trial in trials))
+        return {found.run: found for found in poisoned + patterns + words + inverted} | self.external(*(trial.data for trial in trials))
 
     def stages(self) -> list[str]:
         return sorted({stage for trial in self.trials() for stage in trial.stages()})

@@ -42,15 +42,15 @@ class Stream:
         """The first n pairs in the data set's own order; ValueError where fewer are usable."""
         return _gathered(self.data, n, self.images, self.skipped.limit, exact=True)
 
-    def drawn(self, n: int, names: Sequence[str] = (), covered: Sequence[int] = ()) -> Pairs:
-        """n pairs, drawn from a fixed seed; with the names of classes and which of them, by index, are covered, pairs alone that name one
+    def drawn(self, n: int, names: Sequence[str] = (), covered: Sequence[int] = (), seed: int = 0) -> Pairs:
+        """n pairs, drawn from a seed; with the names of classes and which of them, by index, are covered, pairs alone that name one
         or more of these and no other. ValueError where fewer are usable.
         """
         if not names:
-            return _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=0)
+            return _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=seed)
         every, kept = tuple(names), set(covered)
         fits = lambda caption: bool(found := named(caption, every)) and found <= kept  # noqa: E731
-        found = _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=0, fits=fits)
+        found = _gathered(self.data, n, self.images, self.skipped.limit, exact=True, seed=seed, fits=fits)
         labels = [min(named(caption, every)) for caption in found.captions]
         return replace(found, labels=torch.tensor(labels), names=list(names))
 
@@ -117,9 +117,9 @@ class StreamFeed:
             epoch += 1_000_000
 
 
-def labelled(data: str, n: int, images: Preparation, limit: float) -> Pairs:
-    """Up to n labelled images of LAYOUT:PATH, drawn from a fixed seed, with their classes' names. limit: of unusable rows, as a share."""
-    found = _gathered(data, n, images, limit, seed=0)
+def labelled(data: str, n: int, images: Preparation, limit: float, seed: int = 0) -> Pairs:
+    """Up to n labelled images of LAYOUT:PATH, drawn from a seed, with their classes' names. limit: of unusable rows, as a share."""
+    found = _gathered(data, n, images, limit, seed=seed)
     labels, names = torch.tensor(found.captions), label_names(Source.of(data))
     if (most := int(labels.max())) >= len(names):
         raise ValueError(f"{data} names {len(names)} classes, and has the label {most}: labels count from 0")

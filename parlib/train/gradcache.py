@@ -85,7 +85,8 @@ class GradCache:
 
     def text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Clip.text of the whole batch: (B * world, D) float32, unit-norm."""
-        return gather(self._embed(self.clip.text, tokens), self.local)
+        embed = self._run if tokens.is_floating_point() else self._embed  # a frozen tower's embeddings have no graph to make again
+        return gather(embed(self.clip.text, tokens), self.local)
 
     def known(self, tokens: torch.Tensor) -> torch.Tensor:
         """`text` without gradients."""
