@@ -11,14 +11,14 @@ from parlib.cache import ROOT
 from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
-from parlib.report import adaptive, downstream, inspection, rebound, regimes, schedule, style, tables
+from parlib.report import downstream, inspection, rebound, regimes, schedule, style, tables
 from parlib.report.kept import gpu
 from parlib.report.rows import table, trials
 
 # What templates may call.
-GIVEN = """run where has one spread span cell grid overview trainings superseded regime regime_table regime_overview regime_guide
-regime_triggers detector detected inspections unlearned attacked_by left attackers examined ended benign_looks aftermath where_trials
-reproduced minutes on_workers longest_chain distilled_unfound""".split()
+GIVEN = """run rows published where has one spread span cell grid overview trainings superseded regime regime_costs where_trials
+detector inspections unlearned distilled_unfound attacked_by left examined ended benign_looks aftermath reproduced minutes on_workers
+longest_chain""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -30,6 +30,7 @@ FILTERS |= {
     "points": lambda value: f"{style.points(value):.1f}",
     "rate": style.rate,
     "name": style.name,
+    "table": tables.markdown,
     "combine": lambda given, **more: given | more,
 }
 
@@ -154,29 +155,9 @@ def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "re
     return regimes.costs(found).iloc[0] if len(found) else None
 
 
-def regime_table() -> str:
-    """All regimes and methods that were searched, as Markdown."""
-    return tables.markdown(regimes.summary(_regime_costs()))
-
-
-def regime_overview() -> str:
-    """What a removal costs by regime and method, of backdoors planted in fine-tuning, as Markdown."""
-    table = _regime_costs()
-    return tables.markdown(regimes.overview(table[table["planted"] == "finetuning"]))
-
-
-def regime_guide() -> str:
-    """The cheapest method of each regime, its setting, and what to expect, as Markdown."""
-    return tables.markdown(regimes.guide(_regime_costs()))
-
-
-def regime_triggers() -> str:
-    """What the settings chosen on one trigger do on each, as Markdown."""
-    return tables.markdown(regimes.by_trigger(rows()))
-
-
-def _regime_costs() -> pd.DataFrame:
-    return regimes.costs(regimes.trials(rows()))
+def regime_costs(**wanted: Any) -> pd.DataFrame:
+    """What each method costs in each regime, with these values in these columns, as `regimes.costs` says."""
+    return _having(regimes.costs(regimes.trials(rows())), wanted)
 
 
 def _examined(notebook: str, seed: int = 0, **asked: Any) -> dict[str, dict[str, Any]]:
@@ -225,20 +206,10 @@ def left(method: str, attacker: str = "plain") -> list[float]:
     return [one["asr"] for them in seeds for one in them if (one["attacker"], one["method"]) == (attacker, method)]
 
 
-def attackers() -> str:
-    """What each method leaves of each attacker's backdoor, as Markdown."""
-    return tables.markdown(adaptive.table(adaptive.results(published(), check("08_adaptive", {}))))
-
-
 def detector() -> Figures | None:
     """What the calibration of 10 found; None where it was not run."""
     found = [record for record in published() if record["notebook"] == "10_inspect" and record["params"]["name"]]
     return Figures(found[0]) if found else None
-
-
-def detected() -> str:
-    """How many planted models the detector finds, by trigger, as Markdown."""
-    return tables.markdown(inspection.calibration(detector().metrics))  # type: ignore[union-attr]
 
 
 def inspections(**wanted: Any) -> pd.DataFrame:

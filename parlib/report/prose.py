@@ -10,7 +10,7 @@ from parlib.cache import ROOT, atomic_file
 from parlib.experiments.registry import check
 from parlib.measure.selection import MARGIN
 from parlib.measure.tradeoff import area
-from parlib.report import kept, numbers, paper
+from parlib.report import adaptive, inspection, kept, numbers, paper, regimes
 from parlib.report.rows import MAIN
 
 TEMPLATES = ROOT / "docs" / "templates"
@@ -30,6 +30,7 @@ def render(template: str) -> str:
     environment.filters |= numbers.FILTERS
     environment.globals |= {name: getattr(numbers, name) for name in numbers.GIVEN}
     environment.globals |= {"check": check, "constant": constant, "area": area, "faults": kept.faults, "gpu": kept.gpu, "speed": kept.speed}
+    environment.globals |= {"adaptive": adaptive, "inspection": inspection, "regimes": regimes}
     environment.globals |= {"paper": paper.published, "paper_source": paper.source, "main": list(MAIN), "margin": MARGIN}
     return environment.get_template(template).render()
 
