@@ -12,7 +12,7 @@ from parlib.cli.export import main
 from parlib.cli.plan import Planned
 from parlib.experiments.registry import check
 from parlib.records.store import record_path
-from parlib.report.outcome import card_sections, closing_words, outcome, remarks
+from parlib.report.outcome import card, closing_words, outcome, remarks
 
 pytestmark = pytest.mark.usefixtures("own_outputs")
 RUN = "02_clean/par_badnet_stripes_s0"
@@ -67,7 +67,7 @@ def test_the_runner_ends_with_the_table_and_the_next_command(cleaned, own_output
 
 
 def test_a_card_says_all_of_it_and_how_to_load_the_model(cleaned):
-    text = card_sections(cleaned)
+    text = card(cleaned)
     for line in ("| SIG | after | 0.880 (0.762 to 0.944) | 0.250 (0.142 to 0.402) | 0.600", "local-dir:", "open_clip", "0.43"):
         assert line in text
     assert not re.search(r"(?<!local-dir:)/\w+/", text)

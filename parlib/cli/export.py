@@ -1,13 +1,15 @@
 """A run's model as open_clip's folder with a card: python -m parlib.cli.export RUN [FOLDER]."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from parlib.cache import check_surroundings
-from parlib.model.export import export_model
-from parlib.records.store import outputs, read, record_path
-from parlib.report.outcome import card_sections
+from parlib.cache import atomic_folder, check_surroundings
+from parlib.model.clip import CONFIG, WEIGHTS
+from parlib.records.store import artifact_file, outputs, read, record_path
+from parlib.report.outcome import card
 
 SCALES = ("small", "paper", "smoke")
 
@@ -22,14 +24,26 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_surroundings()
         record = read(asked.scale or _scale(asked.run), asked.run)
-        folder = export_model(record, asked.folder or outputs(record["params"]["scale"]) / f"{asked.run}_model")
-        with open(folder / "README.md", "a") as card:
-            card.write(card_sections(record))
+        folder = _export(record, asked.folder or outputs(record["params"]["scale"]) / f"{asked.run}_model")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f'wrote {folder}: load it with open_clip.create_model_and_transforms("local-dir:{folder}")')
     return 0
+
+
+def _export(record: dict[str, Any], folder: Path) -> Path:
+    """Copy a run's model to a folder that `open_clip.create_model_and_transforms("local-dir:...")` loads, with a card that says how it was
+    made. FileExistsError where the folder holds something already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; name another folder")
+    weights = artifact_file(record, "weights")
+    with atomic_folder(folder) as temporary:
+        for name in (WEIGHTS, CONFIG):
+            shutil.copy(weights.parent / name, temporary)
+        (temporary / "README.md").write_text(card(record))
+    return folder
 
 
 def _scale(run: str) -> str:

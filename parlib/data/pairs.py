@@ -41,13 +41,6 @@ class Pairs:
             shown[row] |= names_class(self.captions[row], self.names[target])
         return shown
 
-    def shown_classes(self) -> torch.Tensor:
-        """(C,) bool: the classes that are in some image as its main or second object."""
-        shown = torch.zeros(len(self.names), dtype=torch.bool)
-        for objects in (self.labels, self.second):
-            shown[objects[objects >= 0]] = True
-        return shown
-
     def first(self, n: int) -> "Pairs":
         """The first n pairs; ValueError when there are fewer."""
         if n > len(self):

@@ -91,7 +91,7 @@ def seen_classes(params: Clean, pairs: Pairs | Stream) -> torch.Tensor | None:
     """(C,) bool: the classes that the clean pairs show; None where that is all of them, or not known."""
     if isinstance(pairs, Stream) or (pairs.labels < 0).all():
         return None
-    shown = pairs.shown_classes()
+    shown = torch.isin(torch.arange(len(pairs.names)), torch.cat([pairs.labels, pairs.second]))
     return None if shown.all() else shown
 
 

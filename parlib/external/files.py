@@ -12,7 +12,7 @@ from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256, read
 from parlib.progress import progress
 
 _SHARD = re.compile(r"(^|[-_.])\d+([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
-_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)", re.IGNORECASE)
+SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)", re.IGNORECASE)
 _LONG = 1e9  # bytes from which hashing shows how far it is
 
 
@@ -152,11 +152,6 @@ def walk(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in inside if not above.startswith(os.path.realpath(os.path.join(here, name)) + os.sep))
         found += [Path(here, name) for name in sorted(files) if not name.startswith(".")]
     return found
-
-
-def is_split(name: str) -> bool:
-    """Whether a folder's name is that of a part of a data set, such as train."""
-    return _SPLIT.fullmatch(name) is not None
 
 
 def content(data: str) -> str:

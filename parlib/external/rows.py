@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from parlib.external.files import Source, is_split, walk
+from parlib.external.files import SPLIT, Source, walk
 from parlib.external.words import class_names_of
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _classes(source: Source) -> tuple[list[tuple[str, int]], list[str]]:
         if len(tops) != 1 or not _holds_folders(tops[0]):
             break
         folder = tops[0]  # such as the one folder that an archive was unpacked into
-    if tops and all(is_split(one.name) and _holds_folders(one) for one in tops):
+    if tops and all(SPLIT.fullmatch(one.name) and _holds_folders(one) for one in tops):
         tops = [one for part in source.chosen([one.name for one in tops]) for one in _inside(folder / part)[0]]
     elif source.part:
         source.chosen([folder.name] if folder != source.path else [])

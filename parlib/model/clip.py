@@ -231,24 +231,16 @@ def embed_texts(clip: Clip, tokens: torch.Tensor, batch: int = 1000) -> torch.Te
     """
     if tokens.is_floating_point():
         return tokens
-    if clip.text_is_frozen:
-        return _kept_embeddings(clip, tokens, batch)
-    return _embed_texts(clip, tokens, batch)
-
-
-def _embed_texts(clip: Clip, tokens: torch.Tensor, batch: int) -> torch.Tensor:
+    key = digest(clip.text_key, tokens, clip.device.type, torch.get_num_threads())[:32] if clip.text_is_frozen else ""
+    path = cache_dir() / "texts" / f"{key}.safetensors"
+    if key and (found := read_tensors(path)) is not None:
+        return found[0]["embeddings"].to(clip.device)
     with eval_mode(clip):
-        return torch.cat([clip.text(rows.to(clip.device)) for rows in tokens.split(batch)])
-
-
-def _kept_embeddings(clip: Clip, tokens: torch.Tensor, batch: int) -> torch.Tensor:
-    threads = torch.get_num_threads()
-    path = cache_dir() / "texts" / f"{digest(clip.text_key, tokens, clip.device.type, threads)[:32]}.safetensors"
-    if (found := read_tensors(path)) is None:
-        found = {"embeddings": _embed_texts(clip, tokens, batch).cpu()}, {}
+        embedded = torch.cat([clip.text(rows.to(clip.device)) for rows in tokens.split(batch)])
+    if key:
         with atomic_file(path) as temporary:
-            write_tensors(found[0], temporary)
-    return found[0]["embeddings"].to(clip.device)
+            write_tensors({"embeddings": embedded.cpu()}, temporary)
+    return embedded
 
 
 def _create(name: str, config: dict, seed: int = 0, **options) -> Clip:

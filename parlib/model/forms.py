@@ -27,7 +27,7 @@ def recognise(content: Any, path: Path, kind: str = "") -> tuple[dict[str, torch
     """
     form = [kind] if kind else []
     weights = _unnamed(_unwrapped(content, path, form), form)
-    if hugging_face.is_named_so(weights):
+    if any(name.startswith(("vision_model.", "text_model.")) for name in weights):
         weights = hugging_face.converted(weights, path)
         form.append(hugging_face.NAME)
     if all(name in weights for name in _OPENAI):

@@ -56,11 +56,6 @@ _VOCABULARY, _LAST = 49408, 49407  # of CLIP's tokenizer, and its token of a tex
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # pillow's numbers
 
 
-def is_named_so(names: Any) -> bool:
-    """Whether weights of those names are of transformers."""
-    return any(name.startswith(("vision_model.", "text_model.")) for name in names)
-
-
 def converted(weights: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
     """Weights of a CLIPModel in open_clip's names. ValueError, naming what is strange, where they are of another model."""
     if "logit_bias" in weights or any(name.startswith("vision_model.head.") for name in weights):

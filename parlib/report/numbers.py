@@ -52,11 +52,6 @@ class Figures:
         """How many of the n triggered images are called the target."""
         return round(self.asr * self.attack_success_rate_n)
 
-    def share_above(self, tower: str) -> float:
-        """The share of the steps at which S of a tower is above tau."""
-        s = self.history[f"s_{tower}"]
-        return sum(value > self.params["tau"] for value in s) / len(s)
-
     def crossed(self, tower: str) -> int:
         """The first step at which S of a tower is above tau."""
         return next(i for i, value in enumerate(self.history[f"s_{tower}"]) if value > self.params["tau"])

@@ -1,8 +1,10 @@
 """What a cleaning did, from its record: as a terminal shows it at the end, and as a model card does."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import StrictUndefined, Template
 
 from parlib.cache import ROOT
 from parlib.measure.metrics import interval
@@ -58,9 +60,10 @@ def closing_words(record: dict[str, Any]) -> str:
     return "\n".join([*lines, f"export the model with: python -m parlib.cli.export --scale {scale} {run}"])
 
 
-def card_sections(record: dict[str, Any]) -> str:
-    """Sections for a model card: every trigger that was tried, with intervals; what to know of it; how to load the model."""
-    lines = ["", "## Under each trigger (95 % intervals)", "", markdown(outcome(record)), ""]
-    lines += [*(f"- {line}" for line in remarks(record)), "", "## Load it", "", "```python", "import open_clip", ""]
-    lines += ['model, _, preprocess = open_clip.create_model_and_transforms("local-dir:THIS_FOLDER")']
-    return "\n".join([*lines, 'tokenizer = open_clip.get_tokenizer("local-dir:THIS_FOLDER")', "```", ""])
+def card(record: dict[str, Any]) -> str:
+    """A model card in Markdown: what was done to the model, with which parameters, what was measured under every trigger that was tried,
+    what to know of it, and how to load the model.
+    """
+    text = Path(__file__).with_name("card.txt").read_text()
+    template = Template(text, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    return template.render(record=record, triggers=markdown(outcome(record)), remarks=remarks(record))

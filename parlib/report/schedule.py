@@ -5,6 +5,7 @@ longest chain of others waits.
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 
@@ -50,38 +51,32 @@ def tasks(records: Iterable[Mapping[str, Any]]) -> dict[str, Task]:
 
 def chains(found: Mapping[str, Task]) -> dict[str, float]:
     """Of each task the seconds from its start to the end of the longest chain that begins with it."""
-    after: dict[str, list[str]] = {name: [] for name in found}
-    for name, task in found.items():
-        for need in task.needs & found.keys():
-            after[need].append(name)
-    lengths: dict[str, float] = {}
-
-    def length(name: str) -> float:
-        if name not in lengths:
-            lengths[name] = found[name].seconds + max(map(length, after[name]), default=0.0)
-        return lengths[name]
-
-    return {name: length(name) for name in found}
+    lengths = {name: task.seconds for name, task in found.items()}
+    for name in reversed([*_sorter(found).static_order()]):
+        for need in found[name].needs & found.keys():
+            lengths[need] = max(lengths[need], found[need].seconds + lengths[name])
+    return lengths
 
 
 def wall(found: Mapping[str, Task], workers: int) -> float:
     """Seconds until all tasks are done by so many workers, each of which makes one at a time."""
-    first, waits = chains(found), {name: set(task.needs & found.keys()) for name, task in found.items()}
-    ready = [(-first[name], name) for name, needs in waits.items() if not needs]
-    heapq.heapify(ready)
+    first, waiting, now = chains(found), _sorter(found), 0.0
+    waiting.prepare()
+    ready: list[tuple[float, str]] = []
     running: list[tuple[float, str]] = []
-    now = 0.0
-    while ready or running:
+    while waiting.is_active():
+        for name in waiting.get_ready():
+            heapq.heappush(ready, (-first[name], name))
         while ready and len(running) < workers:
             _, name = heapq.heappop(ready)
             heapq.heappush(running, (now + found[name].seconds, name))
         now, done = heapq.heappop(running)
-        for name, needs in waits.items():
-            if done in needs:
-                needs.remove(done)
-                if not needs:
-                    heapq.heappush(ready, (-first[name], name))
+        waiting.done(done)
     return now
+
+
+def _sorter(found: Mapping[str, Task]) -> TopologicalSorter[str]:
+    return TopologicalSorter({name: task.needs & found.keys() for name, task in found.items()})
 
 
 def summary(found: Mapping[str, Task], workers: Iterable[int] = (1, 2, 4, 8, 16, 32)) -> list[dict[str, Any]]:
