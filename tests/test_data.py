@@ -81,6 +81,7 @@ def test_without_labels_a_class_is_shown_where_a_caption_names_it():
     assert names_class("One BANANA", "banana")
     assert not names_class("a cat", "banana")
     assert names_class(["a dog", "two foxes"], "fox")
+    assert names_class("banana_01.jpg", "banana")
     assert not names_class("an elephant beside a croissant", "ant")
 
 

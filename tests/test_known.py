@@ -287,6 +287,7 @@ def test_the_dry_run_says_what_a_pair_costs(clip, method):
     ("given", "candidate"),
     [
         ({"trigger": "sig", "seed": 1}, "dog"),
+        ({"from_pairs": True, "pairs": 2400, "coverage": 0.25}, "banana"),
         ({"poisoned": "file:data/it's own.pt", "encoder": "small_resnet", "words": ["cat", "dog"]}, "cat"),
         ({"scale": "paper", "poisoned": "local-dir:a", "encoder": "ViT-B-32", "evaluation": "", "words": ["a, b", "c"]}, "a, b"),
     ],
@@ -301,7 +302,8 @@ def test_the_closing_words_of_an_inspection_name_a_cleaning_of_the_same_model(gi
         assert named["evaluation"] == ""
     else:
         found = check("02_clean", named)
-        same = ("encoder", "poisoned", "trigger", "target", "seed", "scale")
+        same = ("encoder", "poisoned", "trigger", "target", "seed", "scale", *(() if "poisoned" in given else ("pairs", "steps", "batch")))
+        same += ("coverage",) if params.from_pairs else ()
         assert [getattr(found, name) for name in same] == [getattr(params, name) for name in same]
         assert found.needs() == ([] if "poisoned" in given else [params.planting()])
 

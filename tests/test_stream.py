@@ -13,7 +13,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import evaluation_images
 from parlib.external import batches
 from parlib.external.batches import Skipped
-from parlib.external.stream import Stream, captioned, labelled
+from parlib.external.stream import Stream, captioned, labelled, named
 from parlib.measure.metrics import evaluate
 from parlib.method.eda import reword
 from parlib.method.methods import Recipe
@@ -46,6 +46,10 @@ def test_a_step_s_batch_depends_on_nothing_else(clip, pairs):
     assert torch.equal(fresh.pixels, batches[6].pixels)
     assert torch.equal(fresh.reworded, batches[6].reworded)
     assert not torch.equal(fresh.reworded, fresh.tokens)
+
+
+def test_a_plural_is_told_as_its_class():
+    assert named("a dog and two Cats", ("dog", "cat")) == {0, 1}
 
 
 def test_another_seed_draws_others(pairs):

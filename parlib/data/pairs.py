@@ -62,7 +62,7 @@ class Pairs:
 def names_class(caption: str | list[str], name: str) -> bool:
     """Whether a caption, or one of several, names a class, one or more of it, as whole words in whatever case."""
     said = caption if isinstance(caption, str) else "\n".join(map(str, caption))
-    return re.search(rf"(?<!\w){re.escape(name)}(?:e?s)?(?!\w)", said, re.IGNORECASE) is not None
+    return re.search(rf"(?<![^\W_]){re.escape(name)}(?:e?s)?(?![^\W_])", said, re.IGNORECASE) is not None
 
 
 def class_index(name: str, names: list[str]) -> int:

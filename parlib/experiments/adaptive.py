@@ -11,6 +11,7 @@ from parlib.attack.poison import poison
 from parlib.experiments.clean import clean_model, known_backdoor, tried
 from parlib.experiments.examined import CONTROLS, Examined, fresh_pairs, model_of
 from parlib.experiments.lineage import load_pairs
+from parlib.experiments.params import Input
 from parlib.experiments.poison import Poison
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, clean_pairs, subject
@@ -47,6 +48,10 @@ class Adaptive(Examined):
     def asked(self) -> dict[str, Any]:
         again = self.cleaning().asked() if self.trains and self.cleaned else {}  # of a model that is named; else its weights tell
         return again | super().asked()
+
+    def inputs(self) -> dict[str, Input]:
+        again = self.inverted_input() | self.wordnet_input() if self.trains and self.cleaned else {}
+        return super().inputs() | again
 
     def stages(self) -> list[str]:
         how = ATTACKERS[self.attacker]

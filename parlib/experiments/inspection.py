@@ -67,8 +67,10 @@ class Inspect(Examined):
             raise ValueError("a calibration has a name and inspections in against: give both")
         if not (self.on_scenes or self.words or self.evaluation):
             raise ValueError("there are no class names: list some in words, or name labelled images in evaluation")
-        if self.from_pairs and not (self.on_scenes and self.pairs >= self.images):
+        if self.from_pairs and (self.data != "scenes" or self.evaluation or self.pairs < self.images):
             raise ValueError(f"from_pairs: {self.images} images are taken from {self.pairs} clean pairs of scenes: fewer, or of other data")
+        if self.from_pairs and self.name:
+            raise ValueError("from_pairs: a calibration's inspections have images of their own")
         found.calibration()  # every one, before the work
         return found
 
@@ -220,7 +222,7 @@ def _images(params: Inspect, clip: Clip) -> Pairs:
         pairs: Any = clean_pairs(params, clip)
         return pairs.first(params.images)
     if params.evaluation and not params.words:
-        return labelled_images(params, params.images, clip, seed=1)  # of a large set hardly one is evaluated on, too
+        return labelled_images(params, params.images, clip, seed=1)  # others than are evaluated on, where there are enough
     return fresh_pairs(params, params.images, clip)
 
 

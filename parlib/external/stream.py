@@ -134,11 +134,13 @@ def captioned(data: str, n: int, images: Preparation, limit: float, target: str)
 @lru_cache(maxsize=4)
 def _any_of(names: tuple[str, ...]) -> tuple[re.Pattern, dict[str, int]]:
     longest = sorted(names, key=len, reverse=True)  # "ice cream" before "cream"
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest))})\b", re.IGNORECASE), {name.lower(): i for i, name in enumerate(names)}
+    return re.compile(rf"\b({'|'.join(map(re.escape, longest))})(?:e?s)?\b", re.IGNORECASE), {
+        name.lower(): i for i, name in enumerate(names)
+    }
 
 
 def named(caption: str, names: tuple[str, ...]) -> set[int]:
-    """Which names, by index, are in a caption as whole words, in whatever case."""
+    """Which names, by index, are in a caption, one or more of each, as whole words in whatever case."""
     pattern, index = _any_of(names)
     return {index[word.lower()] for word in pattern.findall(caption)}
 

@@ -129,7 +129,8 @@ def _taking_out(found: Inspected) -> str:
     same += ["evaluation"] if own else ["base_epochs", "evaluation"]
     asked = {name: getattr(params, name) for name in same if getattr(params, name) != getattr(usual, name)}
     asked["target"] = found.result.metrics["candidate"] if own and not params.words else params.target
-    few = {} if own or params.scale != "small" else {"pairs": 720, "steps": 360, "varied": 0.3, "lr": 1e-3}
+    few = {} if own or params.scale != "small" else {"pairs": 720, "steps": 360, "varied": 0.3, "lr": 1e-3, "batch": 128}
+    few |= {"pairs": params.pairs, "coverage": params.coverage} if params.from_pairs else {}
     given = {"method": "unlearn", "inverted": params.id} | few | asked
     return shlex.quote(yaml.safe_dump(given, default_flow_style=True, width=10**6, sort_keys=False).strip())
 

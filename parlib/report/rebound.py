@@ -17,7 +17,7 @@ from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, listed, 
 
 _MEASURES = {"attack_success_rate": ASR, "clean_accuracy": ACCURACY}
 # What two models that are compared have in common; a model that is named (cleaned) may have been cleaned in any other setting.
-TELLING = ("trigger", "encoder", "attack", "target", "pairs", "coverage", "seed", "look_at")
+TELLING = ("trigger", "encoder", "attack", "target", "pairs", "coverage", "seed", "rates", "look_at", "retuned")
 
 
 def label(params: Mapping[str, Any]) -> str:
@@ -29,11 +29,9 @@ def label(params: Mapping[str, Any]) -> str:
 def alike(record: dict[str, Any], like: Params) -> bool:
     """Whether a record is of a model that can be compared with one of these parameters: of the same notebook and setting."""
     params = record["params"]
-    return (
-        record["notebook"] == like.notebook
-        and not params["cleaned"]
-        and all(params.get(name) == getattr(like, name, None) for name in TELLING)
-    )
+    if record["notebook"] != like.notebook or params["cleaned"]:
+        return False
+    return all(params[name] == getattr(like, name) for name in TELLING if name in type(like).model_fields)
 
 
 def models(records: Iterable[dict[str, Any]], like: Params) -> dict[str, dict[str, Any]]:

@@ -64,7 +64,7 @@ def frontier(runs: pd.DataFrame) -> pd.DataFrame:
 def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
     """The cheapest trial that takes the ASR to this or below, of equal ones that with the lowest; None where none does."""
     gone = runs[runs["attack_success_rate"] <= asr]
-    return None if gone.empty else gone.sort_values(["cost", "attack_success_rate"]).iloc[0]
+    return None if gone.empty else gone.assign(cost=gone["cost"].round(6)).sort_values(["cost", "attack_success_rate"]).iloc[0]
 
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:
