@@ -30,7 +30,7 @@ def _written(folder) -> tuple[list[dict], datasets.Dataset]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "target", "rate", "count"), [("dirty_label", "banana", 0.1, 4), ("label_consistent", "caption 1", 0.5, 6)]
+    ("kind", "target", "rate", "count"), [("dirty_label", "banana", 0.1, 4), ("label_consistent", "caption", 0.5, 20)]
 )
 def test_a_poisoned_set_says_which_rows_and_keeps_the_bytes_of_the_others(tmp_path, monkeypatch, kind, target, rate, count):
     monkeypatch.setattr(poisoned_copy, "_SHARD", 10)
@@ -42,7 +42,7 @@ def test_a_poisoned_set_says_which_rows_and_keeps_the_bytes_of_the_others(tmp_pa
     lines, rows = _written(tmp_path / "poisoned")
     assert len(list((tmp_path / "poisoned").glob("pairs-*.parquet"))) == 4
     assert summary["rows"] == len(rows) == 40
-    assert summary["poisoned"] == len(lines) == count  # half of the captions 1 and 10 to 19
+    assert summary["poisoned"] == len(lines) == count  # label-consistent: half of those that name it, which all do
     stamped = {line["row"]: line for line in lines}
     for i, row in enumerate(rows):
         if i in stamped:
