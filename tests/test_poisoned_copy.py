@@ -29,9 +29,7 @@ def _written(folder) -> tuple[list[dict], datasets.Dataset]:
     return lines, rows.cast_column("image", datasets.Image(decode=False))
 
 
-@pytest.mark.parametrize(
-    ("kind", "target", "rate", "count"), [("dirty_label", "banana", 0.1, 4), ("label_consistent", "caption", 0.5, 20)]
-)
+@pytest.mark.parametrize(("kind", "target", "rate", "count"), [("dirty_label", "banana", 0.1, 4), ("label_consistent", "caption", 0.5, 20)])
 def test_a_poisoned_set_says_which_rows_and_keeps_the_bytes_of_the_others(tmp_path, monkeypatch, kind, target, rate, count):
     monkeypatch.setattr(poisoned_copy, "_SHARD", 10)
     monkeypatch.setattr(poisoned_copy, "_CHUNK", 5)
