@@ -302,8 +302,8 @@ def test_the_closing_words_of_an_inspection_name_a_cleaning_of_the_same_model(gi
         assert named["evaluation"] == ""
     else:
         found = check("02_clean", named)
-        same = ("encoder", "poisoned", "trigger", "target", "seed", "scale", *(() if "poisoned" in given else ("pairs", "steps", "batch")))
-        same += ("coverage",) if params.from_pairs else ()
+        same = ["encoder", "poisoned", "trigger", "target", "seed", "scale"]
+        same += [] if "poisoned" in given else ["pairs", "coverage", "steps", "batch"]
         assert [getattr(found, name) for name in same] == [getattr(params, name) for name in same]
         assert found.needs() == ([] if "poisoned" in given else [params.planting()])
 

@@ -64,7 +64,8 @@ def save(result: Result, made_of: Identity | None = None) -> dict[str, Any]:
     if result.record is not None:
         return result.record
     params = result.params
-    if made_of is not None and (changed := changes(made_of.asdict(), params.identity())):
+    identity = params.identity()
+    if made_of is not None and (changed := changes(made_of.asdict(), identity)):
         raise RuntimeError(f"what {params.id} builds on was made again while it ran ({', '.join(changed)}): start it again")
     beside, path = outputs(params.scale) / params.id, record_path(params.scale, params.id)
     files = {name: _kept(file, beside, name) for name, file in result.files.items()}
@@ -83,7 +84,7 @@ def save(result: Result, made_of: Identity | None = None) -> dict[str, Any]:
         "notebook": params.notebook,
         "experiment": params.experiment or (before or {}).get("experiment", ""),
         "params": params.model_dump(exclude={"experiment"}),
-        "identity": params.identity().asdict(),
+        "identity": identity.asdict(),
         "made_from": {name: found.run for name, found in params.inputs().items()},
         "artifacts": {name: address(file) | {"sha256": file_sha256(file)} for name, file in files.items()},
         "metrics": rounded(result.metrics),

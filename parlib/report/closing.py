@@ -10,7 +10,7 @@ from parlib.experiments.adaptive import Adapted
 from parlib.experiments.clean import Cleaned
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.downstream import BuiltOn
-from parlib.experiments.inspection import Inspected
+from parlib.experiments.inspection import Inspect, Inspected
 from parlib.experiments.poison import Poisoned
 from parlib.experiments.rebound import Rebounded
 from parlib.experiments.sweep import Sweeping
@@ -129,7 +129,9 @@ def _taking_out(found: Inspected) -> str:
     same += ["evaluation"] if own else ["base_epochs", "evaluation"]
     asked = {name: getattr(params, name) for name in same if getattr(params, name) != getattr(usual, name)}
     asked["target"] = found.result.metrics["candidate"] if own and not params.words else params.target
-    few = {} if own or params.scale != "small" else {"pairs": 720, "steps": 360, "varied": 0.3, "lr": 1e-3, "batch": 128}
+    chosen = Inspect.check({"scale": "small", "method": "unlearn"}).cleaning()
+    settings = [] if own or params.scale != "small" else ["pairs", "steps", "varied", "lr", "batch"]
+    few = {name: getattr(chosen, name) for name in settings}
     few |= {"pairs": params.pairs, "coverage": params.coverage} if params.from_pairs else {}
     given = {"method": "unlearn", "inverted": params.id} | few | asked
     return shlex.quote(yaml.safe_dump(given, default_flow_style=True, width=10**6, sort_keys=False).strip())

@@ -1,7 +1,7 @@
 """The numbers that prose states, from the published records: of one run, of the rows that a question finds, and as cells of a table."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, cast
 
@@ -17,8 +17,8 @@ from parlib.report.rows import table, trials
 
 # What templates may call.
 GIVEN = """run rows published where has one spread span cell grid overview trainings superseded regime regime_costs where_trials
-detector inspections unlearned distilled_unfound attacked_by left examined ended benign_looks aftermath reproduced minutes on_workers
-longest_chain""".split()
+detector inspections unlearned distilled_unfound attacked_by left examined ended woken benign_looks aftermath reproduced minutes
+on_workers longest_chain""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -174,6 +174,11 @@ def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
     return found["attack_success_rate"].iloc[(found["share"] - 0.5).abs().argmin() if treatment == "line" else -1]
 
 
+def woken(model: str, form: str) -> str:
+    """From the least to the most, over the seeds, of the ASR after retuning a model with 125 triggered pairs: "0.72 to 0.88"."""
+    return _range([ended(model, "retune", seed, poisons=125) for seed in range(3)], form)
+
+
 def benign_looks(**asked: Any) -> pd.DataFrame:
     """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image."""
     every = [(model, seed, one) for seed in range(3) for model, one in _examined("07_rebound", seed, **asked).items()]
@@ -235,7 +240,11 @@ def span(column: str, form: str = "f3", by: str = "", **wanted: Any) -> str:
     """From the least to the most of the rows that `where` finds, of their means `by` a column where one is named: "0.001 to 0.004"."""
     found = where(**wanted)
     values = found.groupby(by)[column].mean() if by else found[column]
-    return " to ".join(dict.fromkeys(FILTERS[form](end) for end in (values.min(), values.max())))
+    return _range(values, form)
+
+
+def _range(values: Iterable[float], form: str) -> str:
+    return " to ".join(dict.fromkeys(FILTERS[form](end) for end in (min(values), max(values))))
 
 
 def cell(**wanted: Any) -> str:
