@@ -1,8 +1,10 @@
 """Evaluation against open_clip's zero-shot classifier and cases counted by hand."""
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
@@ -112,10 +114,8 @@ def test_embedding_map_is_the_two_principal_components(clip, attack):
     rows = (~attack.shows_target).nonzero()[:20, 0]
     captions = clip.tokenizer([template.format(name="banana") for template in TEMPLATES])
     embedded = [embed_images(clip, attack.pixels[rows]), embed_images(clip, attack.triggered[rows]), embed_texts(clip, captions)]
-    centred = torch.cat(embedded).double()
-    centred = centred - centred.mean(0)
-    expected = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
-    assert torch.allclose(torch.tensor(points[["x", "y"]].to_numpy()).abs(), expected.abs(), atol=1e-3)
+    expected = PCA(2, svd_solver="full").fit_transform(torch.cat(embedded).double().numpy())
+    assert np.allclose(points[["x", "y"]], expected, atol=1e-4)
 
 
 def test_eval_mode_restores_every_module(clip):

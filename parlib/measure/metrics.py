@@ -203,8 +203,6 @@ def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:
     The first `count` scenes that don't show the target, and the 80 templates; x and y are the two principal components of
     all these embeddings together, so that axes and units differ from model to model.
     """
-    from sklearn.decomposition import PCA  # here, as it brings scipy, which nothing else needs
-
     rows = (~scenes.shows_target).nonzero()[:count, 0]
     captions = [template.format(name=scenes.names[scenes.target]) for template in TEMPLATES]
     parts = {
@@ -212,6 +210,10 @@ def embedding_map(clip: Clip, scenes: EvalSet, count: int = 60) -> pd.DataFrame:
         "triggered": embed_images(clip, scenes.triggered[rows]),
         "target caption": embed_texts(clip, clip.tokenizer(captions)),
     }
-    places = PCA(2).fit_transform(torch.cat(list(parts.values())).cpu().double().numpy())
+    points = torch.cat(list(parts.values())).cpu().double()
+    points -= points.mean(0)
+    axes = torch.linalg.svd(points, full_matrices=False).Vh[:2]  # scikit-learn's PCA draws from 500 dimensions on, at random
+    axes *= axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # scikit-learn's choice of an axis' two directions
+    places = (points @ axes.T).numpy()
     kinds = [kind for kind, part in parts.items() for _ in part]
     return pd.DataFrame({"kind": kinds, "x": places[:, 0].round(4), "y": places[:, 1].round(4)})
