@@ -10,8 +10,8 @@ from parlib.report.style import in_order, listed, name, number, points, rate
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
 GRIDS = (
-    *("regimes", "regimes_tau", "regimes_known", "regimes_interpolation", "regimes_triggers", "regimes_seeds", "distil_parts"),
-    *("regimes_from_pairs", "rebound", "downstream", "adaptive", "inspect"),
+    *("regimes", "regimes_tau", "regimes_known", "regimes_edge", "regimes_interpolation", "regimes_triggers", "regimes_seeds"),
+    *("distil_parts", "regimes_from_pairs", "rebound", "downstream", "adaptive", "inspect"),
 )
 _SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
