@@ -355,6 +355,15 @@ def test_transformers_shards_and_pickled_weights(tmp_path):
     assert checkpoint_sha256(f"local-dir:{tmp_path}") not in ("", first)
 
 
+def test_a_folder_is_known_by_its_preparation_too(clip, tmp_path):
+    save(clip, tmp_path)
+    known, path = checkpoint_sha256(f"local-dir:{tmp_path}"), tmp_path / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"]["resize_mode"] = "squash"
+    path.write_text(json.dumps(config))
+    assert checkpoint_sha256(f"local-dir:{tmp_path}") not in ("", known)
+
+
 @pytest.mark.parametrize("size", ["1GB", "1MB"])
 def test_transformers_from_the_hub_prefers_safetensors(tmp_path, monkeypatch, size):
     """Laid out as the hub's client leaves it: offline it answers from the cache."""

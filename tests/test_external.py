@@ -22,11 +22,12 @@ from PIL import Image
 from parlib.cache import ROOT
 from parlib.experiments.clean_params import Clean
 from parlib.external.batches import Skipped, read
-from parlib.external.files import Source, content
+from parlib.external.content import content
+from parlib.external.files import Source
 from parlib.external.images import decode
 from parlib.external.rows import label_names
 from parlib.external.stream import Stream, labelled
-from parlib.external.words import captions_of, class_names_of
+from parlib.external.words import captions_of, class_name, class_names_of
 from parlib.model.clip import Clip, load, save
 from parlib.model.preparation import Preparation
 
@@ -59,6 +60,18 @@ def test_an_image_is_prepared_as_open_clip_prepares_it(clip: Clip, tmp_path, siz
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.net.visual.image_mean, clip.net.visual.image_std))
     ours = (decode(_bytes(image), images).float() / 255 - mean) / std
     assert torch.equal(ours, theirs(image))
+
+
+def test_a_large_jpeg_is_decoded_small():
+    """At half its size or less, by JPEG's own transform: within what JPEG itself loses."""
+    x, y = np.meshgrid(np.arange(1600), np.arange(1200))
+    image = Image.fromarray(np.stack([x * 255 // 1600, y * 255 // 1200, 128 + 100 * np.sin(x / 40)], 2).astype(np.uint8))
+    whole = _bytes(image, "JPEG")
+    with Image.open(io.BytesIO(whole)) as full:
+        theirs = np.array(Preparation(64)(full.convert("RGB"))).astype(int)
+    ours = decode(whole, Preparation(64)).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - theirs).max() <= 4
+    assert np.abs(ours - theirs).mean() <= 0.5
 
 
 def test_squashing_is_asked_for():
@@ -115,11 +128,26 @@ def test_data_are_known_by_what_they_hold(tmp_path):
     assert content(f"csv:{tmp_path / 'one'}") == known
 
 
+@pytest.mark.parametrize("named", ["{}/1.png", "../elsewhere/1.png"])
+@pytest.mark.parametrize("layout", ["csv", "parquet"])
+def test_images_outside_the_folder_are_part_of_what_it_holds(tmp_path, layout, named):
+    for folder in ("data", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    image, name = tmp_path / "elsewhere" / "1.png", named.format(tmp_path / "elsewhere")
+    picture(1).save(image)
+    write_csv(tmp_path / "data" / "pairs.csv", [(name, "here")])
+    pyarrow.parquet.write_table(pyarrow.table({"image": [name], "text": ["here"]}), tmp_path / "data" / "pairs.parquet")
+    known = content(f"{layout}:{tmp_path / 'data'}")
+    assert _captions(f"{layout}:{tmp_path / 'data'}") == ["here"]
+    picture(2).save(image)
+    assert content(f"{layout}:{tmp_path / 'data'}") != known
+
+
 def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     picture(1).save(tmp_path / "1.png")
     write_csv(tmp_path / "pairs.csv", [("1.png", "here")])
     known = content(f"csv:{tmp_path}")
-    monkeypatch.setattr("parlib.external.files.file_sha256", None)
+    monkeypatch.setattr("parlib.external.content.file_sha256", None)
     assert content(f"csv:{tmp_path}") == known
 
 
@@ -131,7 +159,7 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     [
         ("None", "None"), ("NA", "NA"), ("007", "007"), ("1.0", "1.0"), (5, "5"), (b"a cat", "a cat"), (None, ""), (float("nan"), ""),
         ("['a cat', \"a dog's\"]", ["a cat", "a dog's"]), ('["a", "b"]', ["a", "b"]), (["a", None, ""], ["a"]), ("[laughs]", "[laughs]"),
-        ("[1, 2]", "[1, 2]"),
+        ("[1, 2]", "[1, 2]"), ("['a cat'\n \"it's\"]", ["a cat", "it's"]), ("['a' + 'b']", "['a' + 'b']"), ("['a', [", "['a', ["),
     ],
 )  # fmt: skip
 def test_a_caption_is_text(given, found):
@@ -318,6 +346,11 @@ def test_classes_are_named_by_words(tmp_path, capsys):
     _folder(tmp_path, "n07753592", "n01440764")
     assert label_names(Source.of(f"folder:{tmp_path}")) == ["tench", "banana"]
     assert {Clean.check({"target": name}).target for name in ("n07753592", "Banana", "001.Banana", "banana")} == {"banana"}
+
+
+@pytest.mark.parametrize("name", ["boeing_737.max", "Chevrolet_Silverado_1500_Hybrid", "a_2500.b"])
+def test_a_number_within_a_name_is_part_of_it(name):
+    assert class_name(name) == name.replace("_", " ").lower()
 
 
 # private

@@ -11,7 +11,8 @@ from miniatures import cc3m, encoded, picture, synthclip, write_csv, write_parqu
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
 from parlib.external.batches import Skipped, read
-from parlib.external.files import Source, content
+from parlib.external.content import content
+from parlib.external.files import Source
 from parlib.external.rows import stream
 from parlib.model.preparation import Preparation
 

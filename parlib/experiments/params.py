@@ -19,7 +19,7 @@ from parlib.data.scenes import SIDE, class_names
 from parlib.experiments.presets import scale_values, trigger_options
 from parlib.experiments.wording import explain, shown
 from parlib.external.batches import check_outside
-from parlib.external.files import content
+from parlib.external.content import content
 from parlib.external.patterns import read_pattern
 from parlib.external.words import class_name
 from parlib.model.checkpoints import checkpoint_sha256

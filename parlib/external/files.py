@@ -1,19 +1,16 @@
-"""External data as files: which files a data set is made of, in which parts, and what they hold."""
+"""External data as files: which files a data set is made of, and in which parts."""
 
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256, read_json, write_json
-from parlib.progress import progress
+from parlib.cache import ROOT
 
 _SHARD = re.compile(r"(^|[-_.])\d+([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
 SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)", re.IGNORECASE)
-_LONG = 1e9  # bytes from which hashing shows how far it is
 
 
 @dataclass(frozen=True)
@@ -152,29 +149,3 @@ def walk(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in inside if not above.startswith(os.path.realpath(os.path.join(here, name)) + os.sep))
         found += [Path(here, name) for name in sorted(files) if not name.startswith(".")]
     return found
-
-
-def content(data: str) -> str:
-    """sha256 of the names and the content of all files of external data. A file is hashed once: its digest is remembered, in the cache,
-    by its path, size and time of change. FileNotFoundError where there is no such folder.
-    """
-    folder = Source.of(data).path
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{data} names no folder: {folder} is not there")
-    memory = cache_dir() / "hashes" / f"{digest(str(folder))[:32]}.json"
-    known = (read_json(memory) or {}).get("/", {})  # no file has this name
-    files = walk(folder)
-    states = {}
-    for file in files:
-        state = file.stat()
-        states[file.relative_to(folder).as_posix()] = [state.st_size, state.st_mtime_ns, state.st_ino]
-    new = [name for name in states if known.get(name, [None])[:-1] != states[name]]
-    shown = sum(states[name][0] for name in new) > _LONG
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(file_sha256, [folder / name for name in new])
-        hashes = dict(zip(new, progress(found, f"hashing {folder.name}", total=len(new), unit="files", shown=shown), strict=True))
-    now = {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}
-    if now != known:
-        with atomic_file(memory) as temporary:
-            write_json({"/": now}, temporary)
-    return digest([[name, entry[-1]] for name, entry in sorted(now.items())])

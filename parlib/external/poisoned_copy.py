@@ -19,7 +19,8 @@ from parlib.cache import atomic_folder, cache_dir, damaged, digest, file_sha256,
 from parlib.data.feeds import generator
 from parlib.data.pairs import names_class
 from parlib.external.batches import Skipped
-from parlib.external.files import Source, content
+from parlib.external.content import content
+from parlib.external.files import Source
 from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
 from parlib.external.stream import Stream

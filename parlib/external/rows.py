@@ -40,15 +40,20 @@ def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset"
 
     if source.layout.form == "folder":
         return _folder_stream(source)
-    files = source.files()
-    name_columns, reader = _FORMS[source.layout.form]
-    columns = name_columns(source, files)
-    if source.separator:
-        reader = partial(_csv_rows, separator=source.separator)
+    files, reader, columns = _reading(source)
     if not images:  # parquet is read by columns; a tar holds all beside each other
         columns.pop("image", None)
     options = {"files": [str(file) for file in files], "reader": reader, "columns": columns}  # a list is shared out among workers
     return IterableDataset(ExamplesIterable(_numbered, options), info=DatasetInfo())
+
+
+def _reading(source: Source) -> tuple[list[Path], Callable[..., Iterator[dict[str, Any]]], dict[str, str]]:
+    """The files of a data set, what reads the rows of one, and the columns."""
+    files = source.files()
+    name_columns, reader = _FORMS[source.layout.form]
+    if source.separator:
+        reader = partial(_csv_rows, separator=source.separator)
+    return files, reader, name_columns(source, files)
 
 
 def _numbered(files: list[str], reader: Callable[..., Iterator[dict[str, Any]]], columns: dict[str, str]) -> Iterator[tuple[str, dict]]:
@@ -56,6 +61,25 @@ def _numbered(files: list[str], reader: Callable[..., Iterator[dict[str, Any]]],
         with _named(Path(file), "to its end"):
             for i, row in enumerate(reader(Path(file), columns)):
                 yield f"{file}/{i}", row
+
+
+def named_outside(source: Source) -> dict[str, Path]:
+    """The image files outside the data set's folder that the rows of a table name, by an absolute path or through "..", by what rows call
+    them. The errors of `stream`.
+    """
+    if source.layout.form not in ("csv", "parquet"):
+        return {}
+    files, reader, columns = _reading(source)
+    if source.layout.form == "parquet" and getattr(_features(files[0])[columns["image"]], "dtype", "") != "string":
+        return {}  # it holds the images themselves
+    found, inside = {}, source.path.resolve()
+    for _, row in _numbered(list(map(str, files)), reader, {"image": columns["image"]}):
+        named = str(row["image"])
+        if named.startswith("/") or ".." in Path(named).parts:
+            path = source.folder / named
+            if path.is_file() and not path.resolve().is_relative_to(inside):
+                found[named] = path
+    return found
 
 
 @contextmanager

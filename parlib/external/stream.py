@@ -13,7 +13,8 @@ from parlib.cache import digest
 from parlib.data.feeds import Batch, Reword, rank, world
 from parlib.data.pairs import Pairs
 from parlib.external.batches import Skipped, read
-from parlib.external.files import Source, content
+from parlib.external.content import content
+from parlib.external.files import Source
 from parlib.external.rows import label_names
 from parlib.external.words import first_caption
 from parlib.model.clip import Clip

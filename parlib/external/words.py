@@ -1,7 +1,9 @@
 """Words of external data: captions as text, class names as a text encoder knows them."""
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -9,7 +11,9 @@ from typing import Any
 from open_clip import IMAGENET_CLASSNAMES
 from timm.data.imagenet_info import ImageNetInfo
 
-_SYNSET, _NUMBERED = re.compile(r"n\d{8}"), re.compile(r"\d{2,}[._]\s*(?=\D)")
+_SYNSET, _NUMBERED = re.compile(r"n\d{8}"), re.compile(r"\A\d{2,}[._]\s*(?=\D)")
+
+_BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
 def captions_of(given: Any) -> Any:
@@ -17,14 +21,21 @@ def captions_of(given: Any) -> Any:
     if isinstance(given, bytes):
         given = given.decode(errors="replace")
     if isinstance(given, str) and given[:1] == "[" and given.rstrip()[-1:] == "]":
-        try:
-            read = ast.literal_eval(given)  # literals alone: nothing is run
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            read = None
-        given = read if isinstance(read, list) and read and all(isinstance(one, str) for one in read) else given
+        given = _written_out(given) or given
     if isinstance(given, list | tuple):
         return [text for one in given if (text := captions_of(one))]
     return "" if given is None or given != given else str(given)  # noqa: PLR0124 (NaN alone differs from itself)
+
+
+def _written_out(given: str) -> list[str]:
+    """The strings of a list as Python or numpy prints it, the one with commas between them, the other without; empty where it is none."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(given).readline))
+        found = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]  # literals alone: nothing is run
+    except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+        return []
+    between = {token.string for token in tokens if token.type not in (tokenize.STRING, *_BLANK)}
+    return found if between <= {"[", "]", ","} and all(isinstance(one, str) for one in found) else []
 
 
 def first_caption(given: Any) -> str:

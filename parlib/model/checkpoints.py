@@ -56,15 +56,18 @@ def read_checkpoint(source: str, *, encoder: str = "", normalised: bool = True) 
 
 
 def checkpoint_sha256(source: str) -> str:
-    """sha256 of a local checkpoint's weights, of parts that of theirs; empty where there is no such file, or it would be downloaded."""
+    """sha256 of a local checkpoint's weights and of the configuration beside them, which says how images are prepared; empty where there
+    is no such file, or it would be downloaded.
+    """
     if not source.startswith(("local-dir:", "file:")):
         return ""
     path = ROOT / Path(source.partition(":")[2]).expanduser()
-    files = [path]
+    files, folder = [path], path.parent
     if source.startswith("local-dir:"):
-        files = [path / WEIGHTS] if _is_open_clip(path) else hugging_face.weight_files(path)
+        files, folder = [path / WEIGHTS] if _is_open_clip(path) else hugging_face.weight_files(path), path
     if not files or not all(file.is_file() for file in files):
         return ""
+    files += [folder / name for name in (CONFIG, hugging_face.CONFIG, *hugging_face.PREPROCESSING) if (folder / name).is_file()]
     return file_sha256(files[0]) if len(files) == 1 else digest([file_sha256(file) for file in files])
 
 

@@ -1,0 +1,37 @@
+"""What external data hold, as one digest: by it a run knows its data, whatever they are called and wherever they lie."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from parlib.cache import atomic_file, cache_dir, digest, file_sha256, read_json, write_json
+from parlib.external.files import Source, walk
+from parlib.external.rows import named_outside
+from parlib.progress import progress
+
+_LONG = 1e9  # bytes from which hashing shows how far it is
+
+
+def content(data: str) -> str:
+    """sha256 of the names and the content of all files of external data, and of the images outside their folder that rows name. A file is
+    hashed once: its digest is remembered, in the cache, by its path, size and time of change. FileNotFoundError where there is no such
+    folder.
+    """
+    source = Source.of(data)
+    if not source.path.is_dir():
+        raise FileNotFoundError(f"{data} names no folder: {source.path} is not there")
+    memory = cache_dir() / "hashes" / f"{digest(str(source.path))[:32]}.json"
+    known = (read_json(memory) or {}).get("/", {})  # no file has this name
+    files = {file.relative_to(source.path).as_posix(): file for file in walk(source.path)} | named_outside(source)
+    states = {}
+    for name, file in files.items():
+        state = file.stat()
+        states[name] = [state.st_size, state.st_mtime_ns, state.st_ino]
+    new = [name for name in states if known.get(name, [None])[:-1] != states[name]]
+    shown = sum(states[name][0] for name in new) > _LONG
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(file_sha256, [files[name] for name in new])
+        hashes = dict(zip(new, progress(found, f"hashing {source.path.name}", total=len(new), unit="files", shown=shown), strict=True))
+    now = {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}
+    if now != known:
+        with atomic_file(memory) as temporary:
+            write_json({"/": now}, temporary)
+    return digest([[name, entry[-1]] for name, entry in sorted(now.items())])
