@@ -13,9 +13,9 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
 from parlib.model.checkpoints import SOURCES
 from parlib.records.status import fresh, other_params
-from parlib.records.store import REFERENCE, differences, located, move_aside, outputs, read, read_all, read_file, record_path
+from parlib.records.store import REFERENCE, located, move_aside, outputs, read, read_all, read_file, record_path
 from parlib.report import schedule
-from parlib.report.outcome import closing_words
+from parlib.report.outcome import against_published, closing_words
 from parlib.report.rows import table
 from parlib.report.tables import brief
 
@@ -112,11 +112,7 @@ def show(runs: list[Planned]) -> None:
         if len(found := brief(rows.merge(attacks))):
             print("\n" + found.to_string(index=False))
     for run in ids if scale == "small" else []:
-        published = REFERENCE / f"{run}.json"
-        if published.exists():
-            print(f"{run} against outputs/reference: {differences(read(scale, run), read_file(published)) or 'no difference'}")
-        else:
-            print(f"{run} is not among the published runs")
+        print(run, against_published(read(scale, run)))
     for run in runs:
         if _is_own(run.params):
             print(closing_words(read(scale, run.id)))

@@ -3,8 +3,9 @@
 import shlex
 from typing import Any
 
+import pandas as pd
 import yaml
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from parlib.experiments.adaptive import Adapted
 from parlib.experiments.clean import Cleaned
@@ -28,6 +29,14 @@ def closing(found: Any) -> Markdown:
     said = _SAID[type(found)](found) if type(found) in _SAID else []
     params = found.result.params if said else found
     return Markdown("\n".join([*(f"- {line}" for line in said), findings(params)]))
+
+
+def show(*things: Any) -> None:
+    """Display those tables, whole, and figures that hold something; where none does, say so, as a heading stands above them."""
+    held = [one for one in things if one is not None and len(getattr(one, "index", "a figure"))]
+    with pd.option_context("display.max_rows", None):
+        for one in held or [Markdown("*No such runs here.*")]:
+            display(one)
 
 
 def _of_poison(found: Poisoned) -> list[str]:

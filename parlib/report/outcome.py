@@ -8,7 +8,7 @@ from jinja2 import StrictUndefined, Template
 
 from parlib.cache import ROOT
 from parlib.measure.metrics import interval
-from parlib.records.store import located, outputs
+from parlib.records.store import REFERENCE, differences, located, outputs, read_file
 from parlib.report.tables import markdown, tried
 
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
@@ -58,6 +58,14 @@ def closing_words(record: dict[str, Any]) -> str:
     if (notebook := outputs(scale) / f"{run}.ipynb").exists():
         lines.append(f"notebook: {notebook.relative_to(ROOT)}")
     return "\n".join([*lines, f"export the model with: python -m parlib.cli.export --scale {scale} {run}"])
+
+
+def against_published(record: dict[str, Any]) -> str:
+    """How a record's rates differ from the published ones of the same run, in words."""
+    published = REFERENCE / f"{record['run']}.json"
+    if not published.exists():
+        return "is not among the published runs"
+    return f"against outputs/reference: {differences(record, read_file(published)) or 'no difference'}"
 
 
 def card(record: dict[str, Any]) -> str:
