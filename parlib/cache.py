@@ -159,7 +159,8 @@ def damaged(path: Path) -> None:
 def write_json(value: dict[str, Any], path: Path) -> None:
     """A dictionary as JSON, with a digest of itself, by which `read_json` knows a file that was cut or changed."""
     plain = json.loads(json.dumps(value))
-    path.write_text(json.dumps(plain | {"digest": digest(plain)}))
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(plain | {"digest": digest(plain)}))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -181,7 +182,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
     """Tensors and words about them as safetensors, with a digest of both, by which `read_tensors` knows a file that was cut or changed."""
     about = about or {}
-    save_file(tensors, path, about | {"digest": digest(about, *(part for item in sorted(tensors.items()) for part in item))})
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, about | {"digest": digest(about, *(part for item in sorted(tensors.items()) for part in item))})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
@@ -211,7 +213,6 @@ def seal(path: Path) -> None:
 
 
 def sealed(path: Path) -> bool:
-    """Whether a file is as it was sealed."""
     sha, left = hashlib.sha256(), path.stat().st_size - _SEAL
     with open(path, "rb") as file:
         while left > 0 and (part := file.read(min(left, 2**20))):
@@ -224,17 +225,8 @@ def check_writable(path: Path) -> None:
     """Raise OSError, naming the path, unless a file can be written there: before hours of work, not after."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, handle = _new_file(path)
-        try:
-            os.write(handle, b"this can be written\n")
-        finally:
-            temporary.unlink()
-            os.close(handle)
-
-
-def _remedy(path: Path) -> str:
-    """What may help where a file can't be written."""
-    return "free some space, or name another folder" + (" for the cache: PAR_CACHE" if path.is_relative_to(cache_dir()) else "")
+        with scratch(path) as folder:
+            (folder / "a").write_bytes(b"this can be written\n")
 
 
 @contextmanager
@@ -242,13 +234,11 @@ def _naming(path: Path) -> Iterator[None]:
     """Turn what a full or read-only disk raises, in Python, torch or safetensors, into an OSError that names the path."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(f"cannot write {path}: {reason}; {_remedy(path)}") from error
-    except RuntimeError as error:
-        if not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
             raise
-        raise OSError(f"cannot write {path}: {error}; {_remedy(path)}") from error
+        remedy = "free some space, or name another folder" + (" for the cache: PAR_CACHE" if path.is_relative_to(cache_dir()) else "")
+        raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
 
 
 @contextmanager

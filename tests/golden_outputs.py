@@ -18,7 +18,7 @@ from parlib.attack.forms import FORMS
 from parlib.attack.inversion import Inverted, slope_of
 from parlib.attack.learned import badclip_loss
 from parlib.attack.poison import Attack, attacked, poison
-from parlib.attack.triggers import LEARNED, Trigger, takes_pattern
+from parlib.attack.triggers import LEARNED, PATTERNS, Trigger
 from parlib.cache import ROOT, atomic_file, digest
 from parlib.data.feeds import generator
 from parlib.data.painter import painter
@@ -92,7 +92,7 @@ def _poison() -> dict[str, Any]:
         ("blended", "label_consistent", 0.5),
     ):
         options = trigger_options(trigger, 64)
-        pattern = torch.full((3, 6, 6), 0.5) if takes_pattern(trigger) else None
+        pattern = torch.full((3, 6, 6), 0.5) if trigger in PATTERNS else None
         made, rows = poison(pairs, Attack(Trigger(trigger, options, pattern), "banana", kind, rate, seed=3))
         found[f"{trigger}, {kind}"] = digest(made.pixels, made.captions, rows)
     return found

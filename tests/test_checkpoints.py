@@ -217,7 +217,7 @@ def test_without_normalisation_is_kept_in_what_is_saved(weights, tmp_path):
         expected = clip.net.encode_image(pixels, normalize=True)
         assert torch.allclose(clip.image(pixels), expected, atol=1e-6)
         save(clip, tmp_path)
-        assert torch.allclose(load(f"local-dir:{tmp_path}").image(pixels), expected, atol=1e-6)
+        assert torch.allclose(load(tmp_path).image(pixels), expected, atol=1e-6)
         net, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     assert preprocess.transforms[-1].mean == (0.0, 0.0, 0.0) or list(preprocess.transforms[-1].mean) == [0.0, 0.0, 0.0]
 
@@ -314,7 +314,7 @@ def test_transformers_folder_gives_equal_embeddings(tmp_path, act, ratio):
             read_checkpoint(source, encoder="small_resnet")
     (tmp_path / "saved").mkdir()
     save(clip, tmp_path / "saved")
-    assert _same(load(f"local-dir:{tmp_path / 'saved'}"), model)
+    assert _same(load(tmp_path / "saved"), model)
 
 
 def test_transformers_weights_without_their_configuration_take_the_encoder_named(tmp_path):
@@ -453,7 +453,7 @@ def test_a_checkpoint_can_name_no_image_tower_from_elsewhere(clip, tmp_path, mon
     (tmp_path / CONFIG).write_text(json.dumps(config))
     monkeypatch.setattr("open_clip.create_model", None)
     with pytest.raises(ValueError, match=f"timm_model_name.*{tower}.*refused"):
-        load(f"local-dir:{tmp_path}")
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("encoder", ["ViT-B-16-SigLIP", "xlm-roberta-base-ViT-B-32"])

@@ -349,8 +349,8 @@ def disk(tmp_path):
 
 
 WRITERS = {
-    "json": lambda path: _file(path, lambda temporary: write_json({"a": list(range(50_000))}, temporary)),
-    "tensors": lambda path: _file(path, lambda temporary: write_tensors({"a": torch.zeros(100_000)}, temporary)),
+    "json": lambda path: write_json({"a": list(range(50_000))}, path),
+    "tensors": lambda path: write_tensors({"a": torch.zeros(100_000)}, path),
     "checkpoint": lambda path: _file(path, lambda temporary: (torch.save({"a": torch.zeros(100_000)}, temporary), seal(temporary))),
     "text": lambda path: _file(path, lambda temporary: temporary.write_text("x" * 400_000)),
     "folder": lambda path: _folder(path),

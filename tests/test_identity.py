@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from math import nextafter
+from typing import Any
 
 import pytest
 from pydantic import Field
@@ -19,7 +20,7 @@ from parlib.experiments.poison import Poison
 from parlib.experiments.synthetic import Synthetic
 from parlib.experiments.trials import Sweep
 from parlib.method.methods import METHODS, Recipe, cleaners
-from parlib.records.identity import Identity, differences, environment, identity
+from parlib.records.identity import differences, environment, identity
 from parlib.records.status import stale
 from parlib.stages import ENVIRONMENT, STAGES
 from parlib.train import cached
@@ -46,11 +47,11 @@ def test_a_new_parameter_with_a_neutral_default_makes_nothing_stale():
         momentum: float = Field(0.0, ge=0)
 
     for values in ({}, {"tau": 3.0, "tests": ["sig"]}, {"scale": "smoke"}):
-        assert More.check(values).identity().digest == Clean.check(values).identity().digest
+        assert More.check(values).identity() == Clean.check(values).identity()
         assert More.check(values).id == Clean.check(values).id
     changed = More.check({"momentum": 0.5})
     assert changed.id != Clean.check({}).id
-    assert differences(Clean.check({}).identity().asdict(), changed.identity()) == ["momentum default -> 0.5"]
+    assert differences(Clean.check({}).identity(), changed.identity()) == ["momentum default -> 0.5"]
 
 
 def test_a_new_option_of_a_recipe_with_a_neutral_default_trains_nothing_again(clip, scenes, monkeypatch):
@@ -58,19 +59,19 @@ def test_a_new_option_of_a_recipe_with_a_neutral_default_trains_nothing_again(cl
     class More(Recipe):
         momentum: float = 0.0
 
-    def made(recipe: Recipe) -> Identity:
+    def made(recipe: Recipe) -> dict[str, Any]:
         return cached.training_identity(clip, feed, recipe, reference=clip, watch=None)
 
     feed, given = scenes.feed(clip), ("par", 2, 40, 1e-3, 3)
     before = made(Recipe(*given, tau=2.15))
     monkeypatch.setattr(cached, "Recipe", More)
-    assert made(More(*given, tau=2.15)).digest == before.digest
-    assert differences(before.asdict(), made(More(*given, tau=2.15, momentum=0.5))) == ["momentum default -> 0.5"]
+    assert made(More(*given, tau=2.15)) == before
+    assert differences(before, made(More(*given, tau=2.15, momentum=0.5))) == ["momentum default -> 0.5"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_raised_version_makes_stale_just_the_runs_that_use_it(stage, monkeypatch):
-    before = [run.identity().asdict() for run in RUNS]
+    before = [run.identity() for run in RUNS]
     monkeypatch.setitem(STAGES, stage, STAGES[stage] + 1)
     told = [f"{stage} {STAGES[stage] - 1} -> {STAGES[stage]}"]
     assert [differences(made, run.identity()) for made, run in zip(before, RUNS, strict=True)] == [
@@ -79,7 +80,7 @@ def test_a_raised_version_makes_stale_just_the_runs_that_use_it(stage, monkeypat
 
 
 def test_stages_are_those_of_what_a_run_computes():
-    assert Clean.check({}).identity().stages.keys() == {"loop", "method/par", "trigger/badnet_stripes", "scenes", "metrics"}
+    assert Clean.check({}).identity()["stages"].keys() == {"loop", "method/par", "trigger/badnet_stripes", "scenes", "metrics"}
     assert {"synthetic/outline", "method/cleanclip"} <= set(RUNS[4].stages())
     assert {"trigger/wanet", "trigger/sig"} <= set(RUNS[5].stages())
     assert {"learned", "trigger/badclip", "poison", "method/contrast"} <= set(RUNS[1].stages())
@@ -92,7 +93,7 @@ def test_stages_are_those_of_what_a_run_computes():
 
 
 def test_what_differs_is_told_by_name(monkeypatch):
-    made, run = Clean.check({}).identity().asdict(), Clean.check({"tau": 3.0, "tests": ["wanet"]})
+    made, run = Clean.check({}).identity(), Clean.check({"tau": 3.0, "tests": ["wanet"]})
     told = differences(made, run.identity())
     assert any(re.search("tau.*3.0", one) for one in told)
     assert any(re.search("tests.*wanet", one) for one in told)
@@ -113,16 +114,17 @@ def test_the_environment_is_versions_without_a_local_suffix():
 def test_where_a_run_is_kept_shown_and_computed_is_no_part_of_its_identity():
     plain = Clean.check({})
     for values in ({"experiment": "ablations"}, {"compute": {"ray_address": "auto"}}):
-        assert Clean.check(values).identity().digest == plain.identity().digest
+        assert Clean.check(values).identity() == plain.identity()
         assert Clean.check(values).id == plain.id
 
 
 _DIGEST = """
 import sys
+from parlib.cache import digest
 from parlib.experiments.clean_params import Clean
 Clean.poisoning = lambda self: {"run": "01_poison/badnet_stripes_s0", "artifacts": {"weights": {"sha256": "5" * 64}}}
 print(Clean.__module__, sys.modules["parlib"].__file__)
-print(Clean.check({}).identity().digest)
+print(digest(Clean.check({}).identity()))
 """
 
 
@@ -135,7 +137,7 @@ def test_code_is_no_part_of_an_identity(tmp_path):
     done = subprocess.run([sys.executable, "-c", _DIGEST], cwd=tmp_path, capture_output=True, text=True, check=True)
     *_, where, found = done.stdout.splitlines()
     assert str(tmp_path) in where
-    assert found == Clean.check({}).identity().digest
+    assert found == digest(Clean.check({}).identity())
 
 
 # Values that are easily taken for one another, by parameter.

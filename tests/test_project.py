@@ -19,7 +19,6 @@ from packaging.utils import canonicalize_name
 
 from parlib.cache import ROOT
 from parlib.cli.notebooks import notebook_path
-from parlib.cli.publish import stored_run
 from parlib.experiments.registry import EXPERIMENTS, check
 from parlib.method.methods import METHODS
 from parlib.records.store import REFERENCE, read_all, read_file
@@ -179,7 +178,7 @@ def test_a_preset_names_the_search_that_chose_it():
 
 @pytest.mark.parametrize("notebook", EXPERIMENTS)
 def test_notebooks_store_the_published_run(notebook):
-    run = stored_run(notebook)
+    run = check(notebook, {}).id
     outputs = [output for cell in nbformat.read(notebook_path(notebook), 4).cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert f"run {run} at scale small" in printed

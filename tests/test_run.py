@@ -22,7 +22,7 @@ from parlib.cli.plan import Planned, plan
 from parlib.cli.run import main
 from parlib.experiments.registry import check, make
 from parlib.experiments.result import Result, prepare, save
-from parlib.experiments.subject import base_of, planted_trigger, subject
+from parlib.experiments.subject import planted_trigger, subject
 from parlib.records.status import fresh, state
 from parlib.records.store import REFERENCE, artifact_file, outputs, read, read_all, record_path
 from parlib.stages import STAGES
@@ -182,7 +182,7 @@ def test_an_artifact_that_a_record_does_not_keep_is_named():
     weights = record()["artifacts"]["weights"]
     _rewrite(POISONED, artifacts={"weights": weights})
     with pytest.raises(ValueError, match=f"{POISONED}.*base weights.*weights"):
-        base_of(check("02_clean", {}))
+        artifact_file(read("small", POISONED), "base_weights")
 
 
 # What a run builds on

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger, _offsets, options_of, takes_pattern
+from parlib.attack.triggers import LEARNED, PATTERNS, TRIGGERS, Trigger, _offsets, options_of
 from parlib.data.feeds import generator
 from parlib.data.scenes import sprites
 from parlib.experiments.presets import trigger_options
@@ -271,4 +271,4 @@ def test_a_trigger_that_cannot_be_stamped_says_why(scenes, name, size, named):
 
 
 def test_patterns_are_of_those_that_take_one():
-    assert {name for name in TRIGGERS if takes_pattern(name)} == {"blended_triangles", "blended_text", "wanet", *LEARNED}
+    assert set(PATTERNS) & set(TRIGGERS) == {"blended_triangles", "blended_text", "wanet", *LEARNED}

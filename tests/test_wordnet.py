@@ -4,6 +4,7 @@ import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,8 +134,8 @@ def test_a_training_is_named_by_what_wordnet_holds(clip: Clip, scenes, folder, t
         (copy / name).write_bytes((folder / name).read_bytes())
     recipe, feed = Recipe("cleanclip", 1, 2, 1e-3, seed=0), scenes.first(4).feed(clip)
 
-    def key(**changes: str) -> str:
-        return training_identity(clip, feed, replace(recipe, **changes), reference=None, watch=None).digest
+    def key(**changes: str) -> dict[str, Any]:
+        return training_identity(clip, feed, replace(recipe, **changes), reference=None, watch=None)
 
     assert key(wordnet=str(folder)) == key(wordnet=str(copy)) != key()
     assert key(method="par", wordnet=str(folder)) == key(method="par")  # it rewords nothing

@@ -54,7 +54,6 @@ class Inverted:
 
     @property
     def lead(self) -> float:
-        """The strongest class's."""
         return self.leads[0]
 
     def trigger(self, place: int = 0, calls: str = "") -> "InvertedTrigger":
@@ -143,14 +142,13 @@ def invert(
     """
     asked = {"form": form, "size": size, "only": list(only), "seed": seed, "threads": torch.get_num_threads(), "device": clip.device.type}
     key = identity(params=asked, inputs={"model": clip.key, "images": digest(images), "classes": digest(classes)}, stages=["inspect"])
-    path = cache_dir() / "patterns" / f"inverted_{key.digest[:32]}.safetensors"
+    path = cache_dir() / "patterns" / f"inverted_{digest(key)[:32]}.safetensors"
     if (found := read_tensors(path)) is None:
         began = time.monotonic()
         made = _inverted(clip, images, classes, FORMS[form], form, size, list(only), seed)
         about = {"classes": made.classes, "asr": made.asr, "seconds": time.monotonic() - began}
         found = {"patterns": made.patterns}, {"found": json.dumps(about)}
-        with atomic_file(path) as temporary:
-            write_tensors(found[0], temporary, found[1])
+        write_tensors(found[0], path, found[1])
     about = json.loads(found[1]["found"])
     return Inverted(form, about["classes"], about["asr"], found[0]["patterns"], about["seconds"])
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from parlib.attack.poison import Attack, poison
 from parlib.attack.triggers import LEARNED, Trigger, badclip
-from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
+from parlib.cache import cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.data.pairs import Pairs, class_index
 from parlib.method.methods import Recipe
@@ -63,7 +63,7 @@ def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0
     asked = {"trigger": trigger.name, "size": size, "target": index, "seed": seed, "threads": torch.get_num_threads()}
     stages = ["learned", *(["poison", "trigger/badclip", "loop", "method/contrast", "method/par"] if trigger.name == "resistant" else [])]
     inputs = {"model": clip.key, "pairs": digest(pairs.pixels, pairs.captions)}
-    path = cache_dir() / "patterns" / f"{identity(params=asked, inputs=inputs, stages=stages).digest[:32]}.safetensors"
+    path = cache_dir() / "patterns" / f"{digest(identity(params=asked, inputs=inputs, stages=stages))[:32]}.safetensors"
     if (found := read_tensors(path)) is None:
         began = time.monotonic()
         pattern, history = _optimise([clip], pairs, index, size=size, seed=seed)
@@ -71,18 +71,13 @@ def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0
             cleaned = _cleaned(clip, pairs, index, pattern, seed)
             pattern, history = _optimise([clip, cleaned], pairs, index, size=size, seed=seed)
         found = {"pattern": pattern}, {"history": json.dumps(history), "seconds": str(time.monotonic() - began)}
-        with atomic_file(path) as temporary:
-            write_tensors(found[0], temporary, found[1])
+        write_tensors(found[0], path, found[1])
     tensors, about = found
     return Learned(tensors["pattern"], path, json.loads(about["history"]), float(about["seconds"]))
 
 
-def images_needed(side: int) -> int:
-    """How many images `learn` uses at most, by their side in px."""
-    return _budget(side)[0]
-
-
-def _budget(side: int) -> tuple[int, int, float]:
+def budget(side: int) -> tuple[int, int, float]:
+    """Images, epochs and lr of `learn`, by the images' side in px."""
     return _BUDGET[64 if side <= 64 else 224]
 
 
@@ -120,7 +115,7 @@ def _frozen(clip: Clip, pairs: Pairs, others: torch.Tensor, shown: torch.Tensor)
 
 def _optimise(clips: list[Clip], pairs: Pairs, target: int, *, size: int, seed: int) -> tuple[torch.Tensor, dict[str, list[float]]]:
     """Adam on the patch alone; the loss is the mean over the models."""
-    images, epochs, lr = _budget(pairs.pixels.shape[3])
+    images, epochs, lr = budget(pairs.pixels.shape[3])
     others, shown = (~pairs.shows(target)).nonzero()[:images, 0], _shown(pairs, target).nonzero()[:, 0]
     models = [_frozen(clip, pairs, others, shown) for clip in clips]
     random, batch = generator("cpu", seed, "learned"), min(_BATCH, len(others))

@@ -246,7 +246,7 @@ class Trigger:
             raise ValueError(f"{self.name} is no patch that may lie in some columns: {', '.join(PLACED)} are")
         if self.pattern is None:
             return
-        if not takes_pattern(self.name):
+        if self.name not in PATTERNS:
             raise ValueError(f"{self.name} takes no pattern")
         if not pattern_fits(self.name, self.pattern):
             raise ValueError(f"{self.name}'s pattern is {tuple(self.pattern.shape)}, not {PATTERNS[self.name]}")
@@ -274,7 +274,7 @@ class Trigger:
         """Stamp pixels (B, 3, H, W) in [0, 1]."""
         if self.name in LEARNED and self.pattern is None:
             raise ValueError(f"{self.name}'s pattern is learned from a model: test it on a run of 01_poison that planted it")
-        given: dict[str, Any] = {"pattern": self.pattern} if takes_pattern(self.name) else {}
+        given: dict[str, Any] = {"pattern": self.pattern} if self.name in PATTERNS else {}
         given |= {"columns": self.columns} if self.name in PLACED else {}
         return TRIGGERS[self.name](pixels, generator, **self.options, **given)
 
@@ -290,11 +290,6 @@ class Trigger:
 def options_of(trigger: str) -> list[str]:
     """The names of a trigger's options, beside a pattern."""
     return [name for name in signature(TRIGGERS[trigger]).parameters if name not in ("pixels", "generator", "pattern", "columns")]
-
-
-def takes_pattern(trigger: str) -> bool:
-    """Whether a trigger takes a pattern."""
-    return trigger in PATTERNS
 
 
 def pattern_fits(trigger: str, pattern: torch.Tensor) -> bool:

@@ -173,11 +173,8 @@ def _labels(params: Poison | Clean) -> str:
     if asked:
         class_index(params.target, names)
     found = labelled(params.evaluation, ROWS, preparation(None, params), params.max_skipped)
-    labels = sorted(set(found.labels.tolist()))
-    if not 0 <= labels[0] <= labels[-1] < len(names):
-        raise ValueError(f"labels run from {labels[0]} to {labels[-1]}; there are {len(names)} class names")
     there = f", {params.target!r} among them" if asked else ""
-    return f"{len(names)} classes{there}; {len(found)} images read, of {len(labels)} classes"
+    return f"{len(names)} classes{there}; {len(found)} images read, of {len(found.labels.unique())} classes"
 
 
 def _captions(params: Poison | Clean) -> str:

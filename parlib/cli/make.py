@@ -114,7 +114,8 @@ def show(runs: list[Planned]) -> None:
     for run in ids if scale == "small" else []:
         print(run, against_published(read(scale, run)))
     for run in runs:
-        if _is_own(run.params):
+        params = run.params
+        if type(params) is Clean and (params.poisoned.startswith(SOURCES) or params.experiment in ("", "own")):  # which no table shows
             print(closing_words(read(scale, run.id)))
     executed = folder / "05_evaluate.ipynb"
     if any(run.id == "05_evaluate" for run in runs) and executed.exists():
@@ -124,8 +125,3 @@ def show(runs: list[Planned]) -> None:
         with atomic_file(folder / "report.html") as temporary:
             temporary.write_text(page)
         print(f"report: {(folder / 'report.html').relative_to(ROOT)}")
-
-
-def _is_own(params: Params) -> bool:
-    """Whether it is a cleaning of a checkpoint of one's own, or of one's own question, which no table shows."""
-    return type(params) is Clean and (params.poisoned.startswith(SOURCES) or params.experiment in ("", "own"))

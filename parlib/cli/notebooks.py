@@ -28,7 +28,6 @@ class _Manager(AsyncKernelManager):
 
 
 def notebook_path(notebook: str) -> Path:
-    """The notebook of that name."""
     return ROOT / "notebooks" / f"{notebook}.ipynb"
 
 

@@ -34,7 +34,6 @@ class Planned:
 
     @property
     def id(self) -> str:
-        """Its run id."""
         return self.params.id
 
     @property

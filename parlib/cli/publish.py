@@ -22,11 +22,6 @@ from parlib.report.rows import table
 _KEPT = ("pattern", "points", "tests", "models")  # small artifacts, without which a run counts as gone; of runs that notebooks store, all
 
 
-def stored_run(notebook: str) -> str:
-    """The run whose outputs a notebook stores: the one of its own defaults."""
-    return check(notebook, {}).id
-
-
 def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of an executed copy, without what differs between two runs of the same thing."""
     record = executed.with_suffix(".json")
@@ -101,7 +96,6 @@ def _lacking(run: str) -> str:
 
 
 def _restored(run: str) -> bool:
-    """Whether a run's record is the published one."""
     here, published = record_path("small", run), REFERENCE / f"{run}.json"
     return here.exists() and published.exists() and read_file(here) == read_file(published)
 
@@ -114,7 +108,7 @@ def publish() -> None:
     ready = [run for run, reason in reasons.items() if not reason]
     if extra := {record["run"] for record in fresh("small", check)} - set(ready):
         raise ValueError(f"no file in params/small plans these runs; move their records away: {', '.join(sorted(extra))}")
-    shown = {name: stored_run(name) for name in EXPERIMENTS}
+    shown = {name: check(name, {}).id for name in EXPERIMENTS}
     notebooks = {name: stored_notebook(name, path) for name, run in shown.items() if (path := folder / f"{run}.ipynb").exists()}
     with atomic_folder(REFERENCE) as reference:
         for run in ready:
@@ -150,7 +144,6 @@ def _figures(folder: Path, reference: Path, run: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m parlib.cli.publish", description=__doc__)
     parser.add_argument("--restore", action="store_true", help="copy published records that were not made here to outputs/small")
     parser.add_argument("--texts", action="store_true", help="write README and docs from their templates and the published records, alone")

@@ -40,7 +40,7 @@ def look_at_pairs(params: Poison | Clean) -> str:
         first = "".join(f"; the first is {row['row']}" for row in found.skipped.rows[:1])
         raise ValueError(f"{data}: {found.skipped}{first}")
     least = "" if found.ended else "at least "
-    naming = " that name covered classes alone" if _coverage(params) < 1 else ""
+    naming = " that name covered classes alone" if getattr(params, "coverage", 1.0) < 1 else ""
     opened = f" ({found.skipped}, of those opened)" if found.skipped.rows else ""
     said = f"{least}{found.usable:,} usable pairs{naming} in {least}{found.rows:,} rows{opened}"
     there = found.usable + (found.skipped.kinds.total() if isinstance(params, Poison) else 0)  # a poisoned copy is of so many rows
@@ -76,15 +76,10 @@ def count_pairs(params: Poison | Clean, enough: int) -> Counted:
     return found
 
 
-def _coverage(params: Poison | Clean) -> float:
-    """The share of the classes that the pairs name; 1 of a poisoning."""
-    return params.coverage if isinstance(params, Clean) else 1.0
-
-
 def _fits(params: Poison | Clean) -> Callable[[str], bool]:
     """Whether a caption is of a pair that a run takes: below a coverage of 1 it names covered classes, and no other."""
-    if _coverage(params) == 1:
+    if getattr(params, "coverage", 1.0) == 1:
         return lambda caption: True
     names = tuple(label_names(Source.of(params.evaluation)))
-    kept = set(covered(list(names), _coverage(params), params.target))
+    kept = set(covered(list(names), getattr(params, "coverage", 1.0), params.target))
     return lambda caption: bool(found := named(caption, names)) and found <= kept

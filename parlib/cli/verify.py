@@ -62,7 +62,6 @@ def golden() -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m parlib.cli.verify", description=__doc__)
     parser.add_argument("runs", nargs="*", help="run ids (default: those of make reproduce)")
     parser.add_argument("--tolerance", type=float, help=f"on rates (default: 0 on the same kind of machine and threads, else {TOLERANCE})")

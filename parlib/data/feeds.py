@@ -73,11 +73,9 @@ class MemoryFeed:
 
     @property
     def key(self) -> str:
-        """Digest of the content."""
         return digest(self.rewords, self.pixels, self.tokens, self.reworded)
 
     def skipped(self) -> dict[str, Any]:
-        """Nothing is skipped."""
         return {}
 
     def batch(self, step: int, size: int, seed: int) -> Batch:

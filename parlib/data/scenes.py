@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from parlib.cache import atomic_file, cache_dir, read_tensors, write_tensors
+from parlib.cache import cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.data.pairs import TEMPLATES, Pairs
 from parlib.records.identity import identity
@@ -134,15 +134,8 @@ def draw_scenes(n: int, names: list[str], seed: int) -> dict[str, torch.Tensor]:
         corner = torch.where(place > 0, -1.0, 1.0) * (1 - size - 0.05)[:, None]  # away from the main object
         canvas = paste_glyphs(canvas, glyphs[second[rows]], size, torch.deg2rad(50 * draw[:, 5] - 25), corner)
         pixels[rows] = (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
-    return {
-        "pixels": pixels,
-        "labels": labels,
-        "second": second,
-        "colour": colour,
-        "texture": texture,
-        "wording": wording,
-        "suffix": suffix,
-    }
+    drawn = {"pixels": pixels, "labels": labels, "second": second}
+    return drawn | {"colour": colour, "texture": texture, "wording": wording, "suffix": suffix}
 
 
 def write_captions(scenes: dict[str, torch.Tensor], names: list[str]) -> list[str]:
@@ -172,13 +165,12 @@ def load_scenes(
     kept = covered(names, coverage, target)
     drawn = [names[i] for i in kept]
     asked = {"split": split, "n": n, "names": drawn, "seed": seed}
-    key = identity(params=asked, inputs={}, stages=["scenes"]).digest
+    key = digest(identity(params=asked, inputs={}, stages=["scenes"]))
     path = cache_dir() / "scenes" / f"{split}_{n}_{key[:16]}.safetensors"
     if (found := read_tensors(path)) is None:
         scenes = draw_scenes(n, drawn, seed=seed * len(SPLITS) + SPLITS.index(split))
         found = {k: scenes[k] for k in ("pixels", "labels", "second")}, {"captions": json.dumps(write_captions(scenes, drawn))}
-        with atomic_file(path) as temporary:
-            write_tensors(found[0], temporary, found[1])
+        write_tensors(found[0], path, found[1])
     tensors, about = found
     index = torch.tensor([*kept, -1])  # of what was drawn among all classes; -1: no second object
     labels, second = (index[tensors[key]] for key in ("labels", "second"))

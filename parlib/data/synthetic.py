@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from parlib.cache import atomic_file, cache_dir, read_tensors, write_tensors
+from parlib.cache import cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.data.painter import paint, painter
 from parlib.data.pairs import TEMPLATES, Pairs
@@ -59,9 +59,13 @@ def _shaded(n: int, random: torch.Generator) -> torch.Tensor:
     return torch.lerp(ends[0], ends[1], 0.5 + (axis * torch.cos(angle) + axis[:, None] * torch.sin(angle)) / 2**0.5)
 
 
-def _drawings(name: str, labels: torch.Tensor, glyphs: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """(N, 3, 64, 64) uint8: the object large, upright and alone on a plain light ground, or composed."""
-    n, (style, _, composed) = len(labels), DRAWN[name]
+def draw_synthetic(
+    name: str, labels: torch.Tensor, names: list[str], glyphs: torch.Tensor, random: torch.Generator
+) -> tuple[torch.Tensor, list[str]]:
+    """(N, 3, 64, 64) uint8 drawings of the classes (N,) in the style of a set in DRAWN, and their captions: the object large, upright and
+    alone on a plain light ground, or composed.
+    """
+    n, (style, wording, composed) = len(labels), DRAWN[name]
     draw = torch.rand(n, 3, generator=random)
     size = (0.5 if composed else 0.65) + 0.3 * draw[:, 0]
     place = (2 * draw[:, 1:] - 1) * (1 - size)[:, None]
@@ -81,20 +85,12 @@ def _drawings(name: str, labels: torch.Tensor, glyphs: torch.Tensor, random: tor
             canvas = light[rows].expand(-1, -1, SIDE, SIDE)
         made = paste_glyphs(canvas, style(glyphs[labels[rows]], random), size[rows], angle[rows], place[rows])
         pixels[rows] = (made.clamp(0, 1) * 255).round().to(torch.uint8)
-    return pixels
+    return pixels, _write(labels, names, wording, random)
 
 
 def _write(labels: torch.Tensor, names: list[str], wording: tuple[str, ...], random: torch.Generator) -> list[str]:
     chosen = torch.randint(len(wording), (len(labels),), generator=random).tolist()
     return [re.sub(AN, "an ", wording[i].format(name=names[label])) for label, i in zip(labels.tolist(), chosen, strict=True)]
-
-
-def draw_synthetic(
-    name: str, labels: torch.Tensor, names: list[str], glyphs: torch.Tensor, random: torch.Generator
-) -> tuple[torch.Tensor, list[str]]:
-    """(N, 3, 64, 64) uint8 drawings of the classes (N,) in the style of a set in DRAWN, and their captions."""
-    pixels = _drawings(name, labels, glyphs, random)
-    return pixels, _write(labels, names, DRAWN[name][1], random)
 
 
 def load_synthetic(name: str, n: int, classes: int, seed: int = 0) -> Pairs:
@@ -107,7 +103,7 @@ def load_synthetic(name: str, n: int, classes: int, seed: int = 0) -> Pairs:
         raise ValueError(f"unknown synthetic data {name!r}; known are: {', '.join(SYNTHETIC)}")
     names = class_names(classes)
     asked = {"n": n, "names": names, "seed": seed} | ({"threads": torch.get_num_threads()} if name == "painted" else {})
-    key = identity(params=asked, inputs={}, stages=[f"synthetic/{name}", "scenes"]).digest
+    key = digest(identity(params=asked, inputs={}, stages=[f"synthetic/{name}", "scenes"]))
     path = cache_dir() / "scenes" / f"{name}_{n}_{key[:16]}.safetensors"
     if (found := read_tensors(path)) is None:
         random = generator("cpu", "synthetic", name, seed)
@@ -118,8 +114,7 @@ def load_synthetic(name: str, n: int, classes: int, seed: int = 0) -> Pairs:
         else:
             pixels, captions = draw_synthetic(name, labels, names, sprites(names), random)
         found = {"pixels": pixels, "labels": labels}, {"captions": json.dumps(captions)}
-        with atomic_file(path) as temporary:
-            write_tensors(found[0], temporary, found[1])
+        write_tensors(found[0], path, found[1])
     tensors, about = found
     labels = tensors["labels"]
     return Pairs(tensors["pixels"], json.loads(about["captions"]), labels, torch.full_like(labels, -1), names)

@@ -29,8 +29,6 @@ ATTACKED = ("encoder", "trigger", "attack", "target", "planted", "attacker", "ba
 
 
 class Clean(Training):
-    """Parameters of 02_clean."""
-
     notebook = "02_clean"
     chooses_input = ("planted", "attacker", "base_epochs")
 
@@ -49,8 +47,7 @@ class Clean(Training):
     steps: int = tuned("steps of cleaning, however few the pairs are; None: as many as the epochs have", ge=1)
     tests: list[str] = Field([], description="further triggers to try before and after")
     method: str = Field(
-        "par",
-        description="par, finetune, cleanclip, roclip, distil, unlearn, or another cleaner in parlib.method.methods.METHODS",
+        "par", description="par, finetune, cleanclip, roclip, distil, unlearn, or another cleaner in parlib.method.methods.METHODS"
     )
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
     self_weight: float = Field(0.3, ge=0, description="CleanCLIP's weight of its own term, L_self")
@@ -59,15 +56,13 @@ class Clean(Training):
     rho: float = Field(1.0, gt=0, description="FT-SAM's radius: how far it moves the weights uphill before each step")
     alpha: float = Field(0.01, ge=0, description="FST's weight of the term that takes the projections away from the poisoned ones")
     inverted: str = Field(
-        "",
-        description="what unlearn, invertune and tbar take out: a run of 10_inspect, or a file that it kept; empty: the planted trigger",
+        "", description="what unlearn, invertune and tbar take out: a run of 10_inspect, or a file that it kept; empty: the planted trigger"
     )
     coefficient: float = Field(1.0, gt=0, description="how many times tbar takes away what its training changed")
     interpolation: float = Field(0.0, ge=0, lt=1, description="share of the poisoned model's weights in the result")
     refresh: bool = Field(False, description="at the end BatchNorm's statistics anew, from the clean pairs")
     wordnet: str = Field(
-        "",
-        description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own",
+        "", description="WordNet's folder for CleanCLIP's and RoCLIP's captions, such as /usr/share/wordnet; empty: a short list of our own"
     )
     lr: float = tuned("peak learning rate; None: the method's tuned value", gt=0)
     schedule: Literal["paper", "cosine", "warmup_cosine", "super"] = tuned(
@@ -97,9 +92,6 @@ class Clean(Training):
             return known("data", value, ("scenes", *SYNTHETIC))
         check_outside(value)
         return value
-
-    def _checkpoint(self) -> str:
-        return self.poisoned
 
     def _resolved(self) -> Self:
         super()._resolved()
@@ -221,13 +213,8 @@ class Clean(Training):
         return Input(run=record["run"], sha256=record["artifacts"]["weights"]["sha256"])
 
     def inputs(self) -> dict[str, Input]:
-        return (
-            {"poisoned": self.poisoned_input()}
-            | self.wordnet_input()
-            | self.pattern_input()
-            | self.external(self.data)
-            | self.inverted_input()
-        )
+        own = {"poisoned": self.poisoned_input()} | self.wordnet_input() | self.pattern_input()
+        return own | self.external(self.data) | self.inverted_input()
 
     def further_triggers(self) -> list[Trigger]:
         """Those of `tests`: by their names, with their usual options, or as 10_inspect kept them in files."""

@@ -232,25 +232,12 @@ def _rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _named(uses: list[dict[str, Any]]) -> dict[str, float]:
     """The uses as metrics: probe_accuracy and the like of what was built anew, dropin_... of what was built before."""
-    names = {
-        ("probe", "anew"): "probe_accuracy",
-        ("probe_asr", "anew"): "probe_asr",
-        ("probe_under", "anew"): "probe_triggered_accuracy",
-        ("caption", "anew"): "caption_accuracy",
-        ("caption_target", "anew"): "caption_target_share",
-        ("caption_bleu", "anew"): "caption_bleu",
-        ("retrieval", "anew"): "retrieval_at_1",
-        ("probe", "drop_in"): "dropin_probe_accuracy",
-        ("probe_asr", "drop_in"): "dropin_probe_asr",
-        ("caption", "drop_in"): "dropin_caption_accuracy",
-        ("caption_target", "drop_in"): "dropin_caption_target_share",
-        ("caption_bleu", "drop_in"): "dropin_caption_bleu",
-        ("retrieval", "drop_in"): "dropin_retrieval_at_1",
-        ("image_retrieval", "drop_in"): "dropin_image_retrieval_at_1",
-        ("others_caption", "before"): "before_others_caption_accuracy",
-        ("others_caption", "drop_in"): "dropin_others_caption_accuracy",
-        ("others_caption_target", "before"): "before_others_caption_target_share",
-        ("others_caption_target", "drop_in"): "dropin_others_caption_target_share",
-    }
+    names = {"probe": "probe_accuracy", "probe_asr": "probe_asr", "probe_under": "probe_triggered_accuracy"}
+    names |= {"caption": "caption_accuracy", "caption_target": "caption_target_share", "caption_bleu": "caption_bleu"}
+    names |= {"retrieval": "retrieval_at_1", "image_retrieval": "image_retrieval_at_1"}
+    names |= {"others_caption": "others_caption_accuracy", "others_caption_target": "others_caption_target_share"}
+    told = [(use, "before", f"before_{name}") for use, name in names.items() if use.startswith("others")]
+    told += [(use, "drop_in", f"dropin_{name}") for use, name in names.items() if use != "probe_under"]
+    told += [(use, "anew", name) for use, name in names.items() if use != "image_retrieval" and not use.startswith("others")]
     rows = {row["use"]: row for row in uses}
-    return {f"{name}{end}": rows[use][f"{how}{end}"] for (use, how), name in names.items() if use in rows for end in _ENDS}
+    return {f"{name}{end}": rows[use][f"{how}{end}"] for use, how, name in told if use in rows for end in _ENDS}

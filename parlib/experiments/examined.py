@@ -1,6 +1,6 @@
 """What the experiments share that look at a cleaned model afterwards: which model it is, a cleaning's or a control, and where it lies."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -20,6 +20,7 @@ CONTROLS = ("none", "base")  # the poisoned model itself, and the clean base, wh
 class Examined(Clean):
     """Parameters of a study of a cleaned model: those of its cleaning, in the regime with few pairs where nothing else is said."""
 
+    trains: ClassVar[bool] = False  # a CLIP, beside the cleaning
     chooses_input = (*Clean.chooses_input, *sorted({*Clean.model_fields} - {*Training.model_fields, "data"}))
 
     method: str = Field(
@@ -57,11 +58,6 @@ class Examined(Clean):
         if self.poisoned.startswith(SOURCES):  # the regime's base is not that of a checkpoint
             given["base_epochs"] = None
         return Clean.check(given)
-
-    @property
-    def trains(self) -> bool:
-        """Whether a CLIP is trained here, beside the cleaning."""
-        return False
 
     def needs(self) -> list[Any]:
         own = [] if self.cleaned or self.method in CONTROLS else [self.cleaning()]
@@ -102,7 +98,7 @@ def model_of(params: Examined, before: Subject) -> Clip:
     if params.cleaned.startswith(SOURCES):
         return open_checkpoint(params.cleaned, params)
     record, name = params.record()
-    return load(f"local-dir:{artifact_file(record, name).parent}").copy(params.compute.device)
+    return load(artifact_file(record, name).parent).copy(params.compute.device)
 
 
 def fresh_pairs(params: Examined, n: int, clip: Clip) -> Pairs:

@@ -161,19 +161,7 @@ def inspection(params: Inspect) -> Inspected:
 
 
 _ASKED = ("method", "trigger", "encoder", "seed", "poisoned", "target")
-_FOUND = (
-    "kind",
-    "lead",
-    "form",
-    "candidates",
-    "candidate",
-    "inverted_asr",
-    "attack_success_rate",
-    "clean_accuracy",
-    "attacker",
-    "base_epochs",
-    "base",
-)
+_FOUND = "kind lead form candidates candidate inverted_asr attack_success_rate clean_accuracy attacker base_epochs base".split()
 
 
 def calibration_rows(records: list[dict[str, Any]]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from parlib.attack.adaptive import ATTACKERS
-from parlib.attack.triggers import EVERYWHERE, LEARNED, TRIGGERS, Trigger, options_of, takes_pattern
+from parlib.attack.triggers import EVERYWHERE, LEARNED, PATTERNS, TRIGGERS, Trigger, options_of
 from parlib.cache import ROOT, digest, file_sha256
 from parlib.data.pairs import TEMPLATES
 from parlib.data.scenes import SIDE, class_names
@@ -24,7 +24,7 @@ from parlib.external.patterns import read_pattern
 from parlib.external.words import class_name
 from parlib.model.checkpoints import checkpoint_sha256
 from parlib.model.clip import check_installed, encoders, has_batch_norm, image_size
-from parlib.records.identity import Identity, identity
+from parlib.records.identity import identity
 from parlib.train.compute import Compute, check_compute
 
 _NOT_IN_IDENTITY = ("scale", "experiment", "ray_address")  # where a run is kept, which table shows it, where it is computed
@@ -116,18 +116,13 @@ class Params(BaseModel):
 
     def asked(self) -> dict[str, Any]:
         """The parameters that differ from their defaults and decide a result; None is an option that the run does not use."""
-        usual = self.defaults()
-        kept = {
-            name: value
-            for name, value in self.model_dump().items()
-            if name not in (*_NOT_IN_IDENTITY, *self.chooses_input) and value is not None
-        }
-        found = {name: value for name, value in kept.items() if value != usual[name]}
+        left_out = {*_NOT_IN_IDENTITY, *self.chooses_input}
+        found = self.model_dump(exclude=left_out, exclude_defaults=True, exclude_none=True)
         if "compute" in found:
-            found["compute"] = Compute(**found["compute"]).decisive()
+            found["compute"].pop("ray_address", None)
         return {name: value for name, value in found.items() if value != {}}
 
-    def identity(self) -> Identity:
+    def identity(self) -> dict[str, Any]:
         """What a run's result is; FileNotFoundError where what it builds on is missing."""
         inputs = {name: found.sha256 for name, found in self.inputs().items()}
         return identity(params=self.asked(), inputs=inputs, stages=self.stages())
@@ -192,7 +187,6 @@ class Attacked(Params):
 
     @property
     def side(self) -> int:
-        """px of the encoder's images."""
         return image_size(self.encoder)
 
     @property
@@ -241,7 +235,7 @@ class Training(Attacked):
 
     def _resolved(self) -> Self:
         super()._resolved()
-        if not self.normalised and not self._checkpoint():
+        if not (self.normalised or getattr(self, "base", "") or getattr(self, "poisoned", "")):
             raise ValueError("normalised = False is for a checkpoint of your own: name it")
         self._check_options()
         if self.on_scenes:  # they are of one size and of their own classes
@@ -261,7 +255,7 @@ class Training(Attacked):
     def _check_options(self) -> None:
         """ValueError on an option that the trigger does not take, and on a value with which it can't stamp an image."""
         given, path = self.trigger_options, self.pattern_path()
-        allowed = [*options_of(self.trigger), *(["pattern"] if takes_pattern(self.trigger) and self.trigger != "resistant" else [])]
+        allowed = [*options_of(self.trigger), *(["pattern"] if self.trigger in PATTERNS and self.trigger != "resistant" else [])]
         for name, value in given.items():
             known(f"option of {self.trigger}", name, allowed)
             if isinstance(value, str) != (name == "pattern"):
@@ -271,10 +265,6 @@ class Training(Attacked):
                 self.trigger_with(given)(torch.zeros(1, 3, self.side, self.side), torch.Generator())
             except (TypeError, RuntimeError) as error:
                 raise ValueError(f"{self.trigger} can't be stamped with {given}: {' '.join(str(error).split())[:100]}") from None
-
-    def _checkpoint(self) -> str:
-        """The checkpoint that a run starts from, empty where it starts from what is made here."""
-        return ""
 
     def trigger_with(self, options: Mapping[str, Any], pattern: Any = None) -> Trigger:
         """The trigger, with the usual options where they are not given; a pattern that is a path is read."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, field_validator
 
 from parlib.attack.adaptive import ATTACKERS
-from parlib.attack.learned import Learned, images_needed, learn
+from parlib.attack.learned import Learned, budget, learn
 from parlib.attack.poison import Attack, attacked
 from parlib.attack.poison import poison as poison_pairs
 from parlib.attack.triggers import LEARNED, PLACED, Trigger
@@ -29,8 +29,6 @@ from parlib.train.cached import Trained, train
 
 
 class Poison(Training):
-    """Parameters of 01_poison."""
-
     notebook = "01_poison"
 
     rate: float = tuned("share of the pairs, or of the target's own, that is poisoned; 0: none, as a control; None: the usual", ge=0, le=1)
@@ -57,9 +55,6 @@ class Poison(Training):
         if attacker is not None and attacker.rate is not None and values.get("rate") is None:
             values = {**values, "rate": attacker.rate}  # before the scale's
         return super()._made(values)
-
-    def _checkpoint(self) -> str:
-        return self.base
 
     def _resolved(self) -> Self:
         super()._resolved()
@@ -209,5 +204,5 @@ def _learned(params: Poison, base: Trained, pairs: Pairs | Stream) -> Learned | 
     if trigger.name not in LEARNED or trigger.pattern is not None:
         return None
     if isinstance(pairs, Stream):
-        pairs = replace(pairs.first(min(len(pairs), images_needed(pairs.images.side))), names=[params.target])
+        pairs = replace(pairs.first(min(len(pairs), budget(pairs.images.side)[0])), names=[params.target])
     return learn(base.clip, pairs, trigger, params.target)

@@ -29,6 +29,7 @@ class Rebound(Examined):
     """Parameters of 07_rebound: the model, and the treatments."""
 
     notebook = "07_rebound"
+    trains = True
 
     benign_pairs: int = Field(2400, ge=10, description="clean pairs of the treatments; but for a head, those with the target are left out")
     rates: list[float] = Field([2.0e-4, 2.0e-3], min_length=1, description="peak rates of benign fine-tuning; the first one retunes, too")
@@ -48,10 +49,6 @@ class Rebound(Examined):
         found = super()._resolved()
         found.check_compute(self.benign_batch, "train")
         return found
-
-    @property
-    def trains(self) -> bool:
-        return True
 
     def recipe(self) -> Recipe:
         """The longest of the treatments."""

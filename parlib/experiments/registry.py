@@ -15,10 +15,11 @@ from parlib.experiments.result import prepare, save
 from parlib.experiments.sweep import sweep
 from parlib.experiments.synthetic import Synthetic, synthetic
 from parlib.experiments.trials import Sweep
-from parlib.experiments.views import Distil, Evaluate, NewTriggers
 
-_KINDS = (Poison, Clean, Sweep, Synthetic, Evaluate, NewTriggers, Rebound, Adaptive, Downstream, Inspect, Distil)
-EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in _KINDS}
+# They read records and draw: their tables and figures are made anew each time.
+_VIEWS: Any = [type(one, (Params,), {"notebook": one}) for one in ("05_evaluate", "06_new_triggers", "11_distil")]
+_KINDS = (Poison, Clean, Sweep, Synthetic, Rebound, Adaptive, Downstream, Inspect, *_VIEWS)
+EXPERIMENTS: dict[str, type[Params]] = {kind.notebook: kind for kind in sorted(_KINDS, key=lambda kind: kind.notebook)}
 FUNCTIONS: dict[type[Params], Callable[[Any], Any]] = {
     Poison: poison,
     Clean: clean,

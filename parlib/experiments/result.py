@@ -14,7 +14,6 @@ import torch
 from parlib.cache import ROOT, atomic_file, cache_dir, check_writable, file_sha256
 from parlib.data.pairs import Pairs
 from parlib.experiments.params import Params
-from parlib.records.identity import Identity
 from parlib.records.identity import differences as changes
 from parlib.records.status import other_params
 from parlib.records.store import SCHEMA, address, differences, outputs, read_file, record_path
@@ -42,7 +41,7 @@ class Result:
     record: dict[str, Any] | None = None
 
 
-def prepare(params: Params) -> Identity:
+def prepare(params: Params) -> dict[str, Any]:
     """What a run is made of. Raise, before any work is done, ValueError where the record of this id is another run's, or a GPU is asked for
     that is not there; FileNotFoundError where what a run builds on is missing; and OSError where outputs or cache can't be written.
     """
@@ -57,7 +56,7 @@ def prepare(params: Params) -> Identity:
     return identity
 
 
-def save(result: Result, made_of: Identity | None = None) -> dict[str, Any]:
+def save(result: Result, made_of: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write the record of a result, atomically, and what it keeps beside itself; return the record. RuntimeError where what the run builds
     on is no longer what it was made of.
     """
@@ -65,7 +64,7 @@ def save(result: Result, made_of: Identity | None = None) -> dict[str, Any]:
         return result.record
     params = result.params
     identity = params.identity()
-    if made_of is not None and (changed := changes(made_of.asdict(), identity)):
+    if made_of is not None and (changed := changes(made_of, identity)):
         raise RuntimeError(f"what {params.id} builds on was made again while it ran ({', '.join(changed)}): start it again")
     beside, path = outputs(params.scale) / params.id, record_path(params.scale, params.id)
     files = {name: _kept(file, beside, name) for name, file in result.files.items()}
@@ -84,7 +83,7 @@ def save(result: Result, made_of: Identity | None = None) -> dict[str, Any]:
         "notebook": params.notebook,
         "experiment": params.experiment or (before or {}).get("experiment", ""),
         "params": params.model_dump(exclude={"experiment"}),
-        "identity": identity.asdict(),
+        "identity": identity,
         "made_from": {name: found.run for name, found in params.inputs().items()},
         "artifacts": {name: address(file) | {"sha256": file_sha256(file)} for name, file in files.items()},
         "metrics": rounded(result.metrics),

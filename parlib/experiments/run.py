@@ -11,14 +11,13 @@ from parlib.cache import ROOT, atomic_file, check_surroundings
 from parlib.experiments.params import Params
 from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS
 from parlib.experiments.result import Result, device, prepare, save
-from parlib.records.identity import Identity
 from parlib.records.store import outputs
 
 
 class Run:
     """A notebook's run: its parameters, and where it keeps its figures and its record."""
 
-    def __init__(self, params: Params, made_of: Identity | None = None):
+    def __init__(self, params: Params, made_of: dict[str, Any] | None = None):
         self.params, self.id, self.made_of = params, params.id, made_of
 
     def figure(self, name: str, figure: Figure | None) -> Figure | None:
@@ -32,7 +31,6 @@ class Run:
         return figure
 
     def save(self, result: Result) -> dict[str, Any]:
-        """Write the record, and return it."""
         return save(result, self.made_of)
 
 

@@ -14,8 +14,8 @@ from parlib.experiments.lineage import evaluation_images, learned_pattern, load_
 from parlib.external.stream import Stream
 from parlib.measure.metrics import EvalSet, evaluate
 from parlib.model.checkpoints import SOURCES
-from parlib.model.clip import Clip, load
-from parlib.records.store import artifact_file, located
+from parlib.model.clip import Clip
+from parlib.records.store import artifact_file
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Subject:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The poisoned model's own."""
         return evaluate(self.clip, self.test)
 
     @property
@@ -62,10 +61,7 @@ def subject(params: Clean) -> Subject:
     takes other images than the encoder named.
     """
     record = None if params.poisoned.startswith(SOURCES) else params.poisoning()
-    source = params.poisoned
-    if record is not None:
-        artifact_file(record, "weights")
-        source = f"local-dir:{located(record['artifacts']['weights']).parent}"
+    source = params.poisoned if record is None else f"local-dir:{artifact_file(record, 'weights').parent}"
     clip = open_checkpoint(source, params)
     trigger = planted_trigger(params, record)
     scenes, captioned = evaluation_images(params, clip)
@@ -93,10 +89,3 @@ def seen_classes(params: Clean, pairs: Pairs | Stream) -> torch.Tensor | None:
         return None
     shown = torch.isin(torch.arange(len(pairs.names)), torch.cat([pairs.labels, pairs.second]))
     return None if shown.all() else shown
-
-
-def base_of(params: Clean) -> Clip:
-    """The clean base from which the poisoned model of a cleaning was made; ValueError where it is a checkpoint that comes without."""
-    if params.poisoned.startswith(SOURCES):
-        raise ValueError(f"{params.poisoned} comes without its clean base; name a run of 01_poison")
-    return load(f"local-dir:{artifact_file(params.poisoning(), 'base_weights').parent}")

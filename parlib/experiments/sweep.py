@@ -34,7 +34,6 @@ class Sweeping:
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
-        """Trade-off curves by label."""
         return curves(self.ended) if getattr(self.result.params, "search", "grid") == "grid" else {}
 
     @property
@@ -89,7 +88,6 @@ def recorded(params: Cleanings) -> Result | None:
 
 
 def table_of(result: Result) -> pd.DataFrame:
-    """The trials of a result."""
     return pd.DataFrame(result.history).assign(seconds=result.timings["seconds"])
 
 

@@ -13,19 +13,17 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs
 from parlib.experiments.params import tuned
 from parlib.experiments.result import Result
-from parlib.experiments.subject import base_of
 from parlib.experiments.sweep import columns, recorded, table_of
 from parlib.experiments.trials import Cleanings, Material, Sweep, gather
 from parlib.experiments.tune import failures, run_trials
 from parlib.external.stream import Stream
 from parlib.measure.distance import frechet, vendi
 from parlib.measure.selection import choose
-from parlib.model.clip import Clip, embed_images
+from parlib.model.clip import Clip, embed_images, load
+from parlib.records.store import artifact_file
 
 
 class Synthetic(Cleanings):
-    """Parameters of 04_synthetic."""
-
     notebook = "04_synthetic"
 
     split: Literal["validation"] = Field("validation", description="the choice is made on validation; its runs are on the test scenes")
@@ -73,7 +71,6 @@ class FromSynthetic:
 
     @property
     def recommended(self) -> str:
-        """The set that was chosen."""
         return self.tests["data"].iloc[0]
 
     @property
@@ -93,7 +90,8 @@ def synthetic(params: Synthetic) -> FromSynthetic:
         return _read(found)
     grid = params.grid()
     material = gather(grid.trials())
-    gaps = distances(base_of(params.attacks()[0]), material, params.classes)
+    base = load(artifact_file(params.attacks()[0].poisoning(), "base_weights").parent)
+    gaps = distances(base, material, params.classes)
     trials, seconds = run_trials(grid, grid.trials(), material)
     failures(trials)
     chosen = trials[(trials["method"] == "par") & (trials["data"] != "scenes") & (trials["error"] == "")]
@@ -129,7 +127,6 @@ def _read(result: Result) -> FromSynthetic:
 
 
 def sets(params: Synthetic) -> dict[str, Pairs | Stream]:
-    """The sets of pairs by name."""
     return {data: load_pairs(data, params.pairs, params) for data in params.data}
 
 

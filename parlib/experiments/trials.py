@@ -51,12 +51,8 @@ class Cleanings(Attacked):
         return list(found.values())
 
     def inputs(self) -> dict[str, Input]:
-        poisoned = [trial.poisoned_input() for trial in self.attacks()]
-        patterns = [found for trial in self.attacks() for found in trial.pattern_input().values()]
-        trials = self.trials()
-        words = [found for trial in {trial.wordnet: trial for trial in trials}.values() for found in trial.wordnet_input().values()]
-        inverted = [found for trial in _taking_out(trials) for found in trial.inverted_input().values()]
-        return {found.run: found for found in poisoned + patterns + words + inverted} | self.external(*(trial.data for trial in trials))
+        told = {(one.attacked_model, one.data, one.wordnet, one.inverted, one.method): one for one in self.trials()}
+        return {found.run: found for trial in told.values() for found in trial.inputs().values()}
 
     def stages(self) -> list[str]:
         return sorted({stage for trial in self.trials() for stage in trial.stages()})
@@ -66,8 +62,6 @@ class Cleanings(Attacked):
 
 
 class Sweep(Cleanings):
-    """Parameters of 03_tau_sweep."""
-
     notebook = "03_tau_sweep"
 
     name: str = Field("tau", pattern="^[a-z]+$", description="a short name of the sweep, for its run id")
@@ -102,11 +96,8 @@ class Sweep(Cleanings):
 
     def trials(self) -> list[Clean]:
         """Of Optuna's the corners of its grid. Raises ValueError on a name or a value that a trial doesn't take."""
-        found: dict[str, Clean] = {}
-        for chosen in combinations("space", self.space, _FIXED, of="trials"):
-            trial = self.trial(chosen)
-            found[trial.model_dump_json()] = trial
-        return list(found.values())
+        made = [self.trial(chosen) for chosen in combinations("space", self.space, _FIXED, of="trials")]
+        return list({one.model_dump_json(): one for one in made}.values())
 
     def trial(self, chosen: dict[str, Any]) -> Clean:
         """The cleaning with these values, and the sweep's for all else."""

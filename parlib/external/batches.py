@@ -2,7 +2,6 @@
 is skipped, counted by kind and listed; a run fails once that is more than a set share.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from parlib.cache import atomic_file
 from parlib.external.files import Source
 from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
@@ -64,13 +62,7 @@ class Skipped:
         self.rows += [row for row in other.rows if row not in self.rows][: max(0, _LISTED - len(self.rows))]
 
     def report(self) -> dict[str, Any]:
-        """As a record holds it."""
         return {"seen": self.seen, "kinds": dict(self.kinds), "rows": self.rows}
-
-    def write(self, path: Path) -> None:
-        """List them, a JSON object a line."""
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def _one(image: Any, given: Any, folder: Path, images: Preparation, labelled: bool) -> tuple[torch.Tensor | None, Any]:

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from parlib.cache import atomic_file, cache_dir, digest, file_sha256, read_json, write_json
+from parlib.cache import cache_dir, digest, file_sha256, read_json, write_json
 from parlib.external.files import Source, walk
 from parlib.external.rows import named_outside
 from parlib.progress import progress
@@ -32,6 +32,5 @@ def content(data: str) -> str:
         hashes = dict(zip(new, progress(found, f"hashing {source.path.name}", total=len(new), unit="files", shown=shown), strict=True))
     now = {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}
     if now != known:
-        with atomic_file(memory) as temporary:
-            write_json({"/": now}, temporary)
+        write_json({"/": now}, memory)
     return digest([[name, entry[-1]] for name, entry in sorted(now.items())])

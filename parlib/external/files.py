@@ -32,11 +32,7 @@ _CSV = ("*.csv", "*.tsv", "*.csv.gz", "*.tsv.gz")
 LAYOUTS: dict[str, Layout] = {
     "cc3m": Layout("tar", ("*.tar",)),  # pixparse/cc3m-wds
     "synthclip": Layout(  # hammh0a/SynthCLIP
-        "csv",
-        ("combined_images_and_captions.csv",),
-        deep=False,
-        columns=(("image", "image_path"), ("text", "caption")),
-        folder="data",
+        "csv", ("combined_images_and_captions.csv",), deep=False, columns=(("image", "image_path"), ("text", "caption")), folder="data"
     ),
     "imagenet": Layout("parquet", ("validation-*.parquet",), "labels"),  # ILSVRC/imagenet-1k
     "coco": Layout("parquet", ("test-*.parquet",)),  # nlphuji/mscoco_2014_5k_test_image_text_retrieval
@@ -102,12 +98,7 @@ class Source:
         return self.path / self.layout.folder
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.path}" + self.asked
-
-    @property
-    def asked(self) -> str:
-        """What of the data is read, and how: the part and the options, as they are named; empty where neither is."""
-        return (f"#{self.part}" if self.part else "") + (f"?{self.options}" if self.options else "")
+        return f"{self.name}:{self.path}" + (f"#{self.part}" if self.part else "") + (f"?{self.options}" if self.options else "")
 
     def files(self) -> list[Path]:
         """The files of the part that is named, or of the only one. FileNotFoundError where there is none, ValueError where there are

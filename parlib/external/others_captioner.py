@@ -90,27 +90,18 @@ class OthersCaptioner:
             raise ValueError(f"the encoder does not fit the captioner: its {strange[0]} has no place there")
         theirs, images = self.tower.config, self.processor.image_processor
         vision = clip.config["vision_cfg"]
-        ours = {
-            "activation": "quick_gelu" if clip.config.get("quick_gelu") else "gelu",
-            "layers": vision["layers"],
-            "heads": vision["width"] // vision.get("head_width", 64),
-            "layer_norm_eps": vision.get("norm_kwargs", {}).get("eps", 1e-5),
-            "image_mean": [round(value, 4) for value in clip.net.visual.image_mean],
-            "image_std": [round(value, 4) for value in clip.net.visual.image_std],
-            **{name: tuple(value.shape) for name, value in found.items()},
+        shapes = {name: (tuple(value.shape), tuple(wanted[name].shape)) for name, value in found.items()}
+        pairs = {  # the encoder's, the captioner's
+            "activation": ("quick_gelu" if clip.config.get("quick_gelu") else "gelu", theirs.hidden_act),
+            "layers": (vision["layers"], theirs.num_hidden_layers),
+            "heads": (vision["width"] // vision.get("head_width", 64), theirs.num_attention_heads),
+            "layer_norm_eps": (vision.get("norm_kwargs", {}).get("eps", 1e-5), theirs.layer_norm_eps),
         }
-        tower = {
-            "activation": theirs.hidden_act,
-            "layers": theirs.num_hidden_layers,
-            "heads": theirs.num_attention_heads,
-            "layer_norm_eps": theirs.layer_norm_eps,
-            "image_mean": [round(value, 4) for value in images.image_mean],
-            "image_std": [round(value, 4) for value in images.image_std],
-            **{name: tuple(value.shape) for name, value in wanted.items()},
-        }
-        if other := [name for name in tower if ours[name] != tower[name]]:
-            said = f"its {other[0]}: {ours[other[0]]}, the captioner's: {tower[other[0]]}"
-            raise ValueError(f"the encoder does not fit the captioner: {said}")
+        for name in ("image_mean", "image_std"):
+            pairs[name] = tuple([round(value, 4) for value in getattr(one, name)] for one in (clip.net.visual, images))
+        for name, (ours, captioner) in (pairs | shapes).items():
+            if ours != captioner:
+                raise ValueError(f"the encoder does not fit the captioner: its {name}: {ours}, the captioner's: {captioner}")
         self.tower.load_state_dict(found)
 
     def write(self, clip: Clip, pixels: torch.Tensor, title: str) -> list[str]:

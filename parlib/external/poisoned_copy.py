@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from parlib.attack.poison import Attack
-from parlib.cache import atomic_folder, cache_dir, damaged, digest, file_sha256, lock
+from parlib.cache import atomic_folder, cache_dir, damaged, digest, file_sha256, lock, read_json, write_json
 from parlib.data.feeds import generator
 from parlib.data.pairs import names_class
 from parlib.external.batches import Skipped
@@ -40,7 +40,7 @@ def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
     source = Source.of(pairs.data)
     inputs = {"data": content(pairs.data) + source.part + source.options}
     inputs |= {} if trigger.pattern is None else {"pattern": digest(trigger.pattern)}
-    key = identity(params=asked, inputs=inputs, stages=["poison", "external", f"trigger/{trigger.name}"]).digest
+    key = digest(identity(params=asked, inputs=inputs, stages=["poison", "external", f"trigger/{trigger.name}"]))
     folder = cache_dir() / "poisoned" / key[:32]
     with lock(folder.with_suffix(".lock"), wait=True, doing=f"a copy of {pairs.data} with {trigger.name}"):
         summary = _whole(folder) or write_poisoned(pairs, folder, attack)
@@ -50,16 +50,10 @@ def poison_stream(pairs: Stream, attack: Attack) -> tuple[Stream, torch.Tensor]:
 
 def _whole(folder: Path) -> dict[str, Any] | None:
     """The summary of a copy of which every file is as it was written; of earlier versions the sha256 of its files are not known."""
-    if not (folder / SUMMARY).exists():
-        return None
-    try:
-        summary = json.loads((folder / SUMMARY).read_text())
-        changed = [name for name, told in summary.get("files", {}).items() if told != file_sha256(folder / name)]
-        rest = {name: value for name, value in summary.items() if name != "digest"}
-        if "files" in summary and (changed or summary.get("digest") != digest(rest)):
-            return damaged(folder / (changed or [SUMMARY])[0])
-    except (ValueError, AttributeError, FileNotFoundError):
-        return damaged(folder)
+    summary = read_json(folder / SUMMARY)
+    for name, told in (summary or {}).get("files", {}).items():
+        if not (folder / name).exists() or file_sha256(folder / name) != told:
+            return damaged(folder / name)
     return summary
 
 
@@ -107,13 +101,12 @@ def write_poisoned(pairs: Stream, folder: Path, attack: Attack) -> dict[str, Any
 
         _write_shards(rows(), temporary)
         skipped.check()
-        skipped.write(temporary / SKIPPED)
+        (temporary / SKIPPED).write_text("".join(json.dumps(row) + "\n" for row in skipped.rows))
         made = {"source": source.name, "target": attack.target, "rate": attack.rate, "attack": attack.kind} | about
         summary = made | dict(counts) | {"skipped": dict(skipped.kinds)}
         manifest.flush()
         summary |= {"files": {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}}
-        summary |= {"digest": digest(summary)}
-        (temporary / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(summary, temporary / SUMMARY)
     return summary
 
 

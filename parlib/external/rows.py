@@ -203,11 +203,6 @@ def _parquet_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any
 # tar, as webdataset has it: files of one name and several endings are a row
 
 
-def _tar_columns(source: Source, files: list[Path]) -> dict[str, str]:
-    """A tar has no columns to look up: every row's endings say what they are."""
-    return {"kind": "label" if source.layout.holds == "labels" else "text"}
-
-
 def _tar_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
     key, parts = None, {}
     with tarfile.open(path, "r|*") as tar:
@@ -245,7 +240,7 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
 _FORMS: dict[str, tuple[Callable[..., dict[str, str]], Callable[..., Iterator[dict[str, Any]]]]] = {
     "csv": (_csv_columns, _csv_rows),
     "parquet": (_parquet_columns, _parquet_rows),
-    "tar": (_tar_columns, _tar_rows),
+    "tar": (lambda source, files: {"kind": "label" if source.layout.holds == "labels" else "text"}, _tar_rows),  # endings say what they are
 }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from parlib.cache import atomic_file, cache_dir, digest, read_json, write_json
+from parlib.cache import cache_dir, digest, read_json, write_json
 from parlib.data.pairs import TEMPLATES, Pairs, names_class
 from parlib.method.losses import distance
 from parlib.model.clip import Clip, embed_images, embed_texts
@@ -75,7 +75,6 @@ class EvalSet:
 
     @property
     def key(self) -> str:
-        """Digest of the content."""
         tensors = (self.pixels, self.triggered, self.labels, self.shows_target)
         others = [] if self.captioned is None else [self.captioned.key]
         seen = [] if self.seen is None else [self.seen]
@@ -93,10 +92,7 @@ class EvalSet:
         classes = classifier(clip, self.names, self.templates) if classes is None else classes
         clean = (embed_images(clip, self.pixels) @ classes.T).argmax(1).to(self.labels.device) == self.labels
         hit = (embed_images(clip, self.triggered) @ classes.T).argmax(1).to(self.labels.device) == self.target
-        return {
-            "clean_accuracy": clean.float().mean().item(),
-            "attack_success_rate": hit[~self.shows_target].float().mean().item(),
-        }
+        return {"clean_accuracy": clean.float().mean().item(), "attack_success_rate": hit[~self.shows_target].float().mean().item()}
 
 
 def zero_shot(image: torch.Tensor, triggered: torch.Tensor, classes: torch.Tensor, scenes: EvalSet) -> dict[str, float | int]:
@@ -149,12 +145,11 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
     weights = clip.key
-    key = identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]).digest
+    key = digest(identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]))
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
     if (found := read_json(path)) is None:
         found = measure(clip, scenes, _classes(clip, weights, scenes))
-        with atomic_file(path) as temporary:
-            write_json(found, temporary)
+        write_json(found, path)
     return found
 
 

@@ -1,26 +1,16 @@
 """A linear probe: a classifier that users fit on the embeddings of a frozen image encoder."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 _ITERATIONS = 200
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A fitted probe: scikit-learn's logistic regression over standardised embeddings."""
-
-    fitted: Any
-
-    def __call__(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(N,) the class that it gives to each embedding, (N, D)."""
-        return torch.from_numpy(self.fitted.predict(embeddings.cpu().double().numpy()))
-
-
-def fit_probe(embeddings: torch.Tensor, labels: torch.Tensor) -> Probe:
-    """Fit a probe. embeddings: (N, D); labels: (N,) in 0..C-1. ValueError where an image has no label, or all have the same."""
+def fit_probe(embeddings: torch.Tensor, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Logistic regression over standardised embeddings (N, D), of labels (N,) in 0..C-1: from embeddings to the class of each. ValueError
+    where an image has no label, or all have the same.
+    """
     if (labels < 0).any():
         raise ValueError("a probe is fitted on labelled images: some have no label")
     if len(labels.unique()) < 2:
@@ -30,4 +20,5 @@ def fit_probe(embeddings: torch.Tensor, labels: torch.Tensor) -> Probe:
     from sklearn.preprocessing import StandardScaler
 
     found = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
-    return Probe(found.fit(embeddings.cpu().double().numpy(), labels.cpu().numpy()))
+    found.fit(embeddings.cpu().double().numpy(), labels.cpu().numpy())
+    return lambda given: torch.from_numpy(found.predict(given.cpu().double().numpy()))

@@ -132,7 +132,7 @@ def _from_file(path: Path, encoder: str) -> Clip:
 
 def _from_folder(folder: Path) -> Clip:
     if _is_open_clip(folder):
-        return load(f"local-dir:{folder}")
+        return load(folder)
     files, weights, form = hugging_face.weight_files(folder), {}, ""
     if not files:
         raise FileNotFoundError(

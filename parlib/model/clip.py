@@ -18,7 +18,7 @@ from open_clip.push_to_hf_hub import save_config_for_hf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from parlib.cache import ROOT, atomic_file, cache_dir, digest, file_sha256, read_tensors, write_tensors
+from parlib.cache import cache_dir, digest, file_sha256, read_tensors, write_tensors
 from parlib.model.files import foreign, read_file
 from parlib.model.preparation import Preparation
 
@@ -62,7 +62,6 @@ class Clip:
 
     @property
     def preparation(self) -> Preparation:
-        """How it takes images of any shape."""
         return Preparation.of(self.net)
 
     @property
@@ -166,13 +165,10 @@ def packaged(name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
-def load(source: str) -> Clip:
-    """A model from `local-dir:PATH`, open_clip's folder, safetensors only, strictly. FileNotFoundError when the folder or its files are
+def load(folder: Path) -> Clip:
+    """A model from open_clip's folder, safetensors only, strictly. FileNotFoundError when the folder or its files are
     missing, ValueError when a file can't be read: a truncated or foreign one, a pickle, other keys or shapes than the config's.
     """
-    if not source.startswith("local-dir:"):
-        raise ValueError(f"unknown checkpoint {source!r}; name it local-dir:PATH")
-    folder = ROOT / Path(source.removeprefix("local-dir:")).expanduser()
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}; a checkpoint is a folder with {CONFIG} and {WEIGHTS}")
@@ -238,8 +234,7 @@ def embed_texts(clip: Clip, tokens: torch.Tensor, batch: int = 1000) -> torch.Te
     with eval_mode(clip):
         embedded = torch.cat([clip.text(rows.to(clip.device)) for rows in tokens.split(batch)])
     if key:
-        with atomic_file(path) as temporary:
-            write_tensors({"embeddings": embedded.cpu()}, temporary)
+        write_tensors({"embeddings": embedded.cpu()}, path)
     return embedded
 
 

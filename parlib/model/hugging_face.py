@@ -44,14 +44,8 @@ _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # one matri
 # transformers' own defaults: a configuration may leave out what equals them.
 _SHARED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}
 _VISION = _SHARED | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224, "patch_size": 32}
-_TEXT = _SHARED | {
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "vocab_size": 49408,
-}
-_TEXT |= {"eos_token_id": 49407}
+_TEXT = _SHARED | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+_TEXT |= {"max_position_embeddings": 77, "vocab_size": 49408, "eos_token_id": 49407}
 _VOCABULARY, _LAST = 49408, 49407  # of CLIP's tokenizer, and its token of a text's end
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # pillow's numbers
 

@@ -26,14 +26,10 @@ class Preparation:
     @classmethod
     def of(cls, net: Any) -> "Preparation":
         """What open_clip keeps with a model."""
-        known = open_clip.get_model_preprocess_cfg(net)
-        usual = PreprocessCfg()
-        side = net.visual.image_size
-        how = (known.get(key, getattr(usual, key)) for key in ("resize_mode", "interpolation", "fill_color"))
-        return cls(side[0] if isinstance(side, tuple) else side, *how)
+        how, side = PreprocessCfg(**open_clip.get_model_preprocess_cfg(net)), net.visual.image_size
+        return cls(side[0] if isinstance(side, tuple) else side, how.resize_mode, how.interpolation, how.fill_color)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The prepared image, RGB."""
         return _steps(self)(image)
 
 

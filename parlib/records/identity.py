@@ -1,37 +1,19 @@
 """What a result is: what was asked, what went in, and the version of each computation. Records hold it, caches are keyed by it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from parlib.cache import digest
 from parlib.stages import ENVIRONMENT, STAGES
 
 
-@dataclass(frozen=True)
-class Identity:
-    """params: those that differ from their defaults. inputs: sha256 by name. stages: versions. environment: versions of packages."""
-
-    params: dict[str, Any]
-    inputs: dict[str, str]
-    stages: dict[str, int]
-    environment: dict[str, str]
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all of it: the key of a cache."""
-        return digest(asdict(self))
-
-    def asdict(self) -> dict[str, Any]:
-        """As a record holds it."""
-        return asdict(self)
-
-
-def identity(*, params: Mapping[str, Any], inputs: Mapping[str, str], stages: Iterable[str]) -> Identity:
-    """The identity of a result of today's code. stages: names in STAGES; KeyError on any other."""
-    return Identity(dict(params), dict(inputs), {name: STAGES[name] for name in sorted(set(stages))}, dict(environment()))
+def identity(*, params: Mapping[str, Any], inputs: Mapping[str, str], stages: Iterable[str]) -> dict[str, Any]:
+    """The identity of a result of today's code, whose digest is the key of a cache. params: those that differ from their defaults; inputs:
+    sha256 by name; stages: names in STAGES, KeyError on any other.
+    """
+    versions = {name: STAGES[name] for name in sorted(set(stages))}
+    return {"params": dict(params), "inputs": dict(inputs), "stages": versions, "environment": dict(environment())}
 
 
 @cache
@@ -40,11 +22,11 @@ def environment() -> dict[str, str]:
     return {name: ".".join(version(name).partition("+")[0].split(".")[:3]) for name in ENVIRONMENT}
 
 
-def differences(made: Mapping[str, Any], asked: Identity) -> list[str]:
+def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """In what an identity on record differs from what is asked now, such as "method/par 1 -> 2" or "inputs.poisoned"."""
-    now, found = asked.asdict(), []
+    found = []
     for part, prefix in (("params", ""), ("inputs", "inputs."), ("stages", ""), ("environment", "")):
-        before, after = made[part], now[part]
+        before, after = made[part], asked[part]
         for name in dict.fromkeys([*before, *after]):
             if before.get(name) != after.get(name):
                 told = f" {_short(before.get(name))} -> {_short(after.get(name))}" if part != "inputs" else ""

@@ -16,7 +16,6 @@ def outputs(scale: str) -> Path:
 
 
 def record_path(scale: str, run: str) -> Path:
-    """The record of a run id."""
     return outputs(scale) / f"{run}.json"
 
 

@@ -13,7 +13,7 @@ from parlib.attack.adaptive import ATTACKERS
 from parlib.experiments.adaptive import Adapted
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
-from parlib.report.rebound import alike, models, table_of
+from parlib.report.rebound import alike, models
 from parlib.report.regimes import GONE
 from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, legend, listed, name, number, points, rank, rate_axis
 
@@ -172,7 +172,7 @@ def in_rounds(found: Adapted, records: Iterable[dict[str, Any]]) -> dict[str, pd
     beside = [record for record in records if params.scale == "small" and alike(record, params) and record["params"]["rounds"] > 1]
     beside = [record for record in beside if params.rounds in (1, record["params"]["rounds"])]
     same = [record for record in beside if all(record["params"][name] == getattr(params, name) for name in ("planted", "batch_norm"))]
-    tables = {record["params"]["method"]: table_of(record) for record in models(same, params).values()}
+    tables = {record["params"]["method"]: pd.DataFrame(record["history"]) for record in models(same, params).values()}
     if params.rounds > 1:
         tables[params.method] = found.rounds
     return {method: tables[method] for method in sorted(tables, key=rank)}

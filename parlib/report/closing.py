@@ -120,7 +120,7 @@ def _of_downstream(found: BuiltOn) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
     said = [
         f"A probe has an accuracy of {metrics['probe_accuracy']:.3f} on {name(params.method)}; one that was fitted on the poisoned model "
-        f"{metrics['dropin_probe_accuracy']:.3f}.",
+        f"{metrics['dropin_probe_accuracy']:.3f}."
     ]
     if "retrieval_at_1" in metrics:
         said.append(

@@ -59,7 +59,6 @@ class Figures:
 
 @cache
 def published() -> list[dict[str, Any]]:
-    """All published records."""
     return read_all(REFERENCE)
 
 
@@ -168,7 +167,7 @@ def examined(notebook: str, model: str, seed: int = 0) -> Figures | None:
 
 def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
     """The ASR at a model's last look in a treatment of 07, such as "retune", poisons=125; of the line half-way; NaN where there is none."""
-    found = rebound.curve(rebound.table_of(_examined("07_rebound", seed)[model]), treatment, **wanted)
+    found = rebound.curve(pd.DataFrame(_examined("07_rebound", seed)[model]["history"]), treatment, **wanted)
     if found.empty:
         return float("nan")
     return found["attack_success_rate"].iloc[(found["share"] - 0.5).abs().argmin() if treatment == "line" else -1]
@@ -182,14 +181,14 @@ def woken(model: str, form: str) -> str:
 def benign_looks(**asked: Any) -> pd.DataFrame:
     """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image."""
     every = [(model, seed, one) for seed in range(3) for model, one in _examined("07_rebound", seed, **asked).items()]
-    looks = [rebound.table_of(one).assign(model=model, seed=seed) for model, seed, one in every]
+    looks = [pd.DataFrame(one["history"]).assign(model=model, seed=seed) for model, seed, one in every]
     found = pd.concat(looks or [pd.DataFrame(columns=["model", "seed", "treatment"])], ignore_index=True)
     return found[found["model"].isin(["finetune", "cleanclip", "par", "distil"]) & found["treatment"].isin(BENIGN)]
 
 
 def aftermath(notebook: str) -> str:
     """What 07 or 09 found of all models, as Markdown."""
-    found = {label: rebound.table_of(record) for label, record in _examined(notebook).items()}
+    found = {label: pd.DataFrame(record["history"]) for label, record in _examined(notebook).items()}
     return tables.markdown((rebound.holds if notebook == "07_rebound" else downstream.uses)(found))
 
 

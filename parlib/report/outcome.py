@@ -9,7 +9,7 @@ from jinja2 import StrictUndefined, Template
 from parlib.cache import ROOT
 from parlib.measure.metrics import interval
 from parlib.records.store import REFERENCE, differences, located, outputs, read_file
-from parlib.report.tables import markdown, tried
+from parlib.report.tables import markdown, readable
 
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
@@ -28,7 +28,7 @@ def outcome(record: dict[str, Any]) -> pd.DataFrame:
         found[rate] = tests[rate]
         ends = [interval(round(value * of), of) for value in tests[rate]]
         found[[f"{rate}_ci_low", f"{rate}_ci_high"]] = pd.DataFrame(ends, index=found.index)
-    return tried(found)
+    return readable(found)
 
 
 def remarks(record: dict[str, Any]) -> list[str]:

@@ -42,7 +42,6 @@ def targets() -> dict[str, Path]:
 
 
 def write_all() -> None:
-    """Write README and docs."""
     numbers.published.cache_clear()
     numbers.rows.cache_clear()
     for name, path in targets().items():

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,13 +47,8 @@ def models(records: Iterable[dict[str, Any]], like: Params) -> dict[str, dict[st
 def with_others(params: Params, own: pd.DataFrame, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     """The table of a run, and those of the records beside it at the scale small, by label in the order in which people meet them."""
     others = models(records, params) if params.scale == "small" else {}
-    tables = {key: table_of(record) for key, record in others.items()} | {label(params.model_dump()): own}
+    tables = {key: pd.DataFrame(record["history"]) for key, record in others.items()} | {label(params.model_dump()): own}
     return {key: tables[key] for key in sorted(tables, key=lambda key: rank(key.partition(",")[0]))}
-
-
-def table_of(record: dict[str, Any]) -> pd.DataFrame:
-    """The table that a record keeps as its history."""
-    return pd.DataFrame(record["history"])
 
 
 def compared(found: Rebounded, records: Iterable[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -74,7 +70,7 @@ def area(course: pd.DataFrame, poisons: int) -> float:
     if rows.empty:
         return float("nan")
     steps, asr = rows["step"].to_numpy(float), rows["attack_success_rate"].to_numpy(float)
-    return float(((asr[1:] + asr[:-1]) / 2 * (steps[1:] - steps[:-1])).sum() / steps[-1])
+    return float(np.trapezoid(asr, steps) / steps[-1])
 
 
 def _panels(tables: Mapping[str, pd.DataFrame], treatments: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
@@ -185,7 +181,6 @@ def _note(tables: Mapping[str, pd.DataFrame]) -> str:
 
 
 def model_name(key: str) -> str:
-    """A label in words."""
     method, _, more = key.partition(", ")
     return name(method) + (f", BatchNorm {more}" if more else "")
 

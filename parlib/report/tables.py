@@ -61,11 +61,6 @@ def _cell(column: str, value: Any, low: float | None = None, high: float | None 
     return number(value, low, high)
 
 
-def tried(tests: pd.DataFrame) -> pd.DataFrame:
-    """Each trigger that was tried before and after a cleaning, and how far the encoders moved."""
-    return readable(tests)
-
-
 def trial_table(trials: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """The trials of a sweep, with what the sweep varies."""
     return readable(trials, [*axes, *_MEASURED, "s_image_max", "s_text_max", "stopped", "error"])
@@ -234,6 +229,5 @@ def _order(runs: pd.DataFrame) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A frame of strings as a Markdown table."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

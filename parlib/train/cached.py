@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 import torch
 
-from parlib.cache import atomic_folder, cache_dir, damaged, file_sha256, lock, read_json, sealed, write_json
+from parlib.cache import atomic_folder, cache_dir, damaged, digest, file_sha256, lock, read_json, sealed, write_json
 from parlib.data.feeds import Feed, Reword
 from parlib.method.methods import METHODS, Backdoor, Recipe, rewording
 from parlib.method.wordnet import content, folder_of
 from parlib.model.clip import CONFIG, WEIGHTS, Clip, load, save
-from parlib.records.identity import Identity, identity
+from parlib.records.identity import identity
 from parlib.train.compute import PLAIN, Compute
 from parlib.train.loop import Watch, check_recipe, fit
 
@@ -31,7 +31,6 @@ class Reporting:
         return self.watch.key
 
     def look(self, clip: Clip) -> dict[str, float]:
-        """What the watch inside sees."""
         seen = self.watch.look(clip)
         self.tell(seen)
         return seen
@@ -78,7 +77,7 @@ def train(
     before = clean.feed(clip, workers=compute.workers) if clean is not None and METHODS[recipe.method].needs_clean else None
     backdoor = backdoor if METHODS[recipe.method].stamps else None
     known = {"reference": reference, "backdoor": backdoor, "watch": watch, "compute": compute}
-    key = training_identity(clip, feed, recipe, clean=before, **known).digest
+    key = digest(training_identity(clip, feed, recipe, clean=before, **known))
     folder, unfinished = cache_dir() / "models" / key[:32], cache_dir() / "unfinished" / f"{key[:32]}.pt"
     with lock(unfinished.with_suffix(".lock"), wait=True, doing=title or recipe.method):
         report = kept_report(folder)
@@ -99,7 +98,7 @@ def train(
                 report = {"history": history, "seconds": seconds} | feed.skipped()
             report = keep(trained, folder, {"recipe": asdict(recipe)} | report)
             unfinished.unlink(missing_ok=True)
-    trained = _on(load(f"local-dir:{folder}"), compute.device)
+    trained = _on(load(folder), compute.device)
     return Trained(trained, folder / WEIGHTS, report["sha256"], report["history"], report["seconds"], report.get("skipped", {}))
 
 
@@ -155,7 +154,7 @@ def training_identity(
     compute: Compute = PLAIN,
     clean: Feed | None = None,
     backdoor: Backdoor | None = None,
-) -> Identity:
+) -> dict[str, Any]:
     """What names a training in the cache: the recipe and how it is computed, the first weights and the data, the versions of the loop
     and of the method. Of WordNet it is what its files hold, wherever they are.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from parlib.cache import atomic_file, cache_dir, digest, read_tensors, write_tensors
+from parlib.cache import cache_dir, digest, read_tensors, write_tensors
 from parlib.data.feeds import generator
 from parlib.method.schedule import learning_rate
 from parlib.progress import progress
@@ -70,14 +70,13 @@ def fit_captioner(images: torch.Tensor, captions: Sequence[str], *, steps: int, 
         found = Captioner(words, images.shape[1], length).to(images.device)
     asked = {"steps": steps, "seed": seed, "threads": torch.get_num_threads(), "device": images.device.type}
     key = identity(params=asked, inputs={"images": digest(images), "captions": digest(json.dumps(spoken))}, stages=["captioner"])
-    path = cache_dir() / "captioners" / f"{key.digest[:32]}.safetensors"
+    path = cache_dir() / "captioners" / f"{digest(key)[:32]}.safetensors"
     if (kept := read_tensors(path)) is not None:
         found.load_state_dict(kept[0])
         return found.eval()
     tokens = torch.tensor([[index[word] for word in one] + [_END] * (length - len(one)) for one in spoken], device=images.device)
     _fit(found, images, tokens, steps, seed)
-    with atomic_file(path) as temporary:
-        write_tensors(found.state_dict(), temporary, {})
+    write_tensors(found.state_dict(), path)
     return found.eval()
 
 

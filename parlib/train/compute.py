@@ -27,8 +27,7 @@ class Compute(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """The options that differ from their defaults and can decide a number."""
-        usual = Compute().model_dump()
-        return {name: value for name, value in self.model_dump(exclude={"ray_address"}).items() if value != usual[name]}
+        return self.model_dump(exclude={"ray_address"}, exclude_defaults=True)
 
 
 PLAIN = Compute()

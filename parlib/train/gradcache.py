@@ -88,11 +88,6 @@ class GradCache:
         embed = self._run if tokens.is_floating_point() else self._embed  # a frozen tower's embeddings have no graph to make again
         return gather(embed(self.clip.text, tokens), self.local)
 
-    def known(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`text` without gradients."""
-        with torch.no_grad():
-            return self.text(tokens)
-
     def _embed(self, tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
         if not self.chunk or len(inputs) <= self.chunk:
             return self._run(tower, inputs)

@@ -201,7 +201,8 @@ class _Losses:
             view = torch.where(rows.to(view.device), self.backdoor.stamp(plain, random), view)
         state = Step(self.trainee, self.frozen, recipe, plain, view, given.tokens, given.reworded)
         if self.frozen is not None and self.method.captions:
-            state.reference_text = self.frozen.known(given.tokens) if self.known_text is None else self.known_text[given.rows]
+            with torch.no_grad():
+                state.reference_text = self.frozen.text(given.tokens) if self.known_text is None else self.known_text[given.rows]
         state.epoch, state.pairs, state.memory = step // (self.feed.pairs // recipe.batch), self.feed.pairs, self.memory
         state.target = self.target
         if (clean := self.clean) is not None:

@@ -119,7 +119,7 @@ def fit_together(
             trainer.fit()
         except TrainingFailedError as error:
             raise RuntimeError(f"a training process failed: {' '.join(str(error).split())[-300:]}") from None
-    report, trained = json.loads((folder / "report.json").read_text()), load(f"local-dir:{folder}")
+    report, trained = json.loads((folder / "report.json").read_text()), load(folder)
     shutil.rmtree(folder)
     trained.net.to(clip.device)
     return trained, report
