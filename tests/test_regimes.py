@@ -187,6 +187,7 @@ def test_what_a_removal_costs_by_hand():
     margins = regimes.at_margins(regimes.trials(_searched())).set_index("method")
     assert margins.loc["fine-tuning", "ASR within 1 points"] == "0.900"
     assert margins.loc["PAR", "ASR within 6 points"] == ""
+    assert margins.loc["fine-tuning", ["blind, 1", "blind, 6"]].tolist() == ["0.900", "0.300"]
     shown = regimes.summary(found.reset_index())
     assert "26.0" in shown.iloc[0].tolist()
     none = regimes.costs(regimes.trials(_searched().assign(attack_success_rate=0.9)))

@@ -86,7 +86,8 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
             cell = found[(found["attacker"] == who) & (found["method"] == method)]
             if len(cell):
                 run, asr = cell.iloc[0], table.loc[who, method]
-                said = f"{asr:.3f}\n{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f} points"
+                digits = 4 if round(asr, 3) == GONE < asr else 3  # what is not bold must not read as if it were at the limit
+                said = f"{asr:.{digits}f}\n{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f} points"
                 shown: dict[str, Any] = {"color": "white" if asr > 0.55 else "black", "weight": "bold" if asr <= GONE else "normal"}
                 ax.text(column, line, said, ha="center", va="center", fontsize=8, **shown)
         ax.set_xticks(range(table.shape[1]), [name(method) for method in table.columns])

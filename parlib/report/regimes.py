@@ -69,7 +69,8 @@ def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
 
 def costs(found: pd.DataFrame) -> pd.DataFrame:
     """A row a regime and method: the cheapest trial that removes the backdoor, its cost in points on all, seen and unseen classes, the
-    lowest ASR within MARGIN, and what the two rules take; blind_kept: whether any trial is within the margin where the blind rule looks.
+    lowest ASR within MARGIN, and what the two rules take, and whether at the highest rate that was run (`_edge`); blind_kept: whether any
+    trial is within the margin where the blind rule looks.
     """
     rows = []
     for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
@@ -82,6 +83,7 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
             row |= {"asr": best["attack_success_rate"], "under": best["triggered_accuracy"]}
         for rule, chosen in (("informed", runs.loc[choose(runs)]), ("blind", runs.loc[blind(runs)])):
             row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": points(chosen["cost"]), f"{rule}_lr": chosen["lr"]}
+            row[f"{rule}_edge"] = chosen["lr"] == runs["lr"].max()
         rows.append(row | {"blind_kept": bool(kept_seen(runs).any())})
     return pd.DataFrame(rows)
 
@@ -96,7 +98,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         ours["on seen classes"] = shown(row["cost_seen"]) if row["removed"] else ""
         ours["on unseen classes"] = shown(row["cost_unseen"]) if row["removed"] else ""
         ours["at the rate"] = rate(row["lr"]) if row["removed"] else ""
-        took = {"blind rule: ASR": f"{row['blind_asr']:.3f}", "its cost": shown(row["blind_cost"]), "its rate": rate(row["blind_lr"])}
+        took = {"blind rule: ASR": f"{row['blind_asr']:.3f}", "its cost": shown(row["blind_cost"])}
+        took["its rate"] = rate(row["blind_lr"]) + (", highest" if row["blind_edge"] else "")
         rows.append(ours | {column: value if row["blind_kept"] else f"({value})" for column, value in took.items()})
     return pd.DataFrame(rows)
 
@@ -167,13 +170,15 @@ def by_trigger(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_margins(found: pd.DataFrame) -> pd.DataFrame:
-    """A row a regime and method, a column a margin: the lowest ASR at no more than that cost, as people read it; empty where no trial
-    costs so little.
+    """A row a regime and method, two columns a margin: the lowest ASR at no more than that cost, and the one that the blind rule leaves, as
+    people read it; empty where no trial costs so little.
     """
     rows = []
     for _, runs in found.groupby([*REGIME, "method"], sort=False, dropna=False):
         row = {"clean pairs": title_of(runs.iloc[0]), "method": name(runs["method"].iloc[0])}
         for margin in MARGINS:
             row[f"ASR within {100 * margin:.0f} points"] = number(runs.loc[kept(runs, margin), "attack_success_rate"].min())
+            took = runs.loc[blind(runs, margin), "attack_success_rate"] if kept_seen(runs, margin).any() else None
+            row[f"blind, {100 * margin:.0f}"] = number(took)
         rows.append(row)
     return pd.DataFrame(rows)

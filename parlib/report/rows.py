@@ -11,7 +11,7 @@ from parlib.experiments.presets import proportion
 from parlib.experiments.registry import check
 from parlib.measure.selection import MARGIN, blind, choose
 from parlib.records.store import artifact_file
-from parlib.report.regimes import REGIME, searched
+from parlib.report.regimes import REGIME, searched, title_of
 from parlib.report.style import in_order, rank
 
 ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack from those of others
@@ -26,10 +26,12 @@ share_above_tau_text worst_asr_300 worst_asr_300_ci_low worst_asr_300_ci_high wi
 s_image_aligned s_text_aligned rotated probe_accuracy probe_asr probe_triggered_accuracy retrieval_at_1 dropin_probe_accuracy
 dropin_probe_asr dropin_retrieval_at_1 dropin_image_retrieval_at_1 caption_accuracy caption_target_share caption_bleu
 dropin_caption_accuracy dropin_caption_target_share dropin_caption_bleu kind form candidate lead inverted_asr auroc false_alarm_rate
-detection_rate seconds
+detection_rate seconds regime in_family
 """.split()
 # Of records from before these were parameters: the base was pretrained for the epochs that its encoder then usually had.
 _OF_EARLIER = {"planted": "finetuning", "attacker": "plain", "coverage": 1.0}
+# Triggers that distillation's foreign content comes near: noise, pictures laid over the image, patches of noise.
+_IN_FAMILY = ("badnet", "blended", "picture", "camouflage")
 _NEUTRAL = ("inverted", "interpolation", "refresh")  # as nothing where they do nothing
 _POISONING = {"method": "none", "schedule": "warmup_cosine", "batch_norm": "train"}  # what 01 doesn't leave open
 
@@ -40,7 +42,9 @@ def table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     found = pd.DataFrame(rows, columns=COLUMNS)
     for name in _NEUTRAL:
         found[name] = [value or None for value in found[name]]
-    return _ruled(found)
+    few = found["pairs"].notna() & found["coverage"].notna() & (found["notebook"] != "01_poison")
+    found["regime"] = [title_of(row) if known else "" for known, row in zip(few, found.to_dict("records"), strict=True)]
+    return _ruled(found.assign(in_family=found["trigger"].isin(_IN_FAMILY).astype(int)))
 
 
 def _ruled(found: pd.DataFrame) -> pd.DataFrame:

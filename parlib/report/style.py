@@ -17,8 +17,8 @@ ASR, ACCURACY = "attack success rate (ASR)", "clean accuracy"
 REMOVED = 0.01  # the ASR at or below which a figure says that a backdoor is removed
 COLOUR = {
     "base": "#7f7f7f", "none": "#d62728", "poisoned": "#d62728", "before": "#d62728", "finetune": "#1f77b4", "cleanclip": "#ff7f0e",
-    "roclip": "#8c564b", "par": "#2ca02c", "distil": "#9467bd", "ftsam": "#e377c2", "fst": "#a55194", "superft": "#637939",
-    "unlearn": "#b8860b", "invertune": "#e7969c", "tbar": "#5254a3", "finetune_augmented": "#17becf", "perturb_only": "#bcbd22",
+    "roclip": "#8c564b", "par": "#2ca02c", "distil": "#9467bd", "ftsam": "#e377c2", "fst": "#0e9aa7", "superft": "#637939",
+    "unlearn": "#b8860b", "invertune": "#e7969c", "tbar": "#333333", "finetune_augmented": "#17becf", "perturb_only": "#bcbd22",
 }  # fmt: skip
 # In the order in which people meet them; a name that is not here is shown as it is, after these.
 NAME = {
@@ -121,6 +121,15 @@ def rate_axis(ax: Axes, axis: str = "y", *, label: bool = True) -> None:
     getattr(ax, f"set_{axis}ticks")([], minor=True)
     getattr(ax, f"set_{axis}label")(ASR if label else "")
     (ax.axhspan if axis == "y" else ax.axvspan)(_LEAST, _LINEAR, color="black", alpha=0.04, lw=0)
+
+
+def cost_axis(ax: Axes) -> None:
+    """A log axis for the points that a cleaning costs that is linear from 2 down, as it may gain some."""
+    ticks = [0, 1, 2, 5, 10, 20, 50]
+    ax.set_yscale("symlog", linthresh=2, linscale=0.7)
+    ax.set_yticks(ticks, [f"{tick}" for tick in ticks])
+    ax.set_yticks([], minor=True)
+    ax.set_ylim(-1.5, 90)
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.062) -> None:
