@@ -123,8 +123,13 @@ def publish() -> None:
         for run in dict.fromkeys([*shown.values(), *drawn]):
             _figures(folder, reference, run)
         table(read_all(reference)).to_csv(reference / "table.csv", index=False)
-        if (figure := reference / "05_evaluate_regimes.png").exists():
-            shutil.copy(figure, reference / "regimes.png")  # the name that README shows
+        hero = next((run for run in ready if read("small", run)["experiment"] == "scarce" and "/par_" in run), "")
+        for shown_as, figures in {  # what README shows, drawn here or else published
+            "regimes.png": [reference / "05_evaluate_regimes.png"],
+            "picture.png": [folder / f"{hero}_picture.png", REFERENCE / "picture.png"],
+        }.items():
+            if figure := next(filter(Path.exists, figures), None):
+                shutil.copy(figure, reference / shown_as)
     for name, notebook in notebooks.items():
         nbformat.write(notebook, notebook_path(name))
     prose.write_all()

@@ -175,7 +175,8 @@ def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
 
 def woken(model: str, form: str) -> str:
     """From the least to the most, over the seeds, of the ASR after retuning a model with 125 triggered pairs: "0.72 to 0.88"."""
-    return _range([ended(model, "retune", seed, poisons=125) for seed in range(3)], form)
+    seeds = [seed for seed in range(3) if model in _examined("07_rebound", seed)]
+    return _range([ended(model, "retune", seed, poisons=125) for seed in seeds], form)
 
 
 def benign_looks(**asked: Any) -> pd.DataFrame:
