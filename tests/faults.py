@@ -22,6 +22,8 @@ import torch
 from miniatures import encoded, tarred, write_parquet
 from safetensors.torch import save
 
+from parlib.model.clip import create
+
 # Damage
 
 
@@ -90,7 +92,7 @@ class Payload:
 
 
 def _weights() -> dict[str, torch.Tensor]:
-    return {"visual.conv1.weight": torch.zeros(4, 3, 3, 3), "text_projection": torch.zeros(8, 8), "logit_scale": torch.zeros(())}
+    return {name: value.contiguous() for name, value in create("small_resnet", 0).net.state_dict().items()}
 
 
 def _torch_file(content) -> bytes:
@@ -126,6 +128,7 @@ _HOSTILE: dict[str, dict[str, Callable[[Path], bytes]]] = {
         "torch.pt": lambda trace: _torch_file({"state_dict": _weights(), "epoch": Payload(trace)}),
         "numbers.pt": lambda trace: _torch_file({"step": 3}),
         "nothing.safetensors": lambda trace: save({}),
+        "other.zip": lambda trace: _zip(),
     },
     "yaml": {
         "payload.yaml": lambda trace: f"runs: !!python/object/apply:builtins.open ['{trace}', 'w']".encode(),
@@ -142,6 +145,13 @@ _HOSTILE: dict[str, dict[str, Callable[[Path], bytes]]] = {
 }
 
 
+def _zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+    return file.getvalue()
+
+
 def _outside(trace: Path) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
@@ -154,22 +164,37 @@ def _outside(trace: Path) -> bytes:
     return file.getvalue()
 
 
-def malformed(folder: Path, trace: Path, count: int = 100, seed: int = 0) -> Iterator[tuple[str, str, Path]]:
-    """So many malformed inputs: the kind of each, what was done to it, and the file, in a folder of its own. trace: a file that is there
-    once a payload has run.
-    """
-    draw = random.Random(seed)
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("readme.txt", "nothing here")
-    good = {
-        "checkpoint": [("w.safetensors", save(_weights())), ("w.pt", _torch_file(_weights())), ("w.bin", zipped.getvalue())],
+def good_inputs(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
+    """What is damaged: names and contents by kind, which a run takes as they are."""
+    return {
+        "checkpoint": [("w.safetensors", save(_weights())), ("w.pt", _torch_file(_weights()))],
         "csv": [("pairs.csv", _CSV.encode()), ("pairs.csv.gz", gzip.compress(_CSV.encode()))],
         "parquet": [("pairs.parquet", _parquet(folder))],
         "tar": [("pairs.tar", _tar()), ("pairs.tgz", gzip.compress(_tar()))],
         "yaml": [("runs.yaml", _YAML.encode())],
         "images": [("0.png", encoded(0)), ("0.jpg", encoded(0, "JPEG")), ("0.gif", encoded(0, "GIF")), ("0.webp", encoded(0, "WEBP"))],
     }
+
+
+def place(folder: Path, kind: str, name: str, content: bytes) -> Path:
+    """Write an input into a folder of its own, with what a run needs beside it."""
+    at = folder / ("a_class" if kind == "images" else "")
+    at.mkdir(parents=True)
+    (at / name).write_bytes(content)
+    if kind == "images":
+        (at / "good.png").write_bytes(encoded(1))
+    if kind == "csv":
+        for j in range(8):
+            (at / f"{j}.png").write_bytes(encoded(j))
+    return at / name
+
+
+def malformed(folder: Path, trace: Path, count: int = 100, seed: int = 0) -> Iterator[tuple[str, str, Path]]:
+    """So many malformed inputs: the kind of each, what was done to it, and the file, in a folder of its own. trace: a file that is there
+    once a payload has run.
+    """
+    draw = random.Random(seed)
+    good = good_inputs(folder)
     made = [(kind, name, name, make(trace)) for kind, files in _HOSTILE.items() for name, make in files.items()]
     while len(made) < count:
         kind = list(good)[len(made) % len(good)]
@@ -177,15 +202,7 @@ def malformed(folder: Path, trace: Path, count: int = 100, seed: int = 0) -> Ite
         name, content = draw.choice(good[kind])
         made.append((kind, how, name, DAMAGE[how](content, draw)))
     for i, (kind, how, name, content) in enumerate(made[:count]):
-        at = folder / f"{i:03d}" / ("a_class" if kind == "images" else "")
-        at.mkdir(parents=True)
-        (at / name).write_bytes(content)
-        if kind == "images":
-            (at / "good.png").write_bytes(encoded(1))
-        if kind == "csv":
-            for j in range(8):
-                (at / f"{j}.png").write_bytes(encoded(j))
-        yield kind, f"{name}, {how}", at / name
+        yield kind, f"{name}, {how}", place(folder / f"{i:03d}", kind, name, content)
 
 
 # Kills

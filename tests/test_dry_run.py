@@ -88,6 +88,14 @@ def test_what_is_wrong_is_marked(own, change, what, named):
     assert all(name in said for name in named), said
 
 
+def test_labelled_images_of_the_target_alone_are_marked(own, tmp_path):
+    (tmp_path / "one" / "banana").mkdir(parents=True)
+    picture(7).save(tmp_path / "one" / "banana" / "a.png")
+    said, fine = _rehearsed(own | {"evaluation": f"folder:{tmp_path / 'one'}"})["evaluation"]
+    assert not fine
+    assert "every image" in said
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import DAMAGE, cut, flip, killed, malformed, other_process, records, runner, timed
+from faults import DAMAGE, cut, flip, good_inputs, killed, malformed, other_process, place, records, runner, timed
 from test_interrupt import trained
 
 from parlib import cache, progress
@@ -178,6 +178,12 @@ def _take(kind: str, path: Path) -> str:
             pass
         return str(skipped) if skipped.kinds else ""
     return ""
+
+
+def test_inputs_are_taken_before_they_are_damaged(tmp_path):
+    for kind, files in good_inputs(tmp_path).items():
+        for name, content in files:
+            assert _take(kind, place(tmp_path / name, kind, name, content)) == "", name
 
 
 @pytest.mark.full

@@ -17,7 +17,7 @@ from parlib.data.pairs import Pairs, class_index
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.examined import Examined
 from parlib.experiments.inspection import Inspect
-from parlib.experiments.lineage import open_checkpoint, preparation
+from parlib.experiments.lineage import check_others, open_checkpoint, preparation
 from parlib.experiments.params import Params, Training
 from parlib.experiments.poison import Poison
 from parlib.experiments.subject import planted_trigger
@@ -173,6 +173,8 @@ def _labels(params: Poison | Clean) -> str:
     if asked:
         class_index(params.target, names)
     found = labelled(params.evaluation, ROWS, preparation(None, params), params.max_skipped)
+    if asked and (len(names) == 1 or len(found) < ROWS):  # else others may follow
+        check_others(params.evaluation, found, params.target)
     there = f", {params.target!r} among them" if asked else ""
     return f"{len(names)} classes{there}; {len(found)} images read, of {len(found.labels.unique())} classes"
 

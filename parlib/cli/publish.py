@@ -34,7 +34,8 @@ def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
         raise ValueError(f"{executed.relative_to(ROOT)} ran another version of {notebook}; run it again")
     for count, (cell, run) in enumerate(zip(cells, runs, strict=True), 1):
         cell.outputs, cell.execution_count = _tidied(run.outputs), count
-    source.metadata = nbformat.from_dict({"kernelspec": source.metadata.kernelspec, "language_info": {"name": "python"}})
+    kept = {name: (ran if name == "language_info" else source).metadata[name] for name in ("kernelspec", "language_info")}
+    source.metadata = nbformat.from_dict(kept)  # with all that a kernel adds on opening, so that JupyterLab sees no change
     return source
 
 

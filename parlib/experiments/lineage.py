@@ -82,11 +82,11 @@ def evaluation_images(params: Attacked, clip: Clip | None = None) -> tuple[Pairs
     if not params.evaluation:
         return replace(load_scenes(params.split, params.eval_scenes, params.classes), templates=templates), None
     found = labelled_images(params, params.eval_scenes, clip)
-    _check_others(params.evaluation, found, params.target)
+    check_others(params.evaluation, found, params.target)
     if not params.retrieval:
         return found, None
     others = captioned(params.retrieval, params.eval_scenes, preparation(clip, params), params.max_skipped, params.target)
-    _check_others(params.retrieval, others, params.target)
+    check_others(params.retrieval, others, params.target)
     return found, others
 
 
@@ -96,7 +96,8 @@ def labelled_images(params: Attacked, n: int, clip: Clip | None = None, seed: in
     return replace(found, templates=TEMPLATES[: params.templates])
 
 
-def _check_others(name: str, images: Pairs, target: str) -> None:
+def check_others(name: str, images: Pairs, target: str) -> None:
+    """ValueError where all images show the target."""
     if images.shows(class_index(target, images.names)).all():
         raise ValueError(f"every image of {name} shows {target!r}: none is left to measure the attack success rate on")
 
