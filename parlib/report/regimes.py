@@ -14,6 +14,7 @@ GRIDS = (
     *("distil_parts", "regimes_from_pairs", "rebound", "downstream", "adaptive", "inspect"),
 )
 _SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
+STRUCTURED = ("badnet_stripes", "blended_stripes", "blended_triangles", "blended_text")  # the paper's own triggers
 GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
@@ -159,12 +160,27 @@ def at_cost(run: Any) -> str:
     return f"{run['attack_success_rate']:.3f} at {points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}"
 
 
-def by_trigger(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a trigger, a column a method: the ASR and the cost in points of what was chosen on one trigger, on test scenes. Strings."""
+def _at_chosen(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each method does to each trigger at the setting that was chosen on one of them, on test scenes."""
     found = rows[rows["experiment"].isin(("scarce", "regimes_triggers")) & (rows["notebook"] == "02_clean")]
     found = found.sort_values("experiment", ascending=False).drop_duplicates(["trigger", "method"], keep="last")  # of two, this study's
+    return in_order(found, ["trigger", "method"])
+
+
+def structured(rows: pd.DataFrame) -> dict[str, int]:
+    """Of how many of the four structured triggers a method takes the ASR to GONE or below, at the setting that was chosen on one of them:
+    by method, of those that were run on all four.
+    """
+    found = _at_chosen(rows)
+    found = found[found["trigger"].isin(STRUCTURED)]
+    removed = found.assign(removed=found["attack_success_rate"] <= GONE).groupby("method", sort=False)["removed"].agg(["sum", "size"])
+    return {str(method): int(able) for method, able, ran in removed.itertuples() if ran == len(STRUCTURED)}
+
+
+def by_trigger(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a trigger, a column a method: the ASR and the cost in points of what was chosen on one trigger, on test scenes. Strings."""
     made: dict[str, dict[str, str]] = {}
-    for run in in_order(found, ["trigger", "method"]).to_dict("records"):
+    for run in _at_chosen(rows).to_dict("records"):
         made.setdefault(name(run["trigger"]), {"trigger": name(run["trigger"])})[name(run["method"])] = at_cost(run)
     return pd.DataFrame(list(made.values())).fillna("")
 
