@@ -118,6 +118,20 @@ def test_embedding_map_is_the_two_principal_components(clip, attack):
     assert np.allclose(points[["x", "y"]], expected, atol=1e-4)
 
 
+def test_a_map_of_many_dimensions_is_exact(clip, attack, monkeypatch):
+    """From 500 on scikit-learn's PCA would take an approximate solver, at random."""
+    drawn = []
+
+    def embed(clip, rows):
+        drawn.append(torch.randn(len(rows), 600, generator=torch.Generator().manual_seed(len(drawn))))
+        return drawn[-1]
+
+    monkeypatch.setattr(metrics, "embed_images", embed)
+    monkeypatch.setattr(metrics, "embed_texts", embed)
+    points = embedding_map(clip, attack, count=20)
+    assert np.allclose(points[["x", "y"]], PCA(2, svd_solver="full").fit_transform(torch.cat(drawn).double().numpy()), atol=1e-4)
+
+
 def test_eval_mode_restores_every_module(clip):
     clip.net.train()
     clip.net.visual.bn1.eval()

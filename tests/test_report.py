@@ -1,5 +1,6 @@
 """Rows, tables and figures: numbers by hand, what the rules choose, what the artists hold, and None where nothing is to be drawn."""
 
+import json
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ from parlib.experiments.registry import check
 from parlib.measure.metrics import EvalSet
 from parlib.measure.tradeoff import curves
 from parlib.records import store
-from parlib.report import comparison, paper, pictures, rows, style, sweeps, tables, training
+from parlib.report import closing, comparison, outcome, paper, pictures, rows, style, sweeps, tables, training
 
 RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 METRICS = {"clean_accuracy": 0.9, "attack_success_rate": 0.1, "triggered_accuracy": 0.7, "retrieval_asr": 0.2}
@@ -234,6 +235,33 @@ def test_rates_show_what_differs_in_the_rate_alone():
     level = trials(("par", 4e-3, 0.94, 0.005), ("finetune", 4e-3, 0.94, 0.004))
     assert "removes" not in words(comparison.rates(level))  # no lower rate: no such claim
     assert comparison.rates(search.assign(split="test")) is None
+
+
+def test_a_row_names_its_regime_and_whether_the_trigger_is_near_foreign_content():
+    found = frame([record("01_poison"), record(trigger="blended", pairs=720), record(trigger="sig", pairs=2400, coverage=0.25)])
+    assert found["regime"].tolist() == ["", "720 pairs, all classes", "2,400 pairs, 25 % of the classes"]
+    assert found["in_family"].tolist() == [0, 1, 0]
+
+
+def test_only_what_holds_something_is_shown_and_tables_are_whole(monkeypatch):
+    shown = []
+    monkeypatch.setattr(closing, "display", lambda one: shown.append((getattr(one, "data", one), pd.get_option("display.max_rows"))))
+    closing.show(pd.DataFrame(), None, "a table of 99 rows", "a figure")
+    closing.show(pd.DataFrame(), None)
+    assert shown == [("a table of 99 rows", None), ("a figure", None), ("*No such runs here.*", None)]
+
+
+def test_a_record_is_held_against_the_published_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(outcome, "REFERENCE", tmp_path)
+    ours = record()
+    assert "not among" in outcome.against_published(ours)
+    (tmp_path / "02_clean").mkdir()
+    path = tmp_path / f"{ours['run']}.json"
+    told = {"schema": store.SCHEMA, "identity": {}}
+    path.write_text(json.dumps(ours | told))
+    assert "no difference" in outcome.against_published(ours)
+    path.write_text(json.dumps(record(metrics={"attack_success_rate": 0.3}) | told))
+    assert "-0.2" in outcome.against_published(ours)
 
 
 def test_figures_of_the_main_table_hold_its_numbers():

@@ -51,8 +51,12 @@ class Cleanings(Attacked):
         return list(found.values())
 
     def inputs(self) -> dict[str, Input]:
-        told = {(one.attacked_model, one.data, one.wordnet, one.inverted, one.method): one for one in self.trials()}
-        return {found.run: found for trial in told.values() for found in trial.inputs().values()}
+        poisoned = [trial.poisoned_input() for trial in self.attacks()]
+        patterns = [found for trial in self.attacks() for found in trial.pattern_input().values()]
+        trials = self.trials()
+        words = [found for trial in {trial.wordnet: trial for trial in trials}.values() for found in trial.wordnet_input().values()]
+        inverted = [found for trial in _taking_out(trials) for found in trial.inverted_input().values()]
+        return {found.run: found for found in poisoned + patterns + words + inverted} | self.external(*(trial.data for trial in trials))
 
     def stages(self) -> list[str]:
         return sorted({stage for trial in self.trials() for stage in trial.stages()})

@@ -1,6 +1,8 @@
 """What external data hold, as one digest: by it a run knows its data, whatever they are called and wherever they lie."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from parlib.cache import cache_dir, digest, file_sha256, read_json, write_json
 from parlib.external.files import Source, walk
@@ -19,8 +21,24 @@ def content(data: str) -> str:
     if not source.path.is_dir():
         raise FileNotFoundError(f"{data} names no folder: {source.path} is not there")
     memory = cache_dir() / "hashes" / f"{digest(str(source.path))[:32]}.json"
-    known = (read_json(memory) or {}).get("/", {})  # no file has this name
-    files = {file.relative_to(source.path).as_posix(): file for file in walk(source.path)} | named_outside(source)
+    known = read_json(memory) or {}
+    hashed = _hashed({file.relative_to(source.path).as_posix(): file for file in walk(source.path)}, known.get("/", {}), source.path.name)
+    found, outside = {"/": hashed}, known.get("outside", {})  # no file has the name /
+    if source.layout.form in ("csv", "parquet"):  # whose tables are read once for what they name
+        tables = digest([hashed[file.relative_to(source.path).as_posix()][-1] for file in source.files()])
+        of, names, before = outside.get(str(source), ["", [], {}])
+        names = names if of == tables else named_outside(source)
+        there = {name: source.folder / name for name in names if os.path.isfile(source.folder / name)}
+        beyond = _hashed(there, before, source.path.name)
+        found["outside"] = outside | {str(source): [tables, names, beyond]}
+        hashed = hashed | beyond
+    if found != known:
+        write_json(found, memory)
+    return digest([[name, entry[-1]] for name, entry in sorted(hashed.items())])
+
+
+def _hashed(files: dict[str, Path], known: dict[str, list], title: str) -> dict[str, list]:
+    """Size, time of change, inode and sha256 of files, by name; the sha256 of those that are as they were known is taken over."""
     states = {}
     for name, file in files.items():
         state = file.stat()
@@ -29,8 +47,5 @@ def content(data: str) -> str:
     shown = sum(states[name][0] for name in new) > _LONG
     with ThreadPoolExecutor() as pool:
         found = pool.map(file_sha256, [files[name] for name in new])
-        hashes = dict(zip(new, progress(found, f"hashing {source.path.name}", total=len(new), unit="files", shown=shown), strict=True))
-    now = {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}
-    if now != known:
-        write_json({"/": now}, memory)
-    return digest([[name, entry[-1]] for name, entry in sorted(now.items())])
+        hashes = dict(zip(new, progress(found, f"hashing {title}", total=len(new), unit="files", shown=shown), strict=True))
+    return {name: [*state, hashes.get(name) or known[name][-1]] for name, state in states.items()}

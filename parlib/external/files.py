@@ -104,7 +104,7 @@ class Source:
         """The files of the part that is named, or of the only one. FileNotFoundError where there is none, ValueError where there are
         several parts and none is named: they are not read as one unless one asks for it.
         """
-        there = walk(self.path) if self.layout.deep else sorted(file for file in self.path.glob("*") if file.is_file())
+        there = walk(self.path) if self.layout.deep else sorted(file for file in self.path.glob("[!.]*") if file.is_file())
         found = [file for file in there if any(fnmatch(file.name, pattern) for pattern in self.layout.files)]
         if not found:
             raise FileNotFoundError(f"{self.path} holds no {' or '.join(self.layout.files)}: {self.name} is read from such files")

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,23 +64,17 @@ def _numbered(files: list[str], reader: Callable[..., Iterator[dict[str, Any]]],
                 yield f"{file}/{i}", row
 
 
-def named_outside(source: Source) -> dict[str, Path]:
-    """The image files outside the data set's folder that the rows of a table name, by an absolute path or through "..", by what rows call
-    them. The errors of `stream`.
+def named_outside(source: Source) -> list[str]:
+    """What the rows of a table call images outside the data set's folder, there or not: absolute paths, and paths through "..". Of parquet,
+    where a column of strings holds them. The errors of `stream`.
     """
-    if source.layout.form not in ("csv", "parquet"):
-        return {}
     files, reader, columns = _reading(source)
-    if source.layout.form == "parquet" and getattr(_features(files[0])[columns["image"]], "dtype", "") != "string":
-        return {}  # it holds the images themselves
-    found, inside = {}, source.path.resolve()
-    for _, row in _numbered(list(map(str, files)), reader, {"image": columns["image"]}):
-        named = str(row["image"])
-        if named.startswith("/") or ".." in Path(named).parts:
-            path = source.folder / named
-            if path.is_file() and not path.resolve().is_relative_to(inside):
-                found[named] = path
-    return found
+    if source.layout.form == "parquet" and getattr(_features(files[0])[columns["image"]], "dtype", "") not in ("string", "large_string"):
+        return []  # it holds the images themselves
+    rows = (row for _, row in _numbered(list(map(str, files)), reader, {"image": columns["image"]}))
+    named = dict.fromkeys(name for row in rows if (name := str(row["image"])).startswith("/") or ".." in name.split("/"))
+    inside = os.path.normpath(source.path) + os.sep
+    return [name for name in named if not os.path.normpath(source.folder / name).startswith(inside)]
 
 
 @contextmanager

@@ -56,18 +56,18 @@ def read_checkpoint(source: str, *, encoder: str = "", normalised: bool = True) 
 
 
 def checkpoint_sha256(source: str) -> str:
-    """sha256 of a local checkpoint's weights and of the configuration beside them, which says how images are prepared; empty where there
-    is no such file, or it would be downloaded.
+    """sha256 of a local checkpoint's weights and of the configuration that says how images are prepared: a folder's, or that of
+    transformers beside a file. Empty where there is no such file, or it would be downloaded.
     """
     if not source.startswith(("local-dir:", "file:")):
         return ""
     path = ROOT / Path(source.partition(":")[2]).expanduser()
-    files, folder = [path], path.parent
+    files, folder, told = [path], path.parent, (hugging_face.CONFIG, *hugging_face.PREPROCESSING)
     if source.startswith("local-dir:"):
-        files, folder = [path / WEIGHTS] if _is_open_clip(path) else hugging_face.weight_files(path), path
+        files, folder, told = [path / WEIGHTS] if _is_open_clip(path) else hugging_face.weight_files(path), path, (CONFIG, *told)
     if not files or not all(file.is_file() for file in files):
         return ""
-    files += [folder / name for name in (CONFIG, hugging_face.CONFIG, *hugging_face.PREPROCESSING) if (folder / name).is_file()]
+    files += [folder / name for name in told if (folder / name).is_file()]
     return file_sha256(files[0]) if len(files) == 1 else digest([file_sha256(file) for file in files])
 
 

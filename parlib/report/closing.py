@@ -33,7 +33,7 @@ def closing(found: Any) -> Markdown:
 
 def show(*things: Any) -> None:
     """Display those tables, whole, and figures that hold something; where none does, say so, as a heading stands above them."""
-    held = [one for one in things if one is not None and len(getattr(one, "index", "a figure"))]
+    held = [one for one in things if one is not None and not getattr(one, "empty", False)]
     with pd.option_context("display.max_rows", None):
         for one in held or [Markdown("*No such runs here.*")]:
             display(one)

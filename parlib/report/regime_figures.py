@@ -69,7 +69,7 @@ def by_regime(found: pd.DataFrame) -> Figure | None:
             line[1].set(title=f"Cost of an ASR of at most {GONE:g}", ylabel="clean accuracy lost, in points")
             _lines(line[0], ours, "within_asr")
             ends = _lines(line[1], ours, "cost")
-            cost_axis(line[1])
+            cost_axis(line[1], table["cost"].min())
             label_ends(line[1], ends, gap=0.075)
         for ax in axes[-1]:
             ax.set_xlabel("clean pairs, and the classes that they show")
@@ -136,7 +136,7 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
     if not panels:
         return None
     measures = {"own": "accuracy, seen classes", "attack_success_rate": style.ASR}
-    if runs["clean_accuracy_unseen"].notna().any():
+    if any(part["clean_accuracy_unseen"].notna().any() for part in panels):
         measures = {"clean_accuracy_unseen": "accuracy, unseen classes"} | measures
     speeds = sorted(runs["lr"].unique())
     paints = dict(zip(speeds, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(speeds))), strict=True))
@@ -161,16 +161,13 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
 
 def _over_tau(panels: list[pd.DataFrame]) -> str:
     """What the largest tau costs beside the smallest, at the rates that were run with both."""
-    ends = []
+    names, ends = ["own", "clean_accuracy_unseen"], []
     for part in panels:
-        for _, line in part.sort_values("tau").groupby("lr"):
-            if line["tau"].nunique() > 1:
-                own = line.assign(own=line["clean_accuracy_seen"].fillna(line["clean_accuracy"]))
-                ends.append(
-                    own[["own", "clean_accuracy_unseen"]].astype(float).iloc[0]
-                    - own[["own", "clean_accuracy_unseen"]].astype(float).iloc[-1]
-                )
-    most = pd.DataFrame(ends).max()
+        own = part.assign(own=part["clean_accuracy_seen"].fillna(part["clean_accuracy"])).sort_values("tau")
+        ends += [line[names].iloc[0] - line[names].iloc[-1] for _, line in own.groupby("lr") if line["tau"].nunique() > 1]
+    if not ends:
+        return "What PAR keeps and removes over tau"
+    most = pd.DataFrame(ends).astype(float).max()
     said = f"up to {points(most['own']):.0f} points of accuracy on the classes that the pairs show"
     if pd.notna(most["clean_accuracy_unseen"]):
         said += f", up to {points(most['clean_accuracy_unseen']):.0f} on the others"

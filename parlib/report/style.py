@@ -123,13 +123,13 @@ def rate_axis(ax: Axes, axis: str = "y", *, label: bool = True) -> None:
     (ax.axhspan if axis == "y" else ax.axvspan)(_LEAST, _LINEAR, color="black", alpha=0.04, lw=0)
 
 
-def cost_axis(ax: Axes) -> None:
-    """A log axis for the points that a cleaning costs that is linear from 2 down, as it may gain some."""
+def cost_axis(ax: Axes, least: float) -> None:
+    """A log axis for the points that a cleaning costs, from the least on, that is linear from 2 down, as it may gain some."""
     ticks = [0, 1, 2, 5, 10, 20, 50]
     ax.set_yscale("symlog", linthresh=2, linscale=0.7)
     ax.set_yticks(ticks, [f"{tick}" for tick in ticks])
     ax.set_yticks([], minor=True)
-    ax.set_ylim(-1.5, 90)
+    ax.set_ylim(min(-1.5, least - 0.5), 90)
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.062) -> None:

@@ -82,7 +82,7 @@ def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
 def brief(rows: pd.DataFrame) -> pd.DataFrame:
     """What a terminal shows at the end of a run: the attacks of the main tables and of the new triggers, and each run of one's own."""
     made = []
-    for run in of(rows, [""]).to_dict("records"):
+    for run in of(rows, ["", "own"]).to_dict("records"):
         head = {"encoder": name(run["encoder"]), "trigger": attack_of(run)}
         if before := number(run["poisoned_asr"]):
             made.append(head | {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": before})
