@@ -61,6 +61,11 @@ def _cell(column: str, value: Any, low: float | None = None, high: float | None 
     return number(value, low, high)
 
 
+def tried(tests: pd.DataFrame) -> pd.DataFrame:
+    """Each trigger that was tried before and after a cleaning, and how far the encoders moved."""
+    return readable(tests)
+
+
 def trial_table(trials: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """The trials of a sweep, with what the sweep varies."""
     return readable(trials, [*axes, *_MEASURED, "s_image_max", "s_text_max", "stopped", "error"])
