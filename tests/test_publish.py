@@ -138,7 +138,8 @@ def _executed(folder, last: str, record: str = "{}"):
     first = new_code_cell("tau = 1.0", metadata={"tags": ["parameters"]})
     path = folder / "ran.ipynb"
     path.with_suffix(".json").write_text(record)
-    nbformat.write(new_notebook(cells=[first, injected, new_code_cell(last, outputs=results)]), path)
+    metadata = {"language_info": {"name": "python", "version": "3"}, "papermill": {"duration": 1.0}}
+    nbformat.write(new_notebook(cells=[first, injected, new_code_cell(last, outputs=results)], metadata=metadata), path)
     return path
 
 
@@ -151,6 +152,7 @@ def test_outputs_are_stored_as_a_terminal_shows_them(folder):
     assert result.metadata == {}
     assert [cell.execution_count for cell in stored.cells] == [1, 2]
     assert set(stored.metadata) == {"kernelspec", "language_info"}
+    assert stored.metadata.language_info["version"] == "3"  # as a kernel leaves it
 
 
 def test_outputs_older_than_the_record_are_refused(folder):

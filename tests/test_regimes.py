@@ -199,6 +199,7 @@ def test_the_paper_s_claim_by_hand():
     (held,) = regimes.claim(regimes.costs(regimes.trials(cheap))).to_dict("records")
     assert held == {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0", "PAR": "5.0"} | {"the paper's claim": "holds"}
     (failed,) = regimes.claim(regimes.costs(regimes.trials(_searched()))).to_dict("records")
+    assert regimes.claim(regimes.costs(regimes.trials(_searched()[:0]))).empty
     assert failed["the paper's claim"] == "fails: PAR pays more than 6 points and fine-tuning pays less"
 
 

@@ -120,6 +120,8 @@ def claim(table: pd.DataFrame) -> pd.DataFrame:
     """The paper's claim, regime by regime, from `costs`: PAR removes the backdoor within MARGIN, and fine-tuning and CleanCLIP leave it
     or pay more. Strings: what each pays in points, and whether the claim holds.
     """
+    if table.empty:
+        return table
     rows = []
     for _, ours in table[table["method"].isin(("par", "finetune", "cleanclip"))].groupby(REGIME, sort=False):
         pays = {run["method"]: run["cost"] if run["removed"] else float("inf") for run in ours.to_dict("records")}
