@@ -16,7 +16,7 @@ from parlib.records.status import fresh, other_params
 from parlib.records.store import REFERENCE, located, move_aside, outputs, read, read_all, read_file, record_path
 from parlib.report import schedule
 from parlib.report.outcome import against_published, closing_words
-from parlib.report.rows import table
+from parlib.report.rows import OWN, table
 from parlib.report.tables import brief
 
 _AROUND = 15.0  # seconds of a run beside its training: kernel start, data, evaluation, figures
@@ -115,7 +115,7 @@ def show(runs: list[Planned]) -> None:
         print(run, against_published(read(scale, run)))
     for run in runs:
         params = run.params
-        if type(params) is Clean and (params.poisoned.startswith(SOURCES) or params.experiment in ("", "own")):  # which no table shows
+        if type(params) is Clean and (params.poisoned.startswith(SOURCES) or params.experiment in OWN):  # which no table shows
             print(closing_words(read(scale, run.id)))
     executed = folder / "05_evaluate.ipynb"
     if any(run.id == "05_evaluate" for run in runs) and executed.exists():

@@ -116,10 +116,8 @@ class Params(BaseModel):
 
     def asked(self) -> dict[str, Any]:
         """The parameters that differ from their defaults and decide a result; None is an option that the run does not use."""
-        left_out = {*_NOT_IN_IDENTITY, *self.chooses_input}
+        left_out: dict[str, Any] = dict.fromkeys((*_NOT_IN_IDENTITY, *self.chooses_input), True) | {"compute": {"ray_address"}}
         found = self.model_dump(exclude=left_out, exclude_defaults=True, exclude_none=True)
-        if "compute" in found:
-            found["compute"].pop("ray_address", None)
         return {name: value for name, value in found.items() if value != {}}
 
     def identity(self) -> dict[str, Any]:

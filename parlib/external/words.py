@@ -12,7 +12,6 @@ from open_clip import IMAGENET_CLASSNAMES
 from timm.data.imagenet_info import ImageNetInfo
 
 _SYNSET, _NUMBERED = re.compile(r"n\d{8}"), re.compile(r"\A\d{2,}[._]\s*(?=\D)")
-
 _BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 

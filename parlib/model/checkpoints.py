@@ -62,12 +62,13 @@ def checkpoint_sha256(source: str) -> str:
     if not source.startswith(("local-dir:", "file:")):
         return ""
     path = ROOT / Path(source.partition(":")[2]).expanduser()
-    files, folder, told = [path], path.parent, (hugging_face.CONFIG, *hugging_face.PREPROCESSING)
+    files, told = [path], [hugging_face.CONFIG, *hugging_face.PREPROCESSING]
     if source.startswith("local-dir:"):
-        files, folder, told = [path / WEIGHTS] if _is_open_clip(path) else hugging_face.weight_files(path), path, (CONFIG, *told)
+        files = [path / WEIGHTS] if _is_open_clip(path) else hugging_face.weight_files(path)
+        told.insert(0, CONFIG)
     if not files or not all(file.is_file() for file in files):
         return ""
-    files += [folder / name for name in told if (folder / name).is_file()]
+    files += [beside for name in told if (beside := files[0].parent / name).is_file()]
     return file_sha256(files[0]) if len(files) == 1 else digest([file_sha256(file) for file in files])
 
 

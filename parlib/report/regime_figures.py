@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from parlib.measure.selection import KNOBS, MARGIN, blind
+from parlib.measure.selection import KNOBS, MARGIN, blind, seen_accuracy
 from parlib.report import style
 from parlib.report.regimes import GONE, REGIME, classes_of, costs, frontier, least_cost, title_of
 from parlib.report.style import STYLE, colour, cost_axis, finished, label_ends, listed, name, points, rate, rate_axis
@@ -144,7 +144,7 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
         size = (1.6 + 2.8 * len(panels), 2.1 * len(measures))
         figure, axes = plt.subplots(len(measures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False)
         for column, part in zip(axes.T, panels, strict=True):
-            own = part.assign(own=part["clean_accuracy_seen"].fillna(part["clean_accuracy"]))
+            own = part.assign(own=seen_accuracy(part))
             column[0].set_title(title_of(part.iloc[0]))
             for ax, (measure, label) in zip(column, measures.items(), strict=True):
                 if measure == "attack_success_rate":
@@ -163,7 +163,7 @@ def _over_tau(panels: list[pd.DataFrame]) -> str:
     """What the largest tau costs beside the smallest, at the rates that were run with both."""
     names, ends = ["own", "clean_accuracy_unseen"], []
     for part in panels:
-        own = part.assign(own=part["clean_accuracy_seen"].fillna(part["clean_accuracy"])).sort_values("tau")
+        own = part.assign(own=seen_accuracy(part)).sort_values("tau")
         ends += [line[names].iloc[0] - line[names].iloc[-1] for _, line in own.groupby("lr") if line["tau"].nunique() > 1]
     if not ends:
         return "What PAR keeps and removes over tau"

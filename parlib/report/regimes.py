@@ -86,7 +86,7 @@ def costs(found: pd.DataFrame) -> pd.DataFrame:
             row |= {f"{rule}_asr": chosen["attack_success_rate"], f"{rule}_cost": points(chosen["cost"]), f"{rule}_lr": chosen["lr"]}
             row[f"{rule}_edge"] = chosen["lr"] == runs["lr"].max()
         rows.append(row | {"blind_kept": bool(kept_seen(runs).any())})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*REGIME, "method"])
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -120,8 +120,6 @@ def claim(table: pd.DataFrame) -> pd.DataFrame:
     """The paper's claim, regime by regime, from `costs`: PAR removes the backdoor within MARGIN, and fine-tuning and CleanCLIP leave it
     or pay more. Strings: what each pays in points, and whether the claim holds.
     """
-    if table.empty:
-        return table
     rows = []
     for _, ours in table[table["method"].isin(("par", "finetune", "cleanclip"))].groupby(REGIME, sort=False):
         pays = {run["method"]: run["cost"] if run["removed"] else float("inf") for run in ours.to_dict("records")}

@@ -16,6 +16,7 @@ from parlib.report.style import in_order, rank
 
 ATTACK = ["encoder", "attack", "trigger"]  # what tells the rows of one attack from those of others
 MAIN = ("main", "second_encoder", "other_attacks")  # the experiments of the main table
+OWN = ("", "own")  # those of one's own runs
 COLUMNS = """
 notebook run experiment attack encoder trigger patch strength proportion_patch proportion_strength rate planted attacker base_epochs
 method data pairs coverage tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr schedule batch_norm epochs
@@ -43,7 +44,7 @@ def table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     for name in _NEUTRAL:
         found[name] = [value or None for value in found[name]]
     few = found["pairs"].notna() & found["coverage"].notna() & (found["notebook"] != "01_poison")
-    found["regime"] = [title_of(row) if known else "" for known, row in zip(few, found.to_dict("records"), strict=True)]
+    found["regime"] = [title_of(row) if known else "" for known, row in zip(few, found[REGIME].to_dict("records"), strict=True)]
     return _ruled(found.assign(in_family=found["trigger"].isin(_IN_FAMILY).astype(int)))
 
 

@@ -11,7 +11,7 @@ from parlib.measure.selection import kept
 from parlib.method.methods import ABLATIONS, METHODS
 from parlib.report.paper import published, stands_for
 from parlib.report.regimes import GRIDS
-from parlib.report.rows import ATTACK, MAIN, of
+from parlib.report.rows import ATTACK, MAIN, OWN, of
 from parlib.report.style import attack_of, in_order, name, number, rate
 
 SHOWN = {
@@ -87,7 +87,7 @@ def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
 def brief(rows: pd.DataFrame) -> pd.DataFrame:
     """What a terminal shows at the end of a run: the attacks of the main tables and of the new triggers, and each run of one's own."""
     made = []
-    for run in of(rows, ["", "own"]).to_dict("records"):
+    for run in of(rows, OWN).to_dict("records"):
         head = {"encoder": name(run["encoder"]), "trigger": attack_of(run)}
         if before := number(run["poisoned_asr"]):
             made.append(head | {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": before})
