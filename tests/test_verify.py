@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from parlib.cli import verify
-from parlib.cli.verify import TOLERANCE, differences, main, reproduced, usual_tolerance
+from parlib.cli.verify import TOLERANCE, compared, differences, main, reproduced, usual_tolerance
 from parlib.records.store import REFERENCE, outputs, read_file
 
 RUNS = reproduced()
@@ -52,9 +52,17 @@ def test_rates_may_differ_by_the_tolerance_and_what_is_not_a_rate_may_not(made, 
     assert any("clean_accuracy " in one for one in differences(made, published, 0.03))
 
 
-def test_another_identity_differs_at_any_tolerance(made, published):
-    made["identity"]["stages"]["method/par"] = 2
-    assert any("identity" in one for one in differences(made, published, 1.0))
+@pytest.mark.parametrize("part", ["params", "stages", "environment"])
+def test_another_question_or_computation_differs_at_any_tolerance(made, published, part):
+    made["identity"][part]["another"] = 2
+    assert any(part in one for one in differences(made, published, 1.0))
+
+
+def test_weights_that_another_cpu_made_are_an_input_that_may_differ(made, published):
+    """There the base and the poisoned model end elsewhere, and the cleaning started from those."""
+    made["identity"]["inputs"]["poisoned"] = "0" * 64
+    assert any("inputs" in one for one in differences(made, published, 0.0))
+    assert list(differences(made, published, TOLERANCE)) == []
 
 
 def test_the_tolerance_is_0_on_the_same_kind_of_machine_and_threads_alone(made, published):
@@ -62,6 +70,22 @@ def test_the_tolerance_is_0_on_the_same_kind_of_machine_and_threads_alone(made, 
     for name, value in (("threads", 64), ("device", "a GPU")):
         other = made | {"provenance": made["provenance"] | {name: value}}
         assert usual_tolerance(published, other) == TOLERANCE
+
+
+def test_another_kind_of_cpu_is_told_and_what_is_equal_there_is_equal(made, published):
+    made["provenance"]["device"] = "cpu (another)"
+    assert compared(made, published, None) == ("no difference", True)
+    made["metrics"]["clean_accuracy"] += 0.01
+    said, same = compared(made, published, None)
+    assert same
+    assert "cpu (another)" in said
+    assert "bit for bit" in said
+    assert compared(made, published, 0.0) == (
+        f"clean_accuracy is {made['metrics']['clean_accuracy']}, not {published['metrics']['clean_accuracy']}",
+        False,
+    )
+    made["metrics"]["clean_accuracy"] += 1
+    assert not compared(made, published, None)[1]
 
 
 @pytest.fixture

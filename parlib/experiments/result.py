@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from parlib.data.pairs import Pairs
 from parlib.experiments.params import Params
 from parlib.records.identity import differences as changes
 from parlib.records.status import other_params
-from parlib.records.store import SCHEMA, address, differences, outputs, read_file, record_path
+from parlib.records.store import SCHEMA, address, outputs, read_file, record_path
 from parlib.train.cached import Trained
 from parlib.train.compute import check_device
 
@@ -96,9 +97,9 @@ def save(result: Result, made_of: dict[str, Any] | None = None) -> dict[str, Any
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     if before and before["identity"] == record["identity"]:
-        timed = {"base_seconds": None}
-        same = before["metrics"] | timed == record["metrics"] | timed
-        print("equal to the earlier record of this run" if same else f"differs from the earlier record: {differences(record, before)}")
+        ours, theirs = record["metrics"], before["metrics"]
+        others = sorted(name for name in {*ours, *theirs} - {"base_seconds"} if ours.get(name) != theirs.get(name))
+        print(f"differs from the earlier record in {', '.join(others)}" if others else "equal to the earlier record of this run")
     print(f"record: {path.relative_to(ROOT)}")
     return record
 
@@ -144,7 +145,17 @@ def device(params: Params) -> str:
     compute = getattr(params, "compute", None)
     if getattr(params, "gpus", 0) or (compute and compute.device == "cuda"):
         return f"{torch.cuda.get_device_name()} x {compute.processes if compute else getattr(params, 'gpus', 1)}"
-    return f"cpu ({platform.machine()})"
+    return f"cpu ({platform.machine()}, {_processor()})"
+
+
+def _processor() -> str:
+    """The kind of CPU, as far as sums may be rounded otherwise on another: its name, family and model, and the instructions torch takes."""
+    with suppress(OSError):
+        fields = dict(map(str.strip, line.split(":", 1)) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        if "model name" in fields:
+            kind = f"{fields['model name']} family {fields.get('cpu family')} model {fields.get('model')}"
+            return f"{kind}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{platform.processor() or 'unknown'}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git() -> str:
