@@ -28,7 +28,7 @@ def closing(found: Any) -> Markdown:
     """What a run found, or, of parameters alone (a view), the findings on the published runs."""
     said = _SAID[type(found)](found) if type(found) in _SAID else []
     params = found.result.params if said else found
-    return Markdown("\n".join([*(f"- {line}" for line in said), findings(params)]))
+    return Markdown("\n".join([*(f"- {line}" for line in said), *findings(params)]))
 
 
 def show(*things: Any) -> None:

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from parlib.cache import ROOT, atomic_file
@@ -14,6 +15,7 @@ from parlib.report import adaptive, inspection, kept, numbers, paper, regimes
 from parlib.report.rows import MAIN
 
 TEMPLATES = ROOT / "docs" / "templates"
+_FINDINGS = "<!-- on the published runs; from docs/templates/notebooks -->\n"  # which no viewer shows
 
 
 def constant(path: str, name: str) -> Any:
@@ -42,15 +44,29 @@ def targets() -> dict[str, Path]:
 
 
 def write_all() -> None:
+    """README and docs; and the findings in the notebooks' stored outputs."""
     numbers.published.cache_clear()
     numbers.rows.cache_clear()
     for name, path in targets().items():
         with atomic_file(path) as temporary:
             temporary.write_text(render(name))
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        for said in closings(notebook):
+            own, _, _ = said["text/markdown"].partition(_FINDINGS)
+            said["text/markdown"] = own + _FINDINGS + render(f"notebooks/{path.stem}.md")
+        with atomic_file(path) as temporary:
+            nbformat.write(notebook, temporary)
 
 
-def findings(params: Any) -> str:
-    """A notebook's closing words on the published runs, where this run is among them or the notebook is a view of them; else empty."""
+def findings(params: Any) -> list[str]:
+    """A notebook's closing words on the published runs, where this run is among them or the notebook is a view of them; else nothing."""
     template = f"notebooks/{params.notebook}.md"
     shown = (TEMPLATES / template).exists() and params.id == check(params.notebook, {}).id and params.scale == "small"
-    return render(template) if shown else ""
+    return [_FINDINGS + render(template)] if shown else []
+
+
+def closings(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The stored outputs of a notebook that hold findings."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output.data for output in outputs if _FINDINGS in output.get("data", {}).get("text/markdown", "")]
