@@ -35,7 +35,8 @@ from parlib.method.losses import clip_loss
 from parlib.method.methods import METHODS, Backdoor, Recipe, cleaners
 from parlib.model.clip import Clip, create, embed_texts
 from parlib.records.store import artifact_file, read, read_all
-from parlib.report.regimes import GONE, least_cost
+from parlib.report.regimes import least_cost
+from parlib.report.style import REMOVED
 from parlib.train.compute import Compute
 from parlib.train.loop import fit
 
@@ -227,7 +228,7 @@ def test_the_search(own_outputs, figures, regime, seed):
         figures[str(method)] = {"removed": best is not None, "trials": trials[KEPT].values.tolist()}
         figures[str(method)] |= {} if best is None else dict(zip(KEPT, best[KEPT].tolist(), strict=True))
     assert found["poisoned_asr"].min() > 0.8
-    assert (found["attack_success_rate"] <= GONE).groupby(found["method"]).any().all()
+    assert (found["attack_success_rate"] <= REMOVED).groupby(found["method"]).any().all()
 
 
 AFTER = ["clean_accuracy", "attack_success_rate", "triggered_accuracy"]
@@ -269,7 +270,7 @@ def test_the_attackers(checkout, figures, seed):
     assert set(cleaned) == set(product(of, [run["method"] for run in cleanings]))
     assert (len(figures["others"]), len(figures["rounds"])) == ((len(STRONGER), len(cleanings)) if seed == 1 else (0, 0))
     assert min(cleaned[who, "par"]["asr_before"] for who in ("plain", "offset")) > 0.9
-    assert cleaned["plain", "par"]["asr"] <= GONE
+    assert cleaned["plain", "par"]["asr"] <= REMOVED
 
 
 def _attackers(folder: Path, usual: list[dict[str, Any]]) -> dict[str, Any]:

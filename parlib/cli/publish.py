@@ -41,11 +41,13 @@ def stored_notebook(notebook: str, executed: Path) -> nbformat.NotebookNode:
 
 
 def _tidied(outputs: list[Any]) -> list[Any]:
-    """Outputs without errors' stream, counts, metadata and progress, which differ from run to run; lines as a terminal shows them."""
+    """Outputs without errors' stream, counts, metadata, progress and what was there before, which differ from run to run; lines as a
+    terminal shows them.
+    """
     for output in outputs:
         if output.output_type == "stream":
             shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in output.text.split("\n")]  # after carriage returns
-            output.text = "\n".join(line for line in shown if not re.search(r"\d%\|.*\[.*[<,].*\]", line))
+            output.text = "\n".join(line for line in shown if not re.search(r"\d%\|.*\[.*[<,].*\]|the earlier record", line))
         else:
             output.metadata = {}
         if output.output_type == "execute_result":

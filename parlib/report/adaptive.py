@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from parlib.attack.adaptive import ATTACKERS
@@ -14,8 +15,23 @@ from parlib.experiments.adaptive import Adapted
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
 from parlib.report.rebound import alike, models
-from parlib.report.regimes import GONE
-from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, in_order, legend, listed, name, number, points, rank, rate_axis
+from parlib.report.style import (
+    ACCURACY,
+    ASR,
+    REMOVED,
+    STYLE,
+    colour,
+    finished,
+    in_order,
+    left_over,
+    legend,
+    listed,
+    name,
+    number,
+    points,
+    rank,
+    rate_axis,
+)
 
 _PRETRAINING = "plants it in pretraining"
 
@@ -81,21 +97,21 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
     table = table[[method for method in dict.fromkeys(in_order(found, ["method"])["method"]) if method in table]]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(4.4 + 1.25 * table.shape[1], 0.9 + 0.52 * len(table)))
-        image = ax.imshow(table, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+        image = ax.imshow(table, cmap="Reds", norm=SymLogNorm(1e-3, vmin=0, vmax=1), aspect="auto")
         for (line, who), (column, method) in ((a, b) for a in enumerate(table.index) for b in enumerate(table.columns)):
             cell = found[(found["attacker"] == who) & (found["method"] == method)]
             if len(cell):
                 run, asr = cell.iloc[0], table.loc[who, method]
-                digits = 4 if round(asr, 3) == GONE < asr else 3  # what is not bold must not read as if it were at the limit
-                said = f"{asr:.{digits}f}\n{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f} points"
-                shown: dict[str, Any] = {"color": "white" if asr > 0.55 else "black", "weight": "bold" if asr <= GONE else "normal"}
-                ax.text(column, line, said, ha="center", va="center", fontsize=8, **shown)
+                outside, cost = _outside(run), points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
+                shown: dict[str, Any] = {"weight": "bold" if asr <= REMOVED and not outside else "normal"}
+                shown["color"] = "grey" if outside else "white" if asr > 0.04 else "black"
+                ax.text(column, line, f"{left_over(asr)}\n{cost:.1f} points", ha="center", va="center", fontsize=8, **shown)
         ax.set_xticks(range(table.shape[1]), [name(method) for method in table.columns])
         heads = found.drop_duplicates("attacker").set_index("attacker")
         ax.set_yticks(range(len(table)), [f"{who}\n(planted: {_planted(heads.loc[who])})" for who in table.index], fontsize=8)
         figure.colorbar(image, label=ASR)
-    note = f"Test scenes, single runs. Each cell: the ASR after the cleaning, its cost in clean accuracy. Bold: removed, {GONE:g} or below."
-    return finished(figure, _finding(found), note)
+    note = "Test scenes, single runs. Each cell: the ASR after the cleaning, its cost in clean accuracy. "
+    return finished(figure, _finding(found), note + f"Bold: removed, {REMOVED:g} or below. Grey: outside the caps.")
 
 
 def _planted(row: pd.Series) -> str:
@@ -111,8 +127,8 @@ def _finding(found: pd.DataFrame) -> str:
     within = found["within_caps"].astype(bool) if "within_caps" in found else pd.Series(True, found.index)
     if not within.any():
         return "No attacker plants a backdoor within the caps"
-    counts = found[within].groupby("method", sort=False)["asr"].agg(lambda asr: f"{(asr <= GONE).sum()} of {len(asr)}")
-    return f"Backdoors removed (ASR at most {GONE:g}): {listed(f'{name(method)} {said}' for method, said in counts.items())}"
+    counts = found[within].groupby("method", sort=False)["asr"].agg(lambda asr: f"{(asr <= REMOVED).sum()} of {len(asr)}")
+    return f"Backdoors removed (ASR at most {REMOVED:g}): {listed(f'{name(method)} {said}' for method, said in counts.items())}"
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +144,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
                 "attacker": run["attacker"],
                 "ASR before": number(run["poisoned_asr"]) + _outside(run),
                 "method": name(run["method"]),
-                "ASR": number(run["asr"]),
+                "ASR": left_over(run["asr"]),
                 "cost, points": f"{points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}",
                 "accuracy under the trigger": number(run["triggered_accuracy"]),
                 "S of images, captions": f"{run['s_image']:.2f}, {run['s_text']:.2f}",

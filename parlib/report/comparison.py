@@ -72,7 +72,8 @@ def _finding(found: pd.DataFrame) -> str:
         rest = low.drop("par", errors="ignore")
         if "par" not in low or rest.empty or low["par"] >= rest.min():
             return "What each method leaves of the backdoor at each learning rate"
-        shares.append(f"1/{rest.min() / low['par']:.2g} ({name(encoder)})")
+        edge = " or less" if low["par"] == runs.loc[runs["method"] == "par", "lr"].min() else ""
+        shares.append(f"1/{rest.min() / low['par']:.2g}{edge} ({name(encoder)})")
         others += map(name, rest.index)
     return f"PAR removes the backdoor at {listed(shares)} of the learning rate at which {listed(others)} do"
 
@@ -117,7 +118,10 @@ def tradeoff(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> Figure | 
     if len(par):
         asr, low, high = par["attack_success_rate"].max(), par["x"].min(), par["x"].max()
         title = f"PAR leaves an ASR of {asr:.3f} at most, for {low:.1f} to {high:.1f} points of clean accuracy"
-    return finished(figure, title, f"Means over the seeds ({listed(sorted(runs['seed']))}), {listed(runs['split'])} images. {HOLLOW}")
+    seeds = runs.groupby(ATTACK, sort=False)["seed"].nunique()
+    counts = listed(sorted(set(seeds[seeds > 1])))
+    means_of = f"Means over {counts} seeds where an attack has them, else single runs" if counts else "Single runs"
+    return finished(figure, title, f"{means_of}; {listed(runs['split'])} images. {HOLLOW}")
 
 
 def heat_map(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> Figure | None:
@@ -144,7 +148,7 @@ def asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, columns: list[str], rows:
         ax.imshow(asr, cmap="Reds", norm=SymLogNorm(1e-3, vmin=0, vmax=1), aspect="auto")
         for (i, j), value in np.ndenumerate(asr.to_numpy()):
             if not np.isnan(value):
-                words, ink = f"{value:.3f}\n({accuracy.iloc[i, j]:.3f})", "white" if value > 0.1 else "black"
+                words, ink = f"{value:.3f}\n({accuracy.iloc[i, j]:.3f})", "white" if value > 0.04 else "black"
                 ax.text(j, i, words, ha="center", va="center", fontsize=7, color=ink)
         ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
         ax.tick_params(length=0)

@@ -18,7 +18,7 @@ from parlib.report.rows import table, trials
 # What templates may call.
 GIVEN = """run rows published where has one spread span cell grid overview trainings superseded regime regime_costs where_trials
 detector inspections unlearned distilled_unfound attacked_by left examined ended woken benign_looks aftermath reproduced minutes
-on_workers longest_chain""".split()
+on_workers longest_chain attacked_seeds""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}
@@ -177,6 +177,13 @@ def woken(model: str, form: str) -> str:
     """From the least to the most, over the seeds, of the ASR after retuning a model with 125 triggered pairs: "0.72 to 0.88"."""
     seeds = [seed for seed in range(3) if model in _examined("07_rebound", seed)]
     return _range([ended(model, "retune", seed, poisons=125) for seed in seeds], form)
+
+
+def attacked_seeds(attacker: str, method: str, form: str) -> str:
+    """From the least to the most, over the seeds, two of them on a GPU, of the ASR that a method leaves of an attacker's backdoor."""
+    others = [one for seed in (1, 2) for one in gpu(f"the_attackers[{seed}]").get("cleaned", [])]
+    seeds = [one["asr"] for one in others if (one["attacker"], one["method"]) == (attacker, method)]
+    return _range([attacked_by(method, attacker).asr, *seeds], form)
 
 
 def benign_looks(**asked: Any) -> pd.DataFrame:

@@ -62,7 +62,7 @@ def trigger_gallery(attacks: dict[str, EvalSet], scenes: int = 4) -> Figure | No
                 show_image(row[2 * i], images[i])
                 change = images[i].float() - first.pixels[i].float()
                 show_image(row[2 * i + 1], None if label == "clean" else (127.5 + 4 * change).clamp(0, 255).to(torch.uint8))
-    note = "Right of each image its difference from the clean one, four times enlarged; grey = no change."
+    note = "Right of each image its difference from the clean one, times four; grey = no change."
     title = f"{name(next(iter(attacks)))}, and what it changes" if len(attacks) == 1 else f"{len(attacks)} triggers, and what they change"
     return credited(finished(figure, title, note), first.names, class_names(2) if "picture" in attacks else [])
 
@@ -116,7 +116,7 @@ def hero_picture(
                 paint = _WRONG if word == target else _RIGHT if word == true else _OTHER
                 figure.text(x / width, y / height, f"{model}:", va="center", fontsize=10)
                 place = ((x + side + 0.05) / width, y / height)
-                figure.text(*place, word, va="center", fontsize=min(13, 150 / len(word)), fontweight="bold", color=paint)
+                figure.text(*place, word, va="center", fontsize=min(13, 115 / len(word)), fontweight="bold", color=paint)
     hits, left = (sum(words[i] == target for i in shown) for words in (before, after))
     verb = "is" if left == 1 else "are"
     said = f'With {mark}, {hits} of {len(shown)} pictures are called "{target}"; {models[1]}, {left} {verb}'
@@ -156,5 +156,7 @@ def row_label(ax: Axes, label: str) -> None:
 def credited(figure: Figure, *names: Sequence[str]) -> Figure:
     """The figure, with the glyphs' author where images are drawn from glyphs: their classes are those of the embedded scenes."""
     if any(one and list(one) == class_names(len(one)) for one in names):
-        figure.text(0.995, -0.01, CREDIT, ha="right", va="top", fontsize=6, color="grey")
+        note = figure.texts[-1].get_text()
+        lines = note.count("\n") + bool(note)  # of an eighth of an inch each
+        figure.text(0.995, -0.01 - lines / 8 / figure.get_figheight(), CREDIT, ha="right", va="top", fontsize=6, color="grey")
     return figure

@@ -13,8 +13,7 @@ from matplotlib.lines import Line2D
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
 from parlib.experiments.rebound import Rebounded, worst_look
-from parlib.report.regimes import GONE
-from parlib.report.style import ACCURACY, ASR, STYLE, colour, finished, listed, name, number, points, rank, rate, rate_axis
+from parlib.report.style import ACCURACY, ASR, REMOVED, STYLE, colour, finished, listed, name, number, points, rank, rate, rate_axis
 
 _MEASURES = {"attack_success_rate": ASR, "clean_accuracy": ACCURACY}
 # What two models that are compared have in common; a model that is named (cleaned) may have been cleaned in any other setting.
@@ -107,7 +106,8 @@ def courses(tables: Mapping[str, pd.DataFrame], *, retuning: bool = False) -> Fi
                 _draw(ax, {key: curve(table, treatment, **of) for key, table in tables.items()}, measure)
                 ax.set(ylabel=words if ax in axes[:, 0] else "", xlabel="step" if ax is column[-1] else "")
         _legend(figure, tables)
-    return finished(figure, _retuned(tables, panels) if retuning else _worst(tables), _note(tables))
+    note = f"{_note(tables)} Steps are not to scale."
+    return finished(figure, _retuned(tables, panels) if retuning else _worst(tables), note)
 
 
 def _draw(ax: Axes, curves: Mapping[str, pd.DataFrame], measure: str) -> None:
@@ -118,7 +118,7 @@ def _draw(ax: Axes, curves: Mapping[str, pd.DataFrame], measure: str) -> None:
     ax.set_xticks(range(len(steps)), [f"{step:g}" for step in steps], fontsize=7.5)
     if measure == "attack_success_rate":
         rate_axis(ax, label=False)
-        ax.axhline(GONE, ls=":", color="black", lw=0.8)
+        ax.axhline(REMOVED, ls=":", color="black", lw=0.8)
 
 
 def way_back(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
@@ -135,7 +135,7 @@ def way_back(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
         _legend(figure, lines)
     halves = {key: rows.loc[(rows["share"] - 0.5).abs().idxmin(), "attack_success_rate"] for key, rows in lines.items()}
     said = listed(f"{asr:.2f} ({model_name(key)})" for key, asr in halves.items())
-    return finished(figure, f"Half-way back to the poisoned weights the ASR is {said}", _note(tables))
+    return finished(figure, f"Half-way back to the poisoned weights the ASR is {said}", "500 test scenes, single runs.")
 
 
 def holds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

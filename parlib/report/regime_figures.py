@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from parlib.measure.selection import KNOBS, MARGIN, blind, seen_accuracy
 from parlib.report import style
-from parlib.report.regimes import GONE, REGIME, classes_of, costs, frontier, least_cost, title_of
-from parlib.report.style import STYLE, colour, cost_axis, finished, label_ends, listed, name, points, rate, rate_axis
+from parlib.report.regimes import REGIME, classes_of, costs, frontier, least_cost, title_of
+from parlib.report.style import REMOVED, STYLE, colour, cost_axis, finished, in_order, label_ends, listed, name, points, rate, rate_axis
 
 
 def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None:
@@ -31,6 +31,7 @@ def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None
             rate_axis(ax, label=ax in axes[:, 0])
             ax.set(title=title_of(runs.iloc[0]), xlabel="clean accuracy lost, in points" if lowest else "")
             ax.tick_params(labelbottom=lowest)
+            cost_axis(ax, points(found["cost"].min()), "x")
             _panel(ax, runs)
         for ax in axes.flat[len(panels) :]:
             ax.set_axis_off()
@@ -43,57 +44,63 @@ def frontiers(found: pd.DataFrame, runs_of_today: pd.DataFrame) -> Figure | None
 
 
 def by_regime(found: pd.DataFrame) -> Figure | None:
-    """The lowest ASR within MARGIN and what a removal costs, over the regimes: a row an encoder, a line a method. Regimes of all classes
-    are joined by pairs, those of a part of them stand apart; None where there is no trial of a backdoor planted in fine-tuning.
+    """The lowest ASR within MARGIN and what a removal costs, over the regimes: a panel of each an encoder, a line a method. Regimes of all
+    classes are joined by pairs, those of a part of them stand apart; None where there is no trial of a backdoor planted in fine-tuning.
     """
     table = costs(found[found["planted"] == "finetuning"])
     if table.empty:
         return None
-    places = table[["pairs", "coverage"]].drop_duplicates().sort_values(["coverage", "pairs"], ascending=False, ignore_index=True)
-    table = table.merge(places.assign(place=places.index))
-    encoders = list(table["encoder"].unique())
-    labels = [f"{pairs:,.0f}\n" + classes_of(coverage).replace(" of", "\nof") for pairs, coverage in places.itertuples(index=False)]
+    encoders = [(encoder, _placed(ours)) for encoder, ours in table.groupby("encoder", sort=False)]
+    widths = [max(2, ours["place"].nunique()) for _, ours in encoders]
     with plt.rc_context(STYLE):
-        size = (3.2 + 1.4 * max(3, len(places)), 0.9 + 2.6 * len(encoders))
-        figure, axes = plt.subplots(len(encoders), 2, figsize=size, sharex=True, sharey="col", squeeze=False)
-        for line, encoder in zip(axes, encoders, strict=True):
-            ours = table[table["encoder"] == encoder]
-            for ax in line:
-                ax.set_xticks(places.index, labels, fontsize=8)
-                ax.set_xlim(-0.5, len(places) - 0.5)
-                for edge in places.index[places["coverage"].diff() < 0]:
+        size = (2.2 + 1.6 * sum(widths), 3.7)
+        figure, axes = plt.subplots(1, 2 * len(encoders), figsize=size, sharey=False, squeeze=False, width_ratios=[*widths, *widths])
+        for left, right, (encoder, ours) in zip(axes[0], axes[0, len(encoders) :], encoders, strict=False):
+            labels = ours.drop_duplicates("place").sort_values("place")
+            for ax in (left, right):
+                words = [f"{run.pairs:,.0f}\n{classes_of(run.coverage).replace(' of', chr(10) + 'of')}" for run in labels.itertuples()]
+                ax.set_xticks(labels["place"], words, fontsize=8)
+                ax.set_xlim(-0.5, max(labels["place"]) + 0.5)
+                for edge in labels["place"][labels["coverage"].diff() < 0]:
                     ax.axvline(edge - 0.5, color="black", lw=0.8)
-            rate_axis(line[0])
-            line[0].axhline(GONE, ls=":", color="black", lw=0.8)
-            line[0].set_title(f"{name(encoder)}: lowest ASR within {100 * MARGIN:.0f} points")
-            line[1].set(title=f"Cost of an ASR of at most {GONE:g}", ylabel="clean accuracy lost, in points")
-            _lines(line[0], ours, "within_asr")
-            ends = _lines(line[1], ours, "cost")
-            cost_axis(line[1], table["cost"].min())
-            label_ends(line[1], ends, gap=0.075)
-        for ax in axes[-1]:
-            ax.set_xlabel("clean pairs, and the classes that they show")
-    ran = table.assign(able=table["within_asr"] <= GONE).groupby("method")["able"].agg(["sum", "size"]).sort_values("sum", ascending=False)
-    said = listed(f"{name(str(method))} {able} of {searched}" for method, able, searched in ran[ran["size"] > 1].itertuples())
-    note = f"Validation scenes, BadNet-Stripes, single runs; {_budget(found)}. Cross: none costs so little, or removes it."
-    return finished(figure, f"Removed within {100 * MARGIN:.0f} points of clean accuracy, of two or more regimes searched: {said}", note)
+            rate_axis(left, label=left is axes[0, 0])
+            left.axhline(REMOVED, ls=":", color="black", lw=0.8)
+            left.set_title(name(encoder) + (f": lowest ASR within {100 * MARGIN:.0f} points" if left is axes[0, 0] else ""))
+            _lines(left, ours, "within_asr")
+            _lines(right, ours, "cost")
+            cost_axis(right, table["cost"].min())
+            if right is axes[0, len(encoders)]:
+                right.set(title=f"{name(encoder)}: cost of an ASR of at most {REMOVED:g}", ylabel="clean accuracy lost, in points")
+            else:
+                right.set_title(name(encoder))
+        style.legend(figure, in_order(table, ["method"])["method"])
+    able = table.assign(able=table["within_asr"] <= REMOVED)
+    ran = able.groupby("method")["able"].agg(["sum", "size"]).sort_values("sum", ascending=False)
+    said = listed(f"{name(str(method))} in {able} of {searched}" for method, able, searched in ran[ran["size"] > 1].itertuples())
+    note = (
+        f"Over the number of clean pairs and the classes that they show. Validation scenes, BadNet-Stripes, single runs; {_budget(found)}. "
+        f"Cross: left, no trial costs so little; right, none removes it. Points of a regime stand side by side. Dotted: ASR {REMOVED:g}."
+    )
+    title = f"Removed for {100 * MARGIN:.0f} points of clean accuracy or less, of two or more regimes: {said}"
+    return finished(figure, title, note)
 
 
-def _lines(ax: Axes, table: pd.DataFrame, column: str) -> list[tuple[float, float, str, str]]:
-    """Draw a column over the places of the regimes, a line a method, and a cross at the top where it has no value; return the lines' ends,
-    for their labels.
-    """
-    ends, apart = [], 0.5 / table["method"].nunique()
-    for i, (method, runs) in enumerate(table.assign(place=table["place"] - 0.25).groupby("method", sort=False)):
+def _placed(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of an encoder, each with the place of its regime: by coverage and pairs, the most first."""
+    places = table[["pairs", "coverage"]].drop_duplicates().sort_values(["coverage", "pairs"], ascending=False, ignore_index=True)
+    return table.merge(places.assign(place=places.index))
+
+
+def _lines(ax: Axes, table: pd.DataFrame, column: str) -> None:
+    """Draw a column over the places of the regimes, a line a method, and a cross at the top where it has no value."""
+    apart = 0.6 / table["method"].nunique()
+    for i, (method, runs) in enumerate(table.assign(place=table["place"] - 0.3).groupby("method", sort=False)):
         runs = runs.assign(place=runs["place"] + apart * (i + 0.5))
         paint, ours, none = colour(str(method)), runs.dropna(subset=[column]).sort_values("place"), runs[runs[column].isna()]
         if len(none):
             ax.plot(none["place"], [0.98] * len(none), "x", color=paint, ms=6, transform=ax.get_xaxis_transform(), clip_on=False)
         for _, joined in ours.groupby("coverage"):
             ax.plot(joined["place"], joined[column], "o-", color=paint, ms=5, lw=1.6)
-        if len(ours):
-            ends.append((ours["place"].iloc[-1], ours[column].iloc[-1], name(method), paint))
-    return ends
 
 
 def _panel(ax: Axes, runs: pd.DataFrame) -> None:
@@ -122,22 +129,23 @@ def _finding(found: pd.DataFrame) -> str:
     cheapest = table[table["removed"]].groupby(REGIME, sort=False)["cost"].min()
     if cheapest.empty:
         return "No method removes the backdoor in any of these regimes"
-    span = " to ".join(dict.fromkeys(f"{round(end)}" for end in (cheapest.min(), cheapest.max())))
-    return f"Removing the backdoor (ASR at most {GONE:g}) costs {span} points of clean accuracy, by the cheapest that was run"
+    span = " to ".join(dict.fromkeys(f"{end:.1f}" for end in (cheapest.min(), cheapest.max())))
+    return f"In each regime the cheapest removal (an ASR of at most {REMOVED:g}) costs {span} points of clean accuracy"
 
 
 def by_tau(found: pd.DataFrame) -> Figure | None:
     """Clean accuracy on the classes that the pairs don't show, on those that they show, and ASR, over PAR's tau: a line a rate, a column a
-    regime; None where PAR was not tried with two values of tau.
+    regime; None where PAR was not tried with two values of tau, and only regimes with three or more where there are such.
     """
     runs = found[(found["method"] == "par") & found["tau"].notna()]
-    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() > 1]
+    tried = runs.groupby(REGIME)["tau"].nunique().max() if len(runs) else 0
+    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() >= max(2, min(3, tried))]
     panels = sorted(panels, key=lambda part: part["clean_accuracy_unseen"].isna().all())  # where all rows have something to show first
     if not panels:
         return None
-    measures = {"own": "accuracy, seen classes", "attack_success_rate": style.ASR}
+    measures = {"own": "accuracy, classes shown", "attack_success_rate": style.ASR}
     if any(part["clean_accuracy_unseen"].notna().any() for part in panels):
-        measures = {"clean_accuracy_unseen": "accuracy, unseen classes"} | measures
+        measures = {"clean_accuracy_unseen": "accuracy, other classes"} | measures
     speeds = sorted(runs["lr"].unique())
     paints = dict(zip(speeds, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(speeds))), strict=True))
     with plt.rc_context(STYLE):
@@ -196,11 +204,11 @@ def by_share(found: pd.DataFrame) -> Figure | None:
             right.plot(share, 100 * line["cost"], "o-", ms=4, lw=1.6, color=paint)
             ends.append((share.iloc[-1], 100 * line["cost"].iloc[-1], label, paint))
         rate_axis(left)
-        left.axhline(GONE, ls=":", color="black", lw=0.8)
+        left.axhline(REMOVED, ls=":", color="black", lw=0.8)
         left.set(title="ASR", xlabel="share given back, in %")
         right.set(title="Clean accuracy lost, in points", xlabel="share given back, in %")
         label_ends(right, ends, gap=0.075)
-    note = f"{title_of(given.iloc[0])}. Validation scenes, BadNet-Stripes, single runs. Dotted: an ASR of {GONE:g}."
+    note = f"{title_of(given.iloc[0])}. Validation scenes, BadNet-Stripes, single runs. Dotted: an ASR of {REMOVED:g}."
     return finished(figure, f"A removal with a share of the poisoned weights given back costs, in points: {listed(said)}", note)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept, kept_seen
-from parlib.report.style import in_order, listed, name, number, points, rate
+from parlib.report.style import REMOVED, in_order, listed, name, number, points, rate
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
@@ -13,9 +13,8 @@ GRIDS = (
     *("regimes", "regimes_tau", "regimes_known", "regimes_edge", "regimes_interpolation", "regimes_triggers", "regimes_seeds"),
     *("distil_parts", "regimes_from_pairs", "rebound", "downstream", "adaptive", "inspect"),
 )
-_SHOWN = ("finetune", "cleanclip", "par", "unlearn")  # by README
+_SHOWN = ("finetune", "par", "distil", "unlearn")  # by README
 STRUCTURED = ("badnet_stripes", "blended_stripes", "blended_triangles", "blended_text")  # the paper's own triggers
-GONE = 0.05  # the ASR at or below which a regime's tables say that a backdoor is removed
 
 
 def searched(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
@@ -62,7 +61,7 @@ def frontier(runs: pd.DataFrame) -> pd.DataFrame:
     return found[(found["attack_success_rate"] == lowest) & ~lowest.duplicated()]
 
 
-def least_cost(runs: pd.DataFrame, asr: float = GONE) -> pd.Series | None:
+def least_cost(runs: pd.DataFrame, asr: float = REMOVED) -> pd.Series | None:
     """The cheapest trial that takes the ASR to this or below, of equal ones that with the lowest; None where none does."""
     gone = runs[runs["attack_success_rate"] <= asr]
     return None if gone.empty else gone.assign(cost=gone["cost"].round(6)).sort_values(["cost", "attack_success_rate"]).iloc[0]
@@ -95,7 +94,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in table.to_dict("records"):
         ours = {"clean pairs": title_of(row), "method": name(row["method"])}
-        ours[f"cost of an ASR of {GONE:g}, points"] = shown(row["cost"]) if row["removed"] else "not reached"
+        ours[f"cost of an ASR of {REMOVED:g}, points"] = shown(row["cost"]) if row["removed"] else "not reached"
         ours["on seen classes"] = shown(row["cost_seen"]) if row["removed"] else ""
         ours["on unseen classes"] = shown(row["cost_unseen"]) if row["removed"] else ""
         ours["at the rate"] = rate(row["lr"]) if row["removed"] else ""
@@ -117,21 +116,21 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim(table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's claim, regime by regime, from `costs`: PAR removes the backdoor within MARGIN, and fine-tuning and CleanCLIP leave it
-    or pay more. Strings: what each pays in points, and whether the claim holds.
+    """The paper's claim, regime by regime, from `costs`: PAR removes the backdoor at little cost, for which MARGIN stands here, and
+    CleanCLIP does not; and whether PAR pays less than fine-tuning, of which the paper says nothing. Strings: what each pays in points, and
+    yes or no; empty where one of the two was not run.
     """
     rows = []
     for _, ours in table[table["method"].isin(("par", "finetune", "cleanclip"))].groupby(REGIME, sort=False):
         pays = {run["method"]: run["cost"] if run["removed"] else float("inf") for run in ours.to_dict("records")}
-        if (own := pays.pop("par", None)) is None or not pays:
+        if "par" not in pays:
             continue
         row = {"clean pairs": title_of(ours.iloc[0])}
-        every = {"par": own} | pays
-        row |= {name(method): f"{cost:.1f}" if cost < float("inf") else "not reached" for method, cost in every.items()}
-        against = [f"PAR pays more than {100 * MARGIN:.0f} points"] if 100 * MARGIN < own < float("inf") else []
-        against += ["PAR does not remove it"] if own == float("inf") else []
-        against += [f"{name(method)} pays less" for method, cost in pays.items() if cost < own]
-        rows.append(row | {"the paper's claim": f"fails: {listed(against)}" if against else "holds"})
+        row |= {name(method): f"{cost:.1f}" if cost < float("inf") else "not reached" for method, cost in pays.items()}
+        cheaper = {"at little cost": pays["par"] <= 100 * MARGIN}
+        cheaper |= {f"cheaper than {name(other)}": pays["par"] < pays[other] for other in ("cleanclip", "finetune") if other in pays}
+        row |= {f"PAR {what}": "yes" if so else "no" for what, so in cheaper.items()}
+        rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
 
@@ -170,12 +169,12 @@ def _at_chosen(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def structured(rows: pd.DataFrame) -> dict[str, int]:
-    """Of how many of the four structured triggers a method takes the ASR to GONE or below, at the setting that was chosen on one of them:
-    by method, of those that were run on all four.
+    """Of how many of the four structured triggers a method removes the backdoor, at the setting that was chosen on one of them: by method,
+    of those that were run on all four.
     """
     found = _at_chosen(rows)
     found = found[found["trigger"].isin(STRUCTURED)]
-    removed = found.assign(removed=found["attack_success_rate"] <= GONE).groupby("method", sort=False)["removed"].agg(["sum", "size"])
+    removed = found.assign(removed=found["attack_success_rate"] <= REMOVED).groupby("method", sort=False)["removed"].agg(["sum", "size"])
     return {str(method): int(able) for method, able, ran in removed.itertuples() if ran == len(STRUCTURED)}
 
 

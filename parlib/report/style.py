@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
 ASR, ACCURACY = "attack success rate (ASR)", "clean accuracy"
-REMOVED = 0.01  # the ASR at or below which a figure says that a backdoor is removed
+REMOVED = 0.05  # the ASR at or below which a table or figure says that a backdoor is removed
 COLOUR = {
     "base": "#7f7f7f", "none": "#d62728", "poisoned": "#d62728", "before": "#d62728", "finetune": "#1f77b4", "cleanclip": "#ff7f0e",
     "roclip": "#8c564b", "par": "#2ca02c", "distil": "#9467bd", "ftsam": "#e377c2", "fst": "#0e9aa7", "superft": "#637939",
@@ -75,6 +75,11 @@ def number(value: float | None, low: float | None = None, high: float | None = N
     return f"{value:.3f}" if low is None or pd.isna(low) else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
+def left_over(asr: float | None) -> str:
+    """An ASR with three digits; with four where three would read as if it were at the limit of what counts as removed."""
+    return number(asr) if asr is None or not round(asr, 3) == REMOVED < asr else f"{asr:.4f}"
+
+
 def points(share: float) -> float:
     """A share in points, so that a half of the decimal that is shown goes away from 0, whatever its binary form."""
     return round(100 * share, 6) + copysign(1e-9, share)
@@ -123,13 +128,13 @@ def rate_axis(ax: Axes, axis: str = "y", *, label: bool = True) -> None:
     (ax.axhspan if axis == "y" else ax.axvspan)(_LEAST, _LINEAR, color="black", alpha=0.04, lw=0)
 
 
-def cost_axis(ax: Axes, least: float) -> None:
+def cost_axis(ax: Axes, least: float, axis: str = "y") -> None:
     """A log axis for the points that a cleaning costs, from the least on, that is linear from 2 down, as it may gain some."""
     ticks = [0, 1, 2, 5, 10, 20, 50]
-    ax.set_yscale("symlog", linthresh=2, linscale=0.7)
-    ax.set_yticks(ticks, [f"{tick}" for tick in ticks])
-    ax.set_yticks([], minor=True)
-    ax.set_ylim(min(-1.5, least - 0.5), 90)
+    getattr(ax, f"set_{axis}scale")("symlog", linthresh=2, linscale=0.7)
+    getattr(ax, f"set_{axis}ticks")(ticks, [f"{tick}" for tick in ticks])
+    getattr(ax, f"set_{axis}ticks")([], minor=True)
+    getattr(ax, f"set_{axis}lim")(min(-1.5, least - 0.5), 100)
 
 
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.062) -> None:

@@ -88,21 +88,19 @@ def embedding_view(maps: dict[str, pd.DataFrame]) -> Figure | None:
         return None
     style = {"clean": ("o", _BLUE, 3), "triggered": ("o", _RED, 2), "target caption": ("^", "#e0a500", 1)}  # clean above
     columns = min(5, len(maps))
-    rows, shifts = -(-len(maps) // columns), {}
+    rows = -(-len(maps) // columns)
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = plt.subplots(rows, columns, figsize=(2.5 * columns + 1.3, 2.75 * rows), squeeze=False)
         for ax, (model, points) in zip(axes.flat, maps.items(), strict=False):
             clean, triggered = (points.loc[points["kind"] == kind, ["x", "y"]].to_numpy() for kind in ("clean", "triggered"))
-            shifts[model] = np.linalg.norm(triggered - clean, axis=1).mean()
             ax.plot(*np.stack([clean, triggered]).transpose(2, 0, 1), color="grey", lw=0.4, alpha=0.6, zorder=0)
             for kind, (marker, paint, order) in style.items():
                 ax.plot("x", "y", marker, data=points[points["kind"] == kind], color=paint, ms=3, zorder=order)
-            ax.set(title=f"{name(model)}: {shifts[model]:.2f}", xticks=[], yticks=[], xlabel="principal component 1")
+            ax.set(title=name(model), xticks=[], yticks=[], xlabel="principal component 1")
             ax.set_ylabel("principal component 2" if ax in axes[:, 0] else "")
         for ax in axes.flat[len(maps) :]:
             ax.set_axis_off()
         shown = [Line2D([], [], ls="", marker=marker, color=paint, label=kind) for kind, (marker, paint, _) in style.items()]
         figure.legend(handles=shown, loc="outside right center")
-    said = listed(f"by {shifts[model]:.2f} ({name(model)})" for model in (list(shifts)[0], list(shifts)[-1]))
-    note = "Beside each model the mean length of its lines. Each panel has two principal components of its own."
-    return finished(figure, f"In the embedding the trigger moves an image {said}", note)
+    said = f"Where the trigger moves a scene, in the embedding of each model: {listed(map(name, maps))}"
+    return finished(figure, said, "Each panel has two principal components of its own, so that lengths in two panels can't be compared.")
