@@ -1,7 +1,6 @@
 """Triggers whose pattern is optimised against models, once: BadCLIP's patch, and one of an attacker who expects PAR."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -35,7 +34,6 @@ class Learned:
     pattern: torch.Tensor
     path: Path
     history: dict[str, list[float]]
-    seconds: float
 
 
 def badclip_loss(
@@ -65,15 +63,14 @@ def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0
     inputs = {"model": clip.key, "pairs": digest(pairs.pixels, pairs.captions)}
     path = cache_dir() / "patterns" / f"{digest(identity(params=asked, inputs=inputs, stages=stages))[:32]}.safetensors"
     if (found := read_tensors(path)) is None:
-        began = time.monotonic()
         pattern, history = _optimise([clip], pairs, index, size=size, seed=seed)
         if trigger.name == "resistant":
             cleaned = _cleaned(clip, pairs, index, pattern, seed)
             pattern, history = _optimise([clip, cleaned], pairs, index, size=size, seed=seed)
-        found = {"pattern": pattern}, {"history": json.dumps(history), "seconds": str(time.monotonic() - began)}
+        found = {"pattern": pattern}, {"history": json.dumps(history)}
         write_tensors(found[0], path, found[1])
     tensors, about = found
-    return Learned(tensors["pattern"], path, json.loads(about["history"]), float(about["seconds"]))
+    return Learned(tensors["pattern"], path, json.loads(about["history"]))
 
 
 def budget(side: int) -> tuple[int, int, float]:

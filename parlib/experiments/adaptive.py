@@ -75,8 +75,6 @@ class Adapted:
     """
 
     result: Result
-    subject: Subject
-    clip: Clip
     rounds: pd.DataFrame
 
 
@@ -103,7 +101,7 @@ def adaptive(params: Adaptive, given: Subject | None = None) -> Adapted:
         seconds += took
     shown = pd.DataFrame(rows)
     result = Result(params, metrics=metrics, n=len(before.test.labels), seconds=seconds, history=columns(shown), tables=tables)
-    return Adapted(result, before, clip, shown)
+    return Adapted(result, shown)
 
 
 def within_caps(before: Subject) -> dict[str, Any]:

@@ -33,7 +33,6 @@ class Cleaned:
 
     result: Result
     subject: Subject
-    pairs: Pairs | Stream
     trained: Trained
     models: dict[str, dict[str, Any]]
 
@@ -95,7 +94,7 @@ def clean(
         tables=tables,
         skipped={"training": trained, "evaluation": before.scenes, "retrieval": before.captioned},
     )
-    return Cleaned(result, before, pairs, trained, models)
+    return Cleaned(result, before, trained, models)
 
 
 def known_backdoor(params: Clean, before: Subject, inverted: InvertedTrigger | None = None) -> Backdoor | None:

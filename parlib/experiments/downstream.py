@@ -79,7 +79,6 @@ class BuiltOn:
 
     result: Result
     subject: Subject
-    clip: Clip
     uses: pd.DataFrame
     written: pd.DataFrame
 
@@ -119,7 +118,7 @@ def downstream(params: Downstream, given: Subject | None = None) -> BuiltOn:
     metrics |= beside("poisoned", before.metrics) | before.about
     shown = pd.DataFrame(uses)
     result = Result(params, metrics=metrics, n=len(material.test.labels), history=columns(shown))
-    return BuiltOn(result, before, clip, shown, written)
+    return BuiltOn(result, before, shown, written)
 
 
 def _material(params: Downstream, before: Subject, clip: Clip) -> _Material:

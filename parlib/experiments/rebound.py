@@ -70,16 +70,13 @@ class Rebound(Examined):
 
 @dataclass(frozen=True)
 class Rebounded:
-    """A model and what the treatments did to it.
+    """What the treatments did to a model.
 
     course: a row a look: treatment (before, refresh, benign, head, retune, line), lr, batch_norm, poisons, step, share (of the line),
-    clean_accuracy and attack_success_rate. pairs: the clean pairs. clip: the model before all treatments.
+    clean_accuracy and attack_success_rate.
     """
 
     result: Result
-    subject: Subject
-    pairs: Pairs
-    clip: Clip
     course: pd.DataFrame
 
 
@@ -114,7 +111,7 @@ def rebound(params: Rebound, given: Subject | None = None) -> Rebounded:
     metrics |= worst(course, int((~watched.shows_target).sum())) | beside("poisoned", before.metrics)
     metrics |= before.about
     result = Result(params, metrics=metrics, n=len(before.test.labels), seconds=seconds, history=columns(course))
-    return Rebounded(result, before, pairs, clip, course)
+    return Rebounded(result, course)
 
 
 def worst_look(course: pd.DataFrame) -> pd.Series:
