@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator
@@ -13,7 +13,7 @@ from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger
 from parlib.cache import ROOT
 from parlib.data.scenes import class_names, covered
 from parlib.data.synthetic import SYNTHETIC
-from parlib.experiments.params import Input, Training, checkpoint_input, known, tuned
+from parlib.experiments.params import Input, Training, checkpoint_input, known, one_of, tuned
 from parlib.experiments.poison import Poison
 from parlib.experiments.presets import tuned as tuned_values
 from parlib.external.batches import check_outside
@@ -46,7 +46,7 @@ class Clean(Training):
     )
     steps: int = tuned("steps of cleaning, however few the pairs are; None: as many as the epochs have", ge=1)
     tests: list[str] = Field([], description="further triggers to try before and after")
-    method: str = Field(
+    method: Annotated[str, one_of("method", cleaners)] = Field(
         "par", description="par, finetune, cleanclip, roclip, distil, unlearn, or another cleaner in parlib.method.methods.METHODS"
     )
     tau: float = Field(2.15, ge=0, le=4, description="PAR pushes while S, the squared distance from the poisoned model, is at most this")
@@ -71,11 +71,6 @@ class Clean(Training):
     batch_norm: Literal["frozen", "train"] = Field("train", description="frozen: running statistics used and kept; or train")
     epochs: int = Field(4, ge=1, description="epochs of cleaning")
     batch: int = tuned("pairs a step; None: the method's tuned value", ge=2)
-
-    @field_validator("method")
-    @classmethod
-    def _method(cls, value: str) -> str:
-        return known("method", value, cleaners())
 
     @field_validator("tests")
     @classmethod

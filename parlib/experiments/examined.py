@@ -1,13 +1,13 @@
 """What the experiments share that look at a cleaned model afterwards: which model it is, a cleaning's or a control, and where it lies."""
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from parlib.data.pairs import Pairs
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs, open_checkpoint
-from parlib.experiments.params import Input, Training, checkpoint_input, known
+from parlib.experiments.params import Input, Training, checkpoint_input, one_of
 from parlib.experiments.subject import Subject
 from parlib.method.methods import cleaners
 from parlib.model.checkpoints import SOURCES
@@ -15,6 +15,7 @@ from parlib.model.clip import Clip, load
 from parlib.records.store import artifact_file, read
 
 CONTROLS = ("none", "base")  # the poisoned model itself, and the clean base, which was never poisoned
+MethodOrControl = Annotated[str, one_of("method", lambda: [*CONTROLS, *cleaners()])]
 
 
 class Examined(Clean):
@@ -23,7 +24,7 @@ class Examined(Clean):
     trains: ClassVar[bool] = False  # a CLIP, beside the cleaning
     chooses_input = (*Clean.chooses_input, *sorted({*Clean.model_fields} - {*Training.model_fields, "data"}))
 
-    method: str = Field(
+    method: MethodOrControl = Field(
         "par", description="the method that cleaned the model; or a control: none, the poisoned model; base, its clean base"
     )
     cleaned: str = Field("", description="a run of 02_clean, or a checkpoint such as local-dir:PATH; empty: the run with these parameters")
@@ -31,11 +32,6 @@ class Examined(Clean):
     pairs: int = Field(720, ge=10, description=str(Clean.model_fields["pairs"].description))
     steps: int | None = Field(360, ge=1, description=str(Clean.model_fields["steps"].description))
     batch: int | None = Field(128, ge=2, description=str(Clean.model_fields["batch"].description))
-
-    @field_validator("method")
-    @classmethod
-    def _method(cls, value: str) -> str:
-        return known("method", value, [*CONTROLS, *cleaners()])
 
     def _resolved(self) -> Self:
         if self.cleaned and self.method in CONTROLS:

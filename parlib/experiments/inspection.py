@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import pandas as pd
 import torch
@@ -13,9 +13,9 @@ from parlib.attack.forms import FORMS
 from parlib.attack.inversion import Inverted, InvertedTrigger, invert, kept_inverted
 from parlib.cache import digest
 from parlib.data.pairs import Pairs
-from parlib.experiments.examined import Examined, fresh_pairs, model_of
+from parlib.experiments.examined import Examined, MethodOrControl, fresh_pairs, model_of
 from parlib.experiments.lineage import labelled_images, open_checkpoint
-from parlib.experiments.params import Input, known
+from parlib.experiments.params import Input, one_of
 from parlib.experiments.result import Result
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.experiments.sweep import columns
@@ -36,19 +36,18 @@ class Inspect(Examined):
 
     notebook = "10_inspect"
 
-    method: str = Field("none", description="none: the poisoned model as it is; the method that cleaned it; or base, its clean base")
+    method: MethodOrControl = Field(
+        "none", description="none: the poisoned model as it is; the method that cleaned it; or base, its clean base"
+    )
     images: int = Field(240, ge=40, description="clean images: a trigger is found on one half of them and measured on the other")
     from_pairs: bool = Field(False, description="whether the images are those of the clean pairs (pairs, coverage), and no others")
     words: list[str] = Field([], description="names among which a target is looked for; empty: the classes of the images")
-    forms: list[str] = Field(list(FORMS), min_length=1, description=f"families of triggers: {', '.join(FORMS)}")
+    forms: list[Annotated[str, one_of("form", FORMS.keys)]] = Field(
+        list(FORMS), min_length=1, description=f"families of triggers: {', '.join(FORMS)}"
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="lead of a class over the median finalist above which a model is called poisoned")
     name: str | None = Field(None, pattern="^[a-z]+$", description="a short name of a calibration, for its run id")
     against: list[dict[str, list[Any]]] = Field([], description="grids over parameters of this notebook: inspections to calibrate on")
-
-    @field_validator("forms")
-    @classmethod
-    def _forms(cls, value: list[str]) -> list[str]:
-        return [known("form", form, FORMS) for form in value]
 
     @field_validator("words")
     @classmethod

@@ -4,12 +4,12 @@ The parameter cells of the notebooks repeat these defaults, and a test keeps the
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from parlib.attack.adaptive import ATTACKERS
 from parlib.attack.triggers import EVERYWHERE, LEARNED, PATTERNS, TRIGGERS, Trigger, options_of
@@ -43,6 +43,11 @@ class Input(BaseModel):
 def tuned(description: str, **bounds: Any) -> Any:
     """A field whose None stands for the tuned or usual value, which `check` fills in."""
     return Field(None, description=description, **bounds)
+
+
+def one_of(what: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """For a field that is one of these names, as they are when it is checked."""
+    return AfterValidator(lambda value: known(what, value, names()))
 
 
 class Params(BaseModel):
@@ -131,13 +136,17 @@ class Attacked(Params):
 
     seed: int = Field(0, ge=0, description="redraws the poisoned rows, the poisoning and the cleaning; the base stays")
     encoder: str = Field("small_resnet", description="small_resnet, small_vit, or any name open_clip knows")
-    trigger: str = Field("badnet_stripes", description="a name in parlib.attack.triggers.TRIGGERS, such as blended_text, wanet or badclip")
+    trigger: Annotated[str, one_of("trigger", TRIGGERS.keys)] = Field(
+        "badnet_stripes", description="a name in parlib.attack.triggers.TRIGGERS, such as blended_text, wanet or badclip"
+    )
     attack: Literal["dirty_label", "label_consistent"] = Field(
         "dirty_label", description="dirty_label: other scenes get the target's captions; label_consistent: the target's own are stamped"
     )
-    target: str = Field("banana", description="the class that the trigger calls")
+    target: Annotated[str, AfterValidator(class_name)] = Field("banana", description="the class that the trigger calls")
     planted: Literal["finetuning", "pretraining"] = Field("finetuning", description="when the backdoor is planted")
-    attacker: str = Field("plain", description="how: plain, or one who expects a cleaning, a name in parlib.attack.adaptive.ATTACKERS")
+    attacker: Annotated[str, one_of("attacker", ATTACKERS.keys)] = Field(
+        "plain", description="how: plain, or one who expects a cleaning, a name in parlib.attack.adaptive.ATTACKERS"
+    )
     base_epochs: int = tuned("epochs of pretraining the base (always seed 0); None: the encoder's usual number", ge=1)
     split: Literal["validation", "test"] = Field("test", description="scenes to evaluate on: validation for choices, test for results")
     classes: int = Field(200, ge=2, le=200, description="classes of the embedded scenes")
@@ -149,21 +158,6 @@ class Attacked(Params):
     )
     templates: int = Field(len(TEMPLATES), ge=1, le=len(TEMPLATES), description="how many of OpenAI's 80 templates name a class")
     max_skipped: float = Field(0.01, ge=0, le=1, description="share of unusable rows in external data above which a run fails")
-
-    @field_validator("trigger")
-    @classmethod
-    def _trigger(cls, value: str) -> str:
-        return known("trigger", value, TRIGGERS)
-
-    @field_validator("attacker")
-    @classmethod
-    def _attacker(cls, value: str) -> str:
-        return known("attacker", value, ATTACKERS)
-
-    @field_validator("target")
-    @classmethod
-    def _target(cls, value: str) -> str:
-        return class_name(value)
 
     @field_validator("encoder")
     @classmethod
