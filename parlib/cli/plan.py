@@ -16,8 +16,9 @@ import yaml
 from parlib.attack.triggers import TRIGGERS
 from parlib.cache import ROOT
 from parlib.experiments.examined import CONTROLS
-from parlib.experiments.params import Params, known
+from parlib.experiments.params import Params
 from parlib.experiments.registry import EXPERIMENTS, FUNCTIONS, check
+from parlib.experiments.wording import known
 from parlib.method.methods import METHODS
 from parlib.records.status import state
 

@@ -13,9 +13,10 @@ from parlib.attack.triggers import LEARNED, TRIGGERS, Trigger
 from parlib.cache import ROOT
 from parlib.data.scenes import class_names, covered
 from parlib.data.synthetic import SYNTHETIC
-from parlib.experiments.params import Input, Training, checkpoint_input, known, one_of, tuned
+from parlib.experiments.params import Input, Training, checkpoint_input, tuned
 from parlib.experiments.poison import Poison
 from parlib.experiments.presets import tuned as tuned_values
+from parlib.experiments.wording import known, one_of
 from parlib.external.batches import check_outside
 from parlib.measure.selection import KNOBS
 from parlib.method.methods import METHODS, Recipe, cleaners

@@ -7,8 +7,9 @@ from pydantic import Field
 from parlib.data.pairs import Pairs
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.lineage import load_pairs, open_checkpoint
-from parlib.experiments.params import Input, Training, checkpoint_input, one_of
+from parlib.experiments.params import Input, Training, checkpoint_input
 from parlib.experiments.subject import Subject
+from parlib.experiments.wording import one_of
 from parlib.method.methods import cleaners
 from parlib.model.checkpoints import SOURCES
 from parlib.model.clip import Clip, load

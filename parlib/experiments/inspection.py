@@ -15,11 +15,12 @@ from parlib.cache import digest
 from parlib.data.pairs import Pairs
 from parlib.experiments.examined import Examined, MethodOrControl, fresh_pairs, model_of
 from parlib.experiments.lineage import labelled_images, open_checkpoint
-from parlib.experiments.params import Input, one_of
+from parlib.experiments.params import Input
 from parlib.experiments.result import Result
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.experiments.sweep import columns
 from parlib.experiments.trials import combinations
+from parlib.experiments.wording import one_of
 from parlib.measure.detection import detection
 from parlib.measure.metrics import classifier, evaluate
 from parlib.model.checkpoints import SOURCES

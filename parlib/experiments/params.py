@@ -3,8 +3,7 @@
 The parameter cells of the notebooks repeat these defaults, and a test keeps them equal. None stands for a tuned or usual value.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -17,7 +16,7 @@ from parlib.cache import ROOT, digest, file_sha256
 from parlib.data.pairs import TEMPLATES
 from parlib.data.scenes import SIDE, class_names
 from parlib.experiments.presets import scale_values, trigger_options
-from parlib.experiments.wording import explain, shown
+from parlib.experiments.wording import explain, known, one_of, shown
 from parlib.external.batches import check_outside
 from parlib.external.content import content
 from parlib.external.patterns import read_pattern
@@ -43,11 +42,6 @@ class Input(BaseModel):
 def tuned(description: str, **bounds: Any) -> Any:
     """A field whose None stands for the tuned or usual value, which `check` fills in."""
     return Field(None, description=description, **bounds)
-
-
-def one_of(what: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """For a field that is one of these names, as they are when it is checked."""
-    return AfterValidator(lambda value: known(what, value, names()))
 
 
 class Params(BaseModel):
@@ -287,13 +281,3 @@ class Training(Attacked):
 def checkpoint_input(source: str) -> Input:
     """A checkpoint as an input; of what is downloaded no sha256 is known."""
     return Input(run=source, sha256=checkpoint_sha256(source))
-
-
-def known(what: str, value: str, names: Iterable[str]) -> str:
-    """The value, where it is among the names; else ValueError, which names the near miss."""
-    names = list(names)
-    if not isinstance(value, str) or value not in names:
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ";"
-        raise ValueError(f"unknown {what} {value!r}{hint} known are: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
-    return value
