@@ -1,4 +1,6 @@
-"""The numbers that prose states, from the published records: of one run, of the rows that a question finds, and as cells of a table."""
+"""The numbers that prose states, from the published records: of one run, of the rows that a question finds, and as cells of a table.
+Templates may call every public function.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -15,10 +17,6 @@ from parlib.report import downstream, inspection, rebound, regimes, schedule, st
 from parlib.report.kept import gpu
 from parlib.report.rows import table, trials
 
-# What templates may call.
-GIVEN = """run rows published where has one spread span cell grid overview trainings superseded regime regime_costs where_trials
-detector inspections unlearned distilled_unfound attacked_by left examined ended woken benign_looks aftermath reproduced minutes
-on_workers longest_chain attacked_seeds""".split()
 # The columns that templates ask for most.
 _SHORT = {"asr": "attack_success_rate", "ca": "clean_accuracy", "under": "triggered_accuracy", "base_ca": "base_clean_accuracy"}
 _SHORT |= {"base_under": "base_triggered_accuracy", "poisoned_ca": "poisoned_clean_accuracy"}

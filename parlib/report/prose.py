@@ -30,8 +30,10 @@ def render(template: str) -> str:
     """A template's text with its numbers."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= numbers.FILTERS
-    environment.globals |= {name: getattr(numbers, name) for name in numbers.GIVEN}
-    environment.globals |= {"check": check, "constant": constant, "area": area, "faults": kept.faults, "gpu": kept.gpu, "speed": kept.speed}
+    for module in (numbers, kept):
+        public = ((name, value) for name, value in vars(module).items() if not name.startswith("_"))
+        environment.globals |= {name: value for name, value in public if getattr(value, "__module__", "") == module.__name__}
+    environment.globals |= {"check": check, "constant": constant, "area": area}
     environment.globals |= {"adaptive": adaptive, "inspection": inspection, "regimes": regimes}
     environment.globals |= {"paper": paper.published, "paper_source": paper.source, "main": list(MAIN), "margin": MARGIN}
     return environment.get_template(template).render()
