@@ -98,7 +98,10 @@ def test_weights_may_be_on_the_machine_that_made_the_record_and_what_figures_nee
     made = record("02_clean", tables={"points": pd.DataFrame({"x": [1.0]})})
     (cache_dir() / made["artifacts"]["weights"]["path"]).unlink()
     assert publish.publishable() == {POISON: "", CLEAN: ""}
-    (folder / made["artifacts"]["points"]["path"]).unlink()
+    points = folder / made["artifacts"]["points"]["path"]
+    points.write_text("x\n2.0\n")
+    assert "points" in publish.publishable()[CLEAN]
+    points.unlink()
     assert publish.publishable()[CLEAN] == "its points is gone"
 
 

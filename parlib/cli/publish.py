@@ -10,13 +10,13 @@ from typing import Any
 
 import nbformat
 
-from parlib.cache import ROOT, atomic_folder, check_surroundings, file_sha256
+from parlib.cache import ROOT, atomic_folder, check_surroundings
 from parlib.cli.notebooks import notebook_path
 from parlib.cli.plan import plan
 from parlib.cli.verify import reproduced
 from parlib.experiments.registry import EXPERIMENTS, check
-from parlib.records.status import fresh
-from parlib.records.store import REFERENCE, located, outputs, read, read_all, read_file, record_files, record_path
+from parlib.records.status import fresh, state
+from parlib.records.store import REFERENCE, outputs, read, read_all, read_file, record_files, record_path
 from parlib.report import prose
 from parlib.report.rows import table
 
@@ -77,26 +77,16 @@ def publishable() -> dict[str, str]:
     """Every planned run, and why it can't be published, empty where it can: it is done, here or, where only what is in the cache is gone,
     elsewhere; or its record was restored. ValueError when a published run would be lost, as it is stale, or neither here nor restored.
     """
-    reasons = {run.id: run.state() for run in plan(ROOT / "params" / "small") if not run.view}
-    for run, reason in reasons.items():
-        if reason == "done":
-            reasons[run] = ""
-        elif re.fullmatch(r"its \w+ is gone", reason):
-            lacking = "" if _restored(run) else _lacking(run)
-            reasons[run] = lacking and f"its {lacking} is gone"
+    reasons = {}
+    for run in (run for run in plan(ROOT / "params" / "small") if not run.view):
+        reason = run.state()
+        if re.fullmatch(r"its \w+ is gone", reason):
+            reason = "done" if _restored(run.id) else state(run.params, cache=False)
+        reasons[run.id] = "" if reason == "done" else reason
     if lost := [run for run, reason in reasons.items() if reason and (REFERENCE / f"{run}.json").exists()]:
         remedy = "make them again, or take them back with: python -m parlib.cli.publish --restore"
         raise ValueError(f"{len(lost)} published runs would be lost, such as {lost[0]} ({reasons[lost[0]]}); {remedy}")
     return reasons
-
-
-def _lacking(run: str) -> str:
-    """The first artifact of a run that is not beside its record as it was written; those in the cache may be on another machine."""
-    for name, artifact in read("small", run)["artifacts"].items():
-        path = located(artifact)
-        if artifact["in"] == "project" and not (path.exists() and file_sha256(path) == artifact["sha256"]):
-            return name
-    return ""
 
 
 def _restored(run: str) -> bool:

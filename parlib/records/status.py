@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from parlib.experiments.params import Params
 
 
-def state(run: "Params") -> str:
-    """done, missing, or why a run must be made again, such as "stale: method/par 1 -> 2"."""
+def state(run: "Params", *, cache: bool = True) -> str:
+    """done, missing, or why a run must be made again, such as "stale: method/par 1 -> 2". cache: False asks for no file of the cache, which
+    may be on the machine that made the record.
+    """
     path = record_path(run.scale, run.id)
     if not path.exists():
         return "missing"
@@ -19,6 +21,8 @@ def state(run: "Params") -> str:
     if changed := stale(record, run):
         return f"stale: {changed}"
     for name, artifact in record["artifacts"].items():
+        if artifact["in"] == "cache" and not cache:
+            continue
         found = located(artifact)
         if not found.exists():
             return f"its {name} is gone"
