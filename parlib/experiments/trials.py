@@ -13,6 +13,7 @@ from parlib.experiments.clean_params import ATTACKED, Clean
 from parlib.experiments.params import Attacked, Input, tuned
 from parlib.experiments.subject import Subject, clean_pairs, subject
 from parlib.external.stream import Stream
+from parlib.measure.distance import share_above
 from parlib.method.methods import METHODS
 
 _FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "resize", "max_skipped", "tests")  # of all
@@ -167,18 +168,14 @@ def trial_row(params: Clean, material: Material, *, device: str = "cpu", tell: A
         if s := history.get(f"s_{tower}"):
             last = s[-len(s) // 10 :]
             row |= {f"s_{tower}_max": max(s), f"s_{tower}_end": sum(last) / len(last)}
-            row[f"share_above_tau_{tower}"] = sum(value > params.tau for value in s) / len(s)
+            row[f"share_above_tau_{tower}"] = share_above(s, params.tau)
     row |= {"seconds": cleaned.trained.seconds, "weights": cleaned.trained.sha256, "error": ""}
-    return settings_row(params, before) | row | start_row(before)
+    return as_row(params, before, row)
 
 
-def settings_row(params: Clean, before: Subject) -> dict[str, Any]:
-    """A trial's parameters as columns, those of its trigger as it was planted."""
-    return params.model_dump(exclude=_COMMON) | {"patch": before.trigger.patch, "strength": before.trigger.strength}
-
-
-def start_row(before: Subject) -> dict[str, Any]:
-    """What a table says of the poisoned model that a trial started from."""
+def as_row(params: Clean, before: Subject, measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of a trial between its parameters, those of its trigger as it was planted, and the poisoned model's metrics."""
+    settings = params.model_dump(exclude=_COMMON) | {"patch": before.trigger.patch, "strength": before.trigger.strength}
     metrics = before.metrics
-    found = {"poisoned_clean_accuracy": metrics["clean_accuracy"], "poisoned_asr": metrics["attack_success_rate"]}
-    return found | before.planting
+    start = {"poisoned_clean_accuracy": metrics["clean_accuracy"], "poisoned_asr": metrics["attack_success_rate"]}
+    return settings | measured | start | before.planting

@@ -17,7 +17,7 @@ import torch
 
 from parlib.cache import cache_dir, digest, lock
 from parlib.experiments.clean_params import Clean
-from parlib.experiments.trials import Material, Sweep, settings_row, start_row, trial_row
+from parlib.experiments.trials import Material, Sweep, as_row, trial_row
 from parlib.method.methods import METHODS, Recipe
 from parlib.progress import progress
 from parlib.train.ray import nbytes, ray_running
@@ -105,7 +105,7 @@ def _result(i: int, result, params: Sweep, grid: list[Clean], material: Material
     if not ended and (result.error or not stopped):
         error = " ".join(str(getattr(result.error, "cause", None) or result.error or "did not finish").split())[-300:]
     before = material.subjects[trial.attacked_model]
-    return {"stopped": not error} | settings_row(trial, before) | measured | start_row(before) | {"error": error}
+    return {"stopped": not error} | as_row(trial, before, measured) | {"error": error}
 
 
 def failures(trials: pd.DataFrame) -> None:

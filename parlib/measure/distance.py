@@ -24,6 +24,11 @@ def vendi(embeddings: torch.Tensor) -> float:
     return (-(values * values.log()).sum()).exp().item()
 
 
+def share_above(s: list[float], tau: float) -> float:
+    """The share of a training's steps at which S was above tau."""
+    return sum(value > tau for value in s) / len(s)
+
+
 def rotation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The orthogonal matrix R (D, D) that brings one @ R nearest to other, both (N, D), in squared distance (orthogonal Procrustes)."""
     left, _, right = torch.linalg.svd(one.double().T @ other.double())

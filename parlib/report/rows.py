@@ -9,6 +9,7 @@ from parlib.attack.triggers import Trigger
 from parlib.experiments.lineage import learned_pattern
 from parlib.experiments.presets import proportion
 from parlib.experiments.registry import check
+from parlib.measure.distance import share_above
 from parlib.measure.selection import MARGIN, blind, choose
 from parlib.records.store import artifact_file
 from parlib.report.regimes import REGIME, searched, title_of
@@ -85,7 +86,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         row |= _POISONING | {"pairs": params["train_scenes"], "patch": planted.patch, "strength": planted.strength}
     for tower in ("image", "text"):
         if s := history.get(f"s_{tower}"):
-            row[f"share_above_tau_{tower}"] = sum(value > params["tau"] for value in s) / len(s)
+            row[f"share_above_tau_{tower}"] = share_above(s, params["tau"])
     return row
 
 
