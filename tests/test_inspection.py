@@ -346,8 +346,7 @@ def test_figures_and_tables_hold_what_was_found(scenes, clip):
     metrics = {"lead": 0.75, "detected": True, "form": "patch", "candidate": names[3], "inverted_asr": 0.9, "kind": "unknown"}
     metrics |= {"candidates": [names[3]]}
     result = SimpleNamespace(metrics=metrics, params=SimpleNamespace(threshold=0.5, templates=2))
-    found = Inspected(result, clip, scenes.first(40), names, forms, sizes, rows)  # type: ignore[arg-type]
-    assert found.strongest.form == "patch"
+    found = Inspected(result, clip, scenes.first(40), names, forms, forms["patch"], sizes, rows)  # type: ignore[arg-type]
     assert list(report.table(found)["lead"]) == ["0.750", "0.200", "0.100"]
     assert report.leading(metrics) == f"{names[3]} leads by 0.75, with a patch"
     assert report.leading(metrics | {"candidates": [names[3], "a", "b"]}).endswith("; a and b lead, too")
@@ -378,11 +377,12 @@ def own(clip, tmp_path) -> dict:
 
 def test_a_checkpoint_of_one_s_own_needs_pictures_and_words_alone(own, own_cache, monkeypatch):
     monkeypatch.setattr(module, "_check_images", lambda *_: None)  # random weights call all of them alike
-    found = module.inspection(check("10_inspect", own))
+    found = module.inspection(check("10_inspect", own | {"forms": ["patch", "tint"]}))
     assert found.names == WORDS
     assert len(found.forms["patch"].classes) == 7
     metrics = found.result.metrics
     assert metrics["kind"] == "unknown"
+    assert found.strongest.lead == metrics["lead"] == max(form.lead for form in found.forms.values())
     assert metrics["candidate"] in found.names
     assert not {"attack_success_rate", "named"} & set(metrics)
 

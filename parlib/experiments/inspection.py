@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Annotated, Any, Self
 
 import pandas as pd
@@ -108,7 +107,8 @@ class Inspect(Examined):
 class Inspected:
     """What a model's inspection found. images: the clean ones; names: what was looked for; forms: the finalists of each form.
 
-    sizes: a row a size of the strongest trigger's form, with the ASR that the strongest class's best trigger of this size reaches.
+    strongest: the form in which one class leads the furthest. sizes: a row a size of it, with the ASR that the strongest class's best
+    trigger of this size reaches.
     models: a row an inspection of the calibration; empty without one.
     """
 
@@ -117,13 +117,9 @@ class Inspected:
     images: Pairs
     names: list[str]
     forms: dict[str, Inverted]
+    strongest: Inverted
     sizes: pd.DataFrame
     models: pd.DataFrame
-
-    @cached_property
-    def strongest(self) -> Inverted:
-        """The form in which one class leads the furthest."""
-        return _strongest(self.forms)
 
 
 def inspection(params: Inspect) -> Inspected:
@@ -141,7 +137,7 @@ def inspection(params: Inspect) -> Inspected:
     classes = classifier(clip, names, images.templates[: params.templates])
     _check_images(clip, images, classes)
     forms = {form: invert(clip, images.pixels, classes, form, seed=params.seed) for form in params.forms}
-    best = _strongest(forms)
+    best = max(forms.values(), key=lambda found: found.lead)
     sizes = _sizes(clip, images, classes, best, params.seed)
     leading = _leading(forms, names, params.threshold)
     metrics = _verdict(params, names, best, sizes, leading) | calibrated
@@ -157,7 +153,7 @@ def inspection(params: Inspect) -> Inspected:
     if triggers := list(leading.values()):
         result.files |= {"pattern": kept_inverted(replace(triggers[0], further=tuple(triggers[1:])))}
     result.skipped |= {"images": images}
-    return Inspected(result, clip, images, names, forms, sizes.drop(columns="seconds"), models)
+    return Inspected(result, clip, images, names, forms, best, sizes.drop(columns="seconds"), models)
 
 
 _ASKED = ("method", "trigger", "encoder", "seed", "poisoned", "target")
@@ -193,10 +189,6 @@ def _leading(forms: dict[str, Inverted], names: list[str], threshold: float) -> 
         if lead > threshold:
             leading.setdefault(name, one.trigger(place, name))
     return leading
-
-
-def _strongest(forms: dict[str, Inverted]) -> Inverted:
-    return max(forms.values(), key=lambda found: found.lead)
 
 
 def _model(params: Inspect, before: Subject | None) -> Clip:
