@@ -1,16 +1,14 @@
-"""Inverted triggers and the detector: a backdoor written by hand is found and named, and rates are scikit-learn's."""
+"""Inverted triggers and the detector: a backdoor written by hand is found and named, and rates are counted by hand."""
 
 import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from miniatures import own_checkpoint, picture
 from safetensors.torch import save_file
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +22,7 @@ from parlib.data.scenes import class_names, load_scenes
 from parlib.experiments import inspection as module
 from parlib.experiments.inspection import Inspected, _leading, calibration_rows
 from parlib.experiments.registry import check
-from parlib.measure.detection import auroc, detection, threshold
+from parlib.measure.detection import detection, threshold
 from parlib.model.clip import Clip
 from parlib.report import inspection as report
 
@@ -241,9 +239,8 @@ def test_rates_are_of_the_half_that_did_not_set_the_threshold():
     assert (found["false_alarm_rate"], found["false_alarm_rate_n"]) == (0.5, 2)
     assert (found["detection_rate"], found["detection_rate_n"]) == (pytest.approx(2 / 3), 3)
     assert found["detection_rate_ci_low"] < 2 / 3 < found["detection_rate_ci_high"]
-    assert found["auroc"] == pytest.approx(roc_auc_score([0, 0, 1, 1, 1], [0.05, 0.30, 0.08, 0.99, 1.0]))
-    scores = [0.02, 0.05, 0.11, 0.30, 0.01, 0.95, 0.08, 0.80, 0.99, 0.20, 1.0]
-    assert found["auroc_of_all"] == pytest.approx(roc_auc_score([0] * 5 + [1] * 6, scores))
+    assert found["auroc"] == pytest.approx(5 / 6)  # of six pairs of a planted and a clean one, 0.08 is below 0.30
+    assert found["auroc_of_all"] == pytest.approx(27 / 30)  # 0.08 is below two clean ones, 0.20 below one
     # at a half, over all: planted 0.95, 0.80 and 0.20 of badnet, 0.08, 0.99 and 1.0 of sig, of which those above 0.9 name the target
     assert found["by_trigger"] == {"badnet": {"models": 3, "found": 2, "named": 1}, "sig": {"models": 3, "found": 2, "named": 2}}
     assert (found["usual_false_alarms"], found["usual_found"]) == (0, 3)
@@ -251,9 +248,9 @@ def test_rates_are_of_the_half_that_did_not_set_the_threshold():
 
 
 def test_a_tie_counts_a_half():
-    draw = np.random.default_rng(0)
-    scores, planted = pd.Series(draw.integers(0, 5, 40) / 5), pd.Series(draw.random(40) < 0.4)
-    assert auroc(scores, planted) == pytest.approx(roc_auc_score(planted, scores))
+    tied = _models()
+    tied.loc[tied["run"] == "planted1", "lead"] = 0.30  # as one of the two clean ones beside it
+    assert detection(tied, 0.5)["auroc"] == pytest.approx(5.5 / 6)
     assert threshold(pd.Series([0.3, 0.3]), pd.Series([True, False])) == 0.3
 
 

@@ -26,6 +26,8 @@ def detection(models: pd.DataFrame, usual: float) -> dict[str, Any]:
     were found, and named rightly.
     ValueError where a half has no model of a kind.
     """
+    from sklearn.metrics import roc_auc_score  # here, as it brings scipy, for a second of each start
+
     found = counted(models).sort_values("run", kind="stable")
     first = found.groupby("planted").cumcount() % 2 == 0
     fitted, other = found[first], found[~first]
@@ -33,8 +35,9 @@ def detection(models: pd.DataFrame, usual: float) -> dict[str, Any]:
     if min(len(clean), len(planted)) < 2:
         raise ValueError(f"a calibration needs two clean and two planted models or more, not {len(clean)} and {len(planted)}")
     cut = threshold(fitted["lead"], fitted["planted"])
-    metrics: dict[str, Any] = {"calibrated": cut, "auroc": auroc(other["lead"], other["planted"])}
-    metrics["auroc_of_all"] = auroc(found["lead"], found["planted"])  # it takes no threshold
+    metrics: dict[str, Any] = {"calibrated": cut}
+    for name, rows in (("auroc", other), ("auroc_of_all", found)):  # it takes no threshold
+        metrics[name] = float(roc_auc_score(rows["planted"], rows["lead"]))
     above = {kind: torch.tensor((rows["lead"] > cut).tolist()) for kind, rows in other.groupby("planted")}
     metrics |= rates(false_alarm_rate=above[False], detection_rate=above[True])
     metrics |= {"clean_models": len(clean), "planted_models": len(planted), "bases": found["base"].nunique()}
@@ -47,12 +50,6 @@ def detection(models: pd.DataFrame, usual: float) -> dict[str, Any]:
         for trigger, rows in seen.groupby("trigger", sort=False)
     }
     return metrics
-
-
-def auroc(scores: pd.Series, planted: pd.Series) -> float:
-    """The share of pairs of a planted and a clean model in which the planted one scores higher; a tie counts a half."""
-    high, low = scores[planted].to_numpy(float), scores[~planted].to_numpy(float)
-    return float(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
 
 
 def threshold(scores: pd.Series, planted: pd.Series) -> float:
