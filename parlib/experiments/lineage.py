@@ -4,9 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from parlib.cache import cache_dir, digest, lock
+from parlib.cache import read_tensors
 from parlib.data.pairs import TEMPLATES, Pairs, class_index
 from parlib.data.scenes import covered, load_scenes
 from parlib.data.synthetic import load_synthetic
@@ -15,11 +14,10 @@ from parlib.external.batches import Skipped
 from parlib.external.files import Source
 from parlib.external.rows import label_names
 from parlib.external.stream import Stream, captioned, labelled
-from parlib.model.checkpoints import checkpoint_of, read_checkpoint
-from parlib.model.clip import WEIGHTS, Clip
+from parlib.model.checkpoints import read_checkpoint
+from parlib.model.clip import Clip
 from parlib.model.preparation import Preparation
 from parlib.records.store import artifact_file
-from parlib.train.cached import Trained, keep, kept_report
 
 
 def open_checkpoint(source: str, params: Training) -> Clip:
@@ -27,15 +25,6 @@ def open_checkpoint(source: str, params: Training) -> Clip:
     clip = read_checkpoint(source, encoder=params.encoder, normalised=params.normalised)
     clip.net.to(params.compute.device)
     return clip
-
-
-def imported(base: str, params: Training) -> Trained:
-    """A clean base that is a checkpoint: kept in the cache as open_clip's folder, as what was trained here is."""
-    clip = open_checkpoint(checkpoint_of(base, params.encoder), params)
-    folder = cache_dir() / "models" / digest("imported", clip.key)[:32]
-    with lock(folder.with_suffix(".lock"), wait=True, doing=f"keeping {base}"):
-        report = kept_report(folder) or keep(clip, folder, {})
-    return Trained(clip, folder / WEIGHTS, report["sha256"], {}, 0.0)
 
 
 def preparation(clip: Clip | None, params: Attacked) -> Preparation:
@@ -115,5 +104,6 @@ def learned_pattern(record: dict[str, Any] | None) -> torch.Tensor | None:
     """
     if record is None or "pattern" not in record["artifacts"]:
         return None
-    with safe_open(artifact_file(record, "pattern"), "pt") as file:
-        return file.get_tensor("pattern")
+    found = read_tensors(artifact_file(record, "pattern"))
+    assert found is not None  # its sha256 is the record's
+    return found[0]["pattern"]

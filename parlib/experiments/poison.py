@@ -14,7 +14,7 @@ from parlib.attack.poison import poison as poison_pairs
 from parlib.attack.triggers import LEARNED, PLACED, Trigger
 from parlib.data.pairs import Pairs
 from parlib.data.scenes import class_names
-from parlib.experiments.lineage import evaluation_images, imported, load_pairs, watched_images
+from parlib.experiments.lineage import evaluation_images, load_pairs, open_checkpoint, watched_images
 from parlib.experiments.params import Input, Training, checkpoint_input, tuned
 from parlib.experiments.presets import planting, trigger_options
 from parlib.experiments.result import Result, beside
@@ -25,7 +25,7 @@ from parlib.measure.metrics import EvalSet, evaluate
 from parlib.method.methods import METHODS, Recipe
 from parlib.model.checkpoints import checkpoint_of
 from parlib.model.clip import create
-from parlib.train.cached import Trained, train
+from parlib.train.cached import Trained, keep_made, train
 
 
 class Poison(Training):
@@ -194,7 +194,7 @@ def poison(params: Poison) -> Poisoned:
 def pretrained(params: Poison) -> Trained:
     """The clean base: the checkpoint that is named, or one that is trained here on the scenes."""
     if params.base:
-        return imported(params.base, params)
+        return keep_made(open_checkpoint(checkpoint_of(params.base, params.encoder), params))
     pairs = load_pairs("scenes", params.train_scenes, params, split="train")
     return train(create(params.encoder, params.base_seed), pairs, params.pretraining(), compute=params.compute, title="pretraining")
 

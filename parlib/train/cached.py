@@ -110,11 +110,15 @@ def keep(clip: Clip, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
-def keep_made(clip: Clip, trained: Trained) -> Trained:
-    """A training whose model something was made of: the new one in the place of its own, in the cache under what it holds."""
+def keep_made(clip: Clip, trained: Trained | None = None) -> Trained:
+    """A model that no training left as it is, in the cache under what it holds: in the place of the one that it was made of, or read from a
+    checkpoint.
+    """
+    known = trained or Trained(clip, Path(), "", {}, 0.0)
     folder = cache_dir() / "models" / clip.key[:32]
-    report = kept_report(folder) or keep(clip, folder, {"history": trained.history, "seconds": trained.seconds})
-    return replace(trained, clip=clip, weights=folder / WEIGHTS, sha256=report["sha256"])
+    with lock(folder.with_suffix(".lock"), wait=True, doing=f"keeping {folder.name}"):
+        report = kept_report(folder) or keep(clip, folder, {"history": known.history, "seconds": known.seconds})
+    return replace(known, clip=clip, weights=folder / WEIGHTS, sha256=report["sha256"])
 
 
 def kept_report(folder: Path) -> dict[str, Any] | None:
