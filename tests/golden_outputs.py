@@ -30,7 +30,6 @@ from parlib.external.files import LAYOUTS
 from parlib.external.images import decode
 from parlib.measure.distance import rotation, turned
 from parlib.measure.metrics import measure, retrieval, zero_shot
-from parlib.measure.probe import fit_probe
 from parlib.method.losses import distance
 from parlib.method.methods import METHODS, Backdoor, Recipe
 from parlib.method.schedule import SCHEDULES, learning_rate
@@ -40,7 +39,7 @@ from parlib.model.weights import between, negated, refreshed
 from parlib.stages import STAGES
 from parlib.train.captioner import Captioner
 from parlib.train.captioner import _fit as fit_words
-from parlib.train.head import fit_head
+from parlib.train.head import fit_head, fit_probe
 from parlib.train.loop import fit
 
 FOLDER = ROOT / "tests" / "golden"

@@ -20,10 +20,10 @@ from parlib.experiments import downstream as module
 from parlib.experiments.downstream import _Embedded, _Material
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
-from parlib.measure.probe import fit_probe
 from parlib.report import downstream as report
 from parlib.train import captioner as captioners
 from parlib.train.captioner import Captioner, fit_captioner
+from parlib.train.head import fit_probe
 
 
 def _near(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:

@@ -17,10 +17,10 @@ from parlib.experiments.sweep import columns
 from parlib.external.others_captioner import OthersCaptioner, captioner_sha256
 from parlib.external.stream import named
 from parlib.measure.metrics import EvalSet, evaluate, rates, retrieval
-from parlib.measure.probe import fit_probe
 from parlib.method.losses import distance
 from parlib.model.clip import Clip, embed_images, embed_texts
 from parlib.train.captioner import fit_captioner
+from parlib.train.head import fit_probe
 
 _ENDS = ("", "_ci_low", "_ci_high")
 _RESAMPLED = 200  # times, for an interval of BLEU

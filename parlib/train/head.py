@@ -1,4 +1,6 @@
-"""A classifier on top of a CLIP's image encoder, both fine-tuned on labelled images: what many users do next."""
+"""Classifiers on top of a CLIP's image encoder, as many users fit next: a head, both fine-tuned on labelled images, and a linear probe on
+the embeddings of a frozen one.
+"""
 
 from collections.abc import Callable, Collection
 
@@ -10,6 +12,8 @@ from parlib.data.pairs import Pairs
 from parlib.method.schedule import learning_rate
 from parlib.model.clip import Clip
 from parlib.progress import progress
+
+_ITERATIONS = 200  # of a probe
 
 
 def fit_head(
@@ -52,3 +56,20 @@ def fit_head(
             look(step + 1, head.detach())
     clip.net.eval()
     return head.detach()
+
+
+def fit_probe(embeddings: torch.Tensor, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Logistic regression over standardised embeddings (N, D), of labels (N,) in 0..C-1: from embeddings to the class of each. ValueError
+    where an image has no label, or all have the same.
+    """
+    if (labels < 0).any():
+        raise ValueError("a probe is fitted on labelled images: some have no label")
+    if len(labels.unique()) < 2:
+        raise ValueError("a probe needs images of two classes or more")
+    from sklearn.linear_model import LogisticRegression  # here, as it brings scipy, for a second of each start, which little else needs
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    found = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
+    found.fit(embeddings.cpu().double().numpy(), labels.cpu().numpy())
+    return lambda given: torch.from_numpy(found.predict(given.cpu().double().numpy()))
