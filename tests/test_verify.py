@@ -114,6 +114,16 @@ def test_a_difference_exits_with_1_and_is_named(here, capsys):
     assert main([PAR, "--tolerance", "0.9"]) == 0
 
 
+def test_what_runs_ended_with_is_added_to_what_was_kept(here, tmp_path):
+    kept = tmp_path / "elsewhere.json"
+    assert main([PAR, "--keep", str(kept)]) == 0
+    assert main([RUNS[0], "--keep", str(kept)]) == 0
+    found = json.loads(kept.read_text())
+    assert set(found) == {PAR, RUNS[0]}
+    assert found[PAR]["attack_success_rate"] == json.loads(here.read_text())["metrics"]["attack_success_rate"]
+    assert found[PAR]["device"].startswith("cpu")
+
+
 @pytest.mark.parametrize("text", [None, "{}"])
 def test_a_missing_or_damaged_record_exits_with_1_and_the_others_are_compared(here, capsys, text):
     here.unlink() if text is None else here.write_text(text)

@@ -2,13 +2,15 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from parlib.cache import ROOT, check_surroundings
+from parlib.cache import ROOT, atomic_file, check_surroundings
 from parlib.cli.plan import REPRODUCED, plan
 from parlib.records.store import REFERENCE, read, read_file
 
@@ -81,13 +83,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m parlib.cli.verify", description=__doc__)
     parser.add_argument("runs", nargs="*", help="run ids (default: those of make reproduce)")
     parser.add_argument("--tolerance", type=float, help=f"on rates (default: 0 on the same kind of machine and threads, else {TOLERANCE})")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="add there what these runs ended with, such as to docs/elsewhere.json")
     asked = parser.parse_args(arguments)
     try:
         check_surroundings()
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    good = golden()
+    good, ended = golden(), {}
     for run in asked.runs or reproduced():
         try:
             made, published = read("small", run), read_file(REFERENCE / f"{run}.json")
@@ -98,6 +101,11 @@ def main(arguments: list[str] | None = None) -> int:
         said, same = compared(made, published, asked.tolerance)
         print(f"{run}: {said}")
         good = good and same
+        ended[run] = made["provenance"] | made["metrics"]
+    if asked.keep:
+        earlier = json.loads(asked.keep.read_text()) if asked.keep.exists() else {}
+        with atomic_file(asked.keep) as temporary:
+            temporary.write_text(json.dumps(earlier | ended, indent=1, sort_keys=True) + "\n")
     return 0 if good else 1
 
 
