@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -33,9 +34,19 @@ class Planned:
     values: dict[str, Any]
     params: Params
 
-    @property
+    @cached_property
     def id(self) -> str:
         return self.params.id
+
+    @cached_property
+    def needs(self) -> list[Params]:
+        """The runs of 01_poison that it starts from."""
+        return self.params.needs()
+
+    @cached_property
+    def builds_on(self) -> set[str]:
+        """The runs that its parameters name as what it, or a trial of it, builds on."""
+        return {getattr(one, name, None) or "" for one in (self.params, *self.params.trials()) for name in ("poisoned", "inverted")} - {""}
 
     @property
     def view(self) -> bool:
@@ -186,17 +197,12 @@ def _named(run: str, scale: str) -> Planned | None:
     return Planned(values, params) if params.id == run else None
 
 
-def _builds_on(params: Any) -> set[str]:
-    """The runs that a run's parameters name as what it, or a trial of it, builds on."""
-    return {getattr(one, name, None) or "" for one in (params, *params.trials()) for name in ("poisoned", "inverted")} - {""}
-
-
 def _ordered(runs: Iterable[Planned]) -> list[Planned]:
     """By notebook, but what is named as another's model or trigger, and what that needs, before it."""
     by_id, found = {run.id: run for run in runs}, {}
 
     def add(run: Planned, early: bool) -> None:
-        named = _builds_on(run.params) | ({need.id for need in run.params.needs()} if early else set())
+        named = run.builds_on | ({need.id for need in run.needs} if early else set())
         for name in sorted(named & by_id.keys() - found.keys() - {run.id}):
             add(by_id[name], True)
         found[run.id] = run
@@ -210,7 +216,7 @@ def _ordered(runs: Iterable[Planned]) -> list[Planned]:
 def needs_of(runs: list[Planned]) -> dict[str, set[str]]:
     """Of each run the ids of those among the others that it builds on."""
     ids = {run.id for run in runs}
-    return {run.id: ({need.id for need in run.params.needs()} | _builds_on(run.params)) & ids - {run.id} for run in runs}
+    return {run.id: ({need.id for need in run.needs} | run.builds_on) & ids - {run.id} for run in runs}
 
 
 def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
@@ -222,9 +228,9 @@ def with_needs(wanted: list[Planned], planned: list[Planned]) -> list[Planned]:
         if run.id in found:
             return
         found[run.id] = run
-        for need in run.params.needs():
-            add(by_id.get(need.id, Planned(need.model_dump(exclude_unset=True), need)))
-        for name in sorted(_builds_on(run.params) & by_id.keys()):
+        for need in run.needs:
+            add(by_id.get(need.id) or Planned(need.model_dump(exclude_unset=True), need))
+        for name in sorted(run.builds_on & by_id.keys()):
             add(by_id[name])
 
     for run in wanted:

@@ -97,6 +97,7 @@ class Clip:
         return Clip(deepcopy(self.net).to(device or self.device), self.config, self.tokenizer)
 
 
+@cache
 def encoders() -> list[str]:
     """Names that `create` knows: the small ones, then open_clip's."""
     small = sorted(path.stem for path in _CONFIGS.glob("*.json"))

@@ -29,9 +29,9 @@ def curve_name(label: str, curve: pd.DataFrame) -> str:
 
 
 def tau_map(curves: Curves) -> Figure | None:
-    """ASR of PAR by curve and tau, with the clean accuracy in brackets; None where tau was not varied."""
+    """ASR of PAR by curve and tau, with the clean accuracy in brackets; None where tau was varied in one curve at most."""
     runs = {label: curve.set_index("tau") for label, curve in curves.items() if curve["knob"].iloc[0] == "tau"}
-    if not runs:
+    if len(runs) < 2:  # the trade-off shows all of it
         return None
     asr = pd.DataFrame({label: run["attack_success_rate"] for label, run in runs.items()}).T.sort_index(axis=1)
     accuracy = pd.DataFrame({label: run["clean_accuracy"] for label, run in runs.items()}).T.sort_index(axis=1)
