@@ -231,7 +231,7 @@ def test_rates_show_what_differs_in_the_rate_alone():
     figure = comparison.rates(search)
     lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
     assert [0.5, 0.004, 0.0] in lines
-    assert "PAR removes the backdoor at 1/4 (small ResNet)" in words(figure)
+    assert "PAR removes the backdoor at 1/4 or less (small ResNet)" in words(figure)  # its lowest rate that was tried
     level = trials(("par", 4e-3, 0.94, 0.005), ("finetune", 4e-3, 0.94, 0.004))
     assert "removes" not in words(comparison.rates(level))  # no lower rate: no such claim
     assert comparison.rates(search.assign(split="test")) is None
@@ -253,15 +253,19 @@ def test_only_what_holds_something_is_shown_and_tables_are_whole(monkeypatch):
 
 def test_a_record_is_held_against_the_published_one(monkeypatch, tmp_path):
     monkeypatch.setattr(outcome, "REFERENCE", tmp_path)
-    ours = record()
+    here = {"provenance": {"device": "cpu", "threads": 2}}
+    ours = record() | here
     assert "not among" in outcome.against_published(ours)
     (tmp_path / "02_clean").mkdir()
     path = tmp_path / f"{ours['run']}.json"
-    told = {"schema": store.SCHEMA, "identity": {}}
+    told = {"schema": store.SCHEMA, "identity": {}} | here
     path.write_text(json.dumps(ours | told))
     assert "no difference" in outcome.against_published(ours)
     path.write_text(json.dumps(record(metrics={"attack_success_rate": 0.3}) | told))
     assert "-0.2" in outcome.against_published(ours)
+    assert "seed" not in outcome.against_published(ours)
+    ours["provenance"] = {"device": "another cpu", "threads": 2}
+    assert "seed" in outcome.against_published(ours)
 
 
 def test_figures_of_the_main_table_hold_its_numbers():
@@ -273,6 +277,9 @@ def test_figures_of_the_main_table_hold_its_numbers():
     assert left == [15.0, 5.0]  # points of clean accuracy, RoCLIP first
     assert right == [0.1, 0.002]
     assert "PAR leaves an ASR of 0.002 at most, for 5.0 to 5.0 points" in words(figure)
+    assert "Single runs" in words(figure)
+    again = comparison.tradeoff(pd.concat([found, found.assign(seed=1)], ignore_index=True))
+    assert "Means over 2 seeds" in words(again)
     assert comparison.tradeoff(found[found["notebook"] == "01_poison"]) is None
     one = comparison.heat_map(found)
     assert not one.axes[0].images  # a single attack is a row of dots
@@ -309,7 +316,7 @@ def test_figures_of_one_cleaning():
     assert [list(line.get_ydata()) for line in push[:2]] == [[0, 1.0], [0, 0]]
     points = pd.DataFrame({"kind": ["clean", "triggered", "target caption"], "x": [0.0, 3.0, 1.0], "y": [0.0, 4.0, 1.0]})
     view = training.embedding_view({"poisoned": points, "par": points.assign(x=0.0)})
-    assert "by 5.00 (poisoned) and by 4.00 (PAR)" in words(view)
+    assert "poisoned and PAR" in words(view)
     assert view.axes[0].get_xlabel() == "principal component 1"
     order = {line.get_color(): line.get_zorder() for line in view.axes[0].lines}
     assert order["#1f77b4"] > order["#d62728"]  # clean above triggered
@@ -421,7 +428,7 @@ def test_figures_of_a_sweep():
     assert [label.get_text() for label in chosen.axes[0].get_yticklabels()][:1] == [
         "PAR, rate 1e-3, tau 0.5"
     ]  # the data are the same in all
-    assert "2 of 6 settings" in words(chosen)
+    assert "3 of 6 settings" in words(chosen)
     nothing = grid().iloc[:0]
     assert [sweeps.tau_map({}), sweeps.tradeoff_curves({}, {}), sweeps.distances(nothing), sweeps.settings(nothing, [])] == 4 * [None]
 

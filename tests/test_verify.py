@@ -42,7 +42,8 @@ def test_on_the_same_machine_weights_history_and_metrics_are_the_same(made, publ
 
 def test_rates_may_differ_by_the_tolerance_and_what_is_not_a_rate_may_not(made, published):
     made["metrics"]["attack_success_rate"] += 0.02
-    made["metrics"]["s_image"] += 0.5  # where training ends, S may
+    made["metrics"]["s_image"] += 0.5  # where training ends, S and the accuracy under the trigger may be anywhere
+    made["metrics"]["triggered_accuracy"] += 0.3
     assert list(differences(made, published, 0.03)) == []
     (found,) = differences(made, published, 0.01)
     assert "attack_success_rate" in found

@@ -14,24 +14,9 @@ from parlib.attack.adaptive import ATTACKERS
 from parlib.experiments.adaptive import Adapted
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
+from parlib.report import style
 from parlib.report.rebound import alike, models
-from parlib.report.style import (
-    ACCURACY,
-    ASR,
-    REMOVED,
-    STYLE,
-    colour,
-    finished,
-    in_order,
-    left_over,
-    legend,
-    listed,
-    name,
-    number,
-    points,
-    rank,
-    rate_axis,
-)
+from parlib.report.style import ACCURACY, ASR, REMOVED, STYLE, colour, finished, in_order, left_over, listed, name, number, points, rank
 
 _PRETRAINING = "plants it in pretraining"
 
@@ -97,7 +82,9 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
     table = table[[method for method in dict.fromkeys(in_order(found, ["method"])["method"]) if method in table]]
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(4.4 + 1.25 * table.shape[1], 0.9 + 0.52 * len(table)))
-        image = ax.imshow(table, cmap="Reds", norm=SymLogNorm(1e-3, vmin=0, vmax=1), aspect="auto")
+        heads = found.drop_duplicates("attacker").set_index("attacker")
+        within = table[[not _outside(heads.loc[who]) for who in table.index]].reindex(table.index)  # the others have no colour
+        image = ax.imshow(within, cmap="Reds", norm=SymLogNorm(1e-3, vmin=0, vmax=1), aspect="auto")
         for (line, who), (column, method) in ((a, b) for a in enumerate(table.index) for b in enumerate(table.columns)):
             cell = found[(found["attacker"] == who) & (found["method"] == method)]
             if len(cell):
@@ -107,7 +94,6 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
                 shown["color"] = "grey" if outside else "white" if asr > 0.04 else "black"
                 ax.text(column, line, f"{left_over(asr)}\n{cost:.1f} points", ha="center", va="center", fontsize=8, **shown)
         ax.set_xticks(range(table.shape[1]), [name(method) for method in table.columns])
-        heads = found.drop_duplicates("attacker").set_index("attacker")
         ax.set_yticks(range(len(table)), [f"{who}\n(planted: {_planted(heads.loc[who])})" for who in table.index], fontsize=8)
         figure.colorbar(image, label=ASR)
     note = "Test scenes, single runs. Each cell: the ASR after the cleaning, its cost in clean accuracy. "
@@ -208,9 +194,9 @@ def over_rounds(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
             steps = [f"{row['model']}\n{row['round']}" for row in longest.to_dict("records")]
             ax.set_xticks(range(len(longest)), steps, fontsize=7)
             if measure == "attack_success_rate":
-                rate_axis(ax, label=False)
+                style.rate_axis(ax, label=False)
             ax.set_ylabel(words)
-        legend(figure, tables)
+        style.legend(figure, tables)
     last = {method: rows.iloc[-1] for method, rows in tables.items()}
     said = listed(f"{row['attack_success_rate']:.3f} at {row['clean_accuracy']:.3f} ({name(method)})" for method, row in last.items())
     return finished(figure, f"ASR and accuracy after the last round: {said}", "Test scenes, single runs; the same clean pairs each time.")

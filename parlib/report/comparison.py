@@ -75,7 +75,7 @@ def _finding(found: pd.DataFrame) -> str:
         edge = " or less" if low["par"] == runs.loc[runs["method"] == "par", "lr"].min() else ""
         shares.append(f"1/{rest.min() / low['par']:.2g}{edge} ({name(encoder)})")
         others += map(name, rest.index)
-    return f"PAR removes the backdoor at {listed(shares)} of the learning rate at which {listed(others)} do"
+    return f"PAR removes the backdoor at {listed(shares)} of the lowest learning rate that does with {listed(others)}"
 
 
 def _measured_on(runs: pd.DataFrame) -> str:
@@ -119,7 +119,7 @@ def tradeoff(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> Figure | 
         asr, low, high = par["attack_success_rate"].max(), par["x"].min(), par["x"].max()
         title = f"PAR leaves an ASR of {asr:.3f} at most, for {low:.1f} to {high:.1f} points of clean accuracy"
     seeds = runs.groupby(ATTACK, sort=False)["seed"].nunique()
-    counts = listed(sorted(set(seeds[seeds > 1])))
+    counts = " or ".join(map(str, sorted(set(seeds[seeds > 1]))))
     means_of = f"Means over {counts} seeds where an attack has them, else single runs" if counts else "Single runs"
     return finished(figure, title, f"{means_of}; {listed(runs['split'])} images. {HOLLOW}")
 

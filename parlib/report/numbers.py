@@ -14,7 +14,7 @@ from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check
 from parlib.records.store import REFERENCE, read_all, read_file
 from parlib.report import downstream, inspection, rebound, regimes, schedule, style, tables
-from parlib.report.kept import gpu
+from parlib.report.kept import elsewhere, gpu
 from parlib.report.rows import table, trials
 
 # The columns that templates ask for most.
@@ -182,6 +182,13 @@ def attacked_seeds(attacker: str, method: str, form: str) -> str:
     others = [one for seed in (1, 2) for one in gpu(f"the_attackers[{seed}]").get("cleaned", [])]
     seeds = [one["asr"] for one in others if (one["attacker"], one["method"]) == (attacker, method)]
     return _range([attacked_by(method, attacker).asr, *seeds], form)
+
+
+def moved_elsewhere() -> float:
+    """The most, in points, by which a cleaning's cost was another on the other kind of machine."""
+    paid = lambda found: found["poisoned_clean_accuracy"] - found["clean_accuracy"]  # noqa: E731
+    both = [(record["metrics"], elsewhere(record["run"])) for record in published() if record["notebook"] == "02_clean"]
+    return max(abs(100 * (paid(one) - paid(there))) for one, there in both if there)
 
 
 def benign_looks(**asked: Any) -> pd.DataFrame:

@@ -62,10 +62,15 @@ def closing_words(record: dict[str, Any]) -> str:
 
 def against_published(record: dict[str, Any]) -> str:
     """How a record's rates differ from the published ones of the same run, in words."""
-    published = REFERENCE / f"{record['run']}.json"
-    if not published.exists():
+    path = REFERENCE / f"{record['run']}.json"
+    if not path.exists():
         return "is not among the published runs"
-    return f"against outputs/reference: {differences(record, read_file(published)) or 'no difference'}"
+    published = read_file(path)
+    if not (apart := differences(record, published)):
+        return "against outputs/reference: no difference"
+    said = ", ".join(f"{rate} {by:+.3f}" for rate, by in apart.items())
+    same = all(record["provenance"][name] == published["provenance"][name] for name in ("device", "threads"))
+    return f"against outputs/reference: {said}" + ("" if same else " (another kind of machine, or other threads: as another seed)")
 
 
 def card(record: dict[str, Any]) -> str:
