@@ -151,7 +151,7 @@ def test_smoke_runs_every_notebook_and_method():
 
 
 def test_small_is_fourteen_questions_and_plans_the_published_runs(small):
-    assert len(list((ROOT / "params" / "small").glob("*.yaml"))) <= 14
+    assert len(list((ROOT / "params" / "small").glob("*.yaml"))) == 14
     planned = {run.id: run.params.experiment for run in small if not run.view}
     published = {record["run"]: record["experiment"] for record in read_all(REFERENCE)}
     assert len(published) >= 261

@@ -50,6 +50,8 @@ def _tidied(outputs: list[Any]) -> list[Any]:
             output.text = "\n".join(line for line in shown if not re.search(r"\d%\|.*\[.*[<,].*\]|the earlier record", line))
         else:
             output.metadata = {}
+            if "text/html" in output.data:  # beside which no viewer shows a table once more as plain text
+                output.data.pop("text/plain", None)
         if output.output_type == "execute_result":
             output.execution_count = None
     kept = [one for one in outputs if one.output_type != "stream" or (one.name != "stderr" and one.text.strip())]

@@ -98,8 +98,9 @@ def save(result: Result, made_of: dict[str, Any] | None = None) -> dict[str, Any
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     if before and before["identity"] == record["identity"]:
         ours, theirs = record["metrics"], before["metrics"]
-        others = sorted(name for name in {*ours, *theirs} - {"base_seconds"} if ours.get(name) != theirs.get(name))
-        print(f"differs from the earlier record in {', '.join(others)}" if others else "equal to the earlier record of this run")
+        names = sorted(name for name in {*ours, *theirs} - {"base_seconds"} if ours.get(name) != theirs.get(name))
+        others = ", ".join(f"{name} {ours.get(name)} (was {theirs.get(name)})" for name in names)
+        print(f"differs from the earlier record in {others}" if others else "equal to the earlier record of this run")
     print(f"record: {path.relative_to(ROOT)}")
     return record
 

@@ -61,6 +61,16 @@ def differences(record: dict[str, Any], other: dict[str, Any]) -> dict[str, floa
     return {name: round(ours - theirs, 6) for name, (ours, theirs) in pairs.items() if ours != theirs}
 
 
+def same_machine(record: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records were made with as many threads on one kind of machine, on which a training ends with the same bits. Where one
+    does not name the kind of CPU, they were if both start from the same weights.
+    """
+    ours, theirs = ((one["provenance"]["device"], one["provenance"]["threads"]) for one in (record, other))
+    start, others = (one["artifacts"].get("base_weights", {}).get("sha256") or one["identity"]["inputs"] for one in (record, other))
+    longer, shorter = sorted((ours[0], theirs[0]), key=len, reverse=True)
+    return ours == theirs or (ours[1] == theirs[1] and longer.startswith(f"{shorter.removesuffix(')')}, ") and start == others)
+
+
 def address(path: Path) -> dict[str, str]:
     """Where an artifact is, without naming this machine: relative to the cache or to the project."""
     if path.is_relative_to(cache_dir()):

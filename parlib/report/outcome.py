@@ -8,7 +8,7 @@ from jinja2 import StrictUndefined, Template
 
 from parlib.cache import ROOT
 from parlib.measure.metrics import interval
-from parlib.records.store import REFERENCE, differences, located, outputs, read_file
+from parlib.records.store import REFERENCE, differences, located, outputs, read_file, same_machine
 from parlib.report.tables import markdown, readable
 
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
@@ -68,9 +68,8 @@ def against_published(record: dict[str, Any]) -> str:
     published = read_file(path)
     if not (apart := differences(record, published)):
         return "against outputs/reference: no difference"
-    said = ", ".join(f"{rate} {by:+.3f}" for rate, by in apart.items())
-    same = all(record["provenance"][name] == published["provenance"][name] for name in ("device", "threads"))
-    return f"against outputs/reference: {said}" + ("" if same else " (another kind of machine, or other threads: as another seed)")
+    said = ", ".join(f"{rate} {by:+.4f}" for rate, by in apart.items())
+    return f"against outputs/reference: {said}" + ("" if same_machine(record, published) else " (on another kind of machine)")
 
 
 def card(record: dict[str, Any]) -> str:

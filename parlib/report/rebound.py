@@ -135,7 +135,7 @@ def way_back(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
         _legend(figure, lines)
     halves = {key: rows.loc[(rows["share"] - 0.5).abs().idxmin(), "attack_success_rate"] for key, rows in lines.items()}
     said = listed(f"{asr:.2f} ({model_name(key)})" for key, asr in halves.items())
-    return finished(figure, f"Half-way back to the poisoned weights the ASR is {said}", "500 test scenes, single runs.")
+    return finished(figure, f"Half-way back to the poisoned weights the ASR is {said}", _note(lines))
 
 
 def holds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -177,7 +177,9 @@ def _retuned(tables: Mapping[str, pd.DataFrame], panels: list[tuple[str, dict[st
 
 
 def _note(tables: Mapping[str, pd.DataFrame]) -> str:
-    return "500 test scenes, single runs. Poisoned and clean base are controls, treated alike." if len(tables) > 1 else "500 test scenes."
+    controls = listed(model_name(key) for key in tables if key in CONTROLS)
+    said = "500 test scenes, single runs." if len(tables) > 1 else "500 test scenes."
+    return said + (f" Controls, treated alike: {controls}." if controls and len(tables) > 1 else "")
 
 
 def model_name(key: str) -> str:

@@ -111,9 +111,7 @@ def keep(clip: Clip, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_made(clip: Clip, trained: Trained | None = None) -> Trained:
-    """A model that no training left as it is, in the cache under what it holds: in the place of the one that it was made of, or read from a
-    checkpoint.
-    """
+    """Keep a model under its own digest that was not trained here, or was changed after its training (`trained`)."""
     known = trained or Trained(clip, Path(), "", {}, 0.0)
     folder = cache_dir() / "models" / clip.key[:32]
     with lock(folder.with_suffix(".lock"), wait=True, doing=f"keeping {folder.name}"):
