@@ -2,12 +2,15 @@
 
 import copy
 import json
+import platform
 import shutil
 
 import pytest
 
 from parlib.cli import verify
 from parlib.cli.verify import TOLERANCE, compared, differences, main, reproduced, usual_tolerance
+from parlib.experiments.clean_params import Clean
+from parlib.experiments.result import device
 from parlib.records.store import REFERENCE, outputs, read_file
 
 RUNS = reproduced()
@@ -40,7 +43,7 @@ def test_on_the_same_machine_weights_history_and_metrics_are_the_same(made, publ
     assert list(differences(made, published, TOLERANCE)) == []
 
 
-def test_rates_may_differ_by_the_tolerance_and_what_is_not_a_rate_may_not(made, published):
+def test_rates_may_differ_by_the_tolerance_and_how_many_images_there_were_may_not(made, published):
     made["metrics"]["attack_success_rate"] += 0.02
     made["metrics"]["s_image"] += 0.5  # where training ends, S and the accuracy under the trigger may be anywhere
     made["metrics"]["triggered_accuracy"] += 0.3
@@ -64,6 +67,8 @@ def test_weights_that_another_cpu_made_are_an_input_that_may_differ(made, publis
     made["identity"]["inputs"]["poisoned"] = "0" * 64
     assert any("inputs" in one for one in differences(made, published, 0.0))
     assert list(differences(made, published, TOLERANCE)) == []
+    made["identity"]["inputs"]["csv:pairs"] = "0" * 64  # but data that were given are the question itself
+    assert any("inputs" in one for one in differences(made, published, TOLERANCE))
 
 
 def test_the_tolerance_is_0_on_the_same_kind_of_machine_and_threads_alone(made, published):
@@ -73,19 +78,29 @@ def test_the_tolerance_is_0_on_the_same_kind_of_machine_and_threads_alone(made, 
         assert usual_tolerance(published, other) == TOLERANCE
 
 
+def test_records_that_name_no_kind_of_cpu_are_of_this_one_where_they_start_from_the_same_weights(made, published):
+    published["provenance"]["device"] = f"cpu ({platform.machine()})"
+    made["provenance"]["device"] = device(Clean.check({"scale": "small"}))
+    assert usual_tolerance(published, made) == 0
+    made["identity"]["inputs"]["poisoned"] = "0" * 64
+    assert usual_tolerance(published, made) == TOLERANCE
+    published["provenance"]["device"] = "cpu (another machine)"
+    assert usual_tolerance(published, made | {"identity": published["identity"]}) == TOLERANCE
+
+
 def test_another_kind_of_cpu_is_told_and_what_is_equal_there_is_equal(made, published):
-    made["provenance"]["device"] = "cpu (another)"
+    made["provenance"]["device"] = "another cpu"
     assert compared(made, published, None) == ("no difference", True)
     made["metrics"]["clean_accuracy"] += 0.01
     said, same = compared(made, published, None)
     assert same
-    assert "cpu (another)" in said
+    assert "another cpu" in said
     assert "bit for bit" in said
     assert compared(made, published, 0.0) == (
         f"clean_accuracy is {made['metrics']['clean_accuracy']}, not {published['metrics']['clean_accuracy']}",
         False,
     )
-    made["metrics"]["clean_accuracy"] += 1
+    made["metrics"]["clean_accuracy"] = float("nan")
     assert not compared(made, published, None)[1]
 
 
