@@ -135,21 +135,22 @@ def _finding(found: pd.DataFrame) -> str:
 
 def by_tau(found: pd.DataFrame) -> Figure | None:
     """Clean accuracy on the classes that the pairs don't show, on those that they show, and ASR, over PAR's tau: a line a rate, a column a
-    regime; None where PAR was not tried with two values of tau, and only regimes with three or more where there are such.
+    regime: those that leave classes unseen, and that in which the most taus were tried. None where PAR was not tried with two values.
     """
     runs = found[(found["method"] == "par") & found["tau"].notna()]
-    tried = runs.groupby(REGIME)["tau"].nunique().max() if len(runs) else 0
-    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() >= max(2, min(3, tried))]
+    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() > 1]
+    most = max((part["tau"].nunique() for part in panels), default=0)
+    panels = [part for part in panels if part["clean_accuracy_unseen"].notna().any() or part["tau"].nunique() == most]
     panels = sorted(panels, key=lambda part: part["clean_accuracy_unseen"].isna().all())  # where all rows have something to show first
     if not panels:
         return None
     measures = {"own": "accuracy, classes shown", "attack_success_rate": style.ASR}
     if any(part["clean_accuracy_unseen"].notna().any() for part in panels):
         measures = {"clean_accuracy_unseen": "accuracy, other classes"} | measures
-    speeds = sorted(runs["lr"].unique())
+    speeds = sorted(pd.concat(panels)["lr"].unique())
     paints = dict(zip(speeds, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(speeds))), strict=True))
     with plt.rc_context(STYLE):
-        size = (1.6 + 2.8 * len(panels), 2.1 * len(measures))
+        size = (1.6 + 3.2 * len(panels), 2.4 * len(measures))
         figure, axes = plt.subplots(len(measures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False)
         for column, part in zip(axes.T, panels, strict=True):
             own = part.assign(own=seen_accuracy(part))
