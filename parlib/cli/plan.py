@@ -170,7 +170,7 @@ def choose(planned: list[Planned], only: list[str]) -> list[Planned]:
     ValueError, naming near ones, on others.
     """
     by_id = {run.id: run for run in planned}
-    if not by_id.keys() >= set(only):  # a second and a half for all of params/small
+    if not by_id.keys() >= set(only):  # a second for all of params/small
         by_id = {run.id: run for run in with_needs(planned, planned)}
     for run in only:
         named = by_id.get(run) or _named(run, planned[0].params.scale)

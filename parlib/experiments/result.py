@@ -151,12 +151,14 @@ def device(params: Params) -> str:
 
 def _processor() -> str:
     """The kind of CPU, as far as sums may be rounded otherwise on another: its name, family and model, and the instructions torch takes."""
+    found: dict[str, str] = {}
     with suppress(OSError):
-        fields = dict(map(str.strip, line.split(":", 1)) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-        if "model name" in fields:
-            kind = f"{fields['model name']} family {fields.get('cpu family')} model {fields.get('model')}"
-            return f"{kind}, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{platform.processor() or 'unknown'}, {torch.backends.cpu.get_cpu_capability()}"
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    said = f"{found.get('model name') or platform.processor() or 'unknown'}"
+    said += "".join(f" {word} {found[name]}" for word, name in (("family", "cpu family"), ("model", "model")) if name in found)
+    return f"{said}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _git() -> str:

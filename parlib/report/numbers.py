@@ -174,7 +174,8 @@ def woken(model: str, form: str) -> str:
 
 def attacked_seeds(attacker: str, method: str, form: str) -> str:
     """From the least to the most, over seed 0 and those of a GPU, of the ASR that a method leaves of an attacker's backdoor."""
-    return _range([attacked_by(method, attacker).asr, *left(method, attacker)], form)
+    first = attacked_by(method, attacker)
+    return _range([*([first.asr] if first else []), *left(method, attacker)], form)
 
 
 def moved_elsewhere() -> float:
@@ -187,7 +188,7 @@ def moved_elsewhere() -> float:
 def moved_by_seeds() -> float:
     """The most, in points, by which the cost of a cleaning with 720 pairs differs between three seeds, at one setting of a method."""
     found = where(experiment=["scarce", "regimes_triggers", "regimes_seeds"], notebook="02_clean", trigger="badnet_stripes")
-    costs = found[found["inverted"].fillna("").str.contains("from_pairs") == False]  # noqa: E712
+    costs = found[~found["inverted"].fillna("").str.contains("from_pairs")]
     spans = costs.groupby(["method", "lr"])["cost"].agg(["min", "max", "size"])
     return 100 * (spans["max"] - spans["min"])[spans["size"] >= 3].max()
 
