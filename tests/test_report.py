@@ -253,19 +253,19 @@ def test_only_what_holds_something_is_shown_and_tables_are_whole(monkeypatch):
 
 def test_a_record_is_held_against_the_published_one(monkeypatch, tmp_path):
     monkeypatch.setattr(outcome, "REFERENCE", tmp_path)
-    here = {"provenance": {"device": "cpu", "threads": 2}}
+    here = {"provenance": {"device": "cpu", "threads": 2}, "identity": {"inputs": {}}, "artifacts": {}}
     ours = record() | here
     assert "not among" in outcome.against_published(ours)
     (tmp_path / "02_clean").mkdir()
     path = tmp_path / f"{ours['run']}.json"
-    told = {"schema": store.SCHEMA, "identity": {}} | here
+    told = {"schema": store.SCHEMA} | here
     path.write_text(json.dumps(ours | told))
     assert "no difference" in outcome.against_published(ours)
     path.write_text(json.dumps(record(metrics={"attack_success_rate": 0.3}) | told))
     assert "-0.2" in outcome.against_published(ours)
-    assert "seed" not in outcome.against_published(ours)
+    assert "machine" not in outcome.against_published(ours)
     ours["provenance"] = {"device": "another cpu", "threads": 2}
-    assert "seed" in outcome.against_published(ours)
+    assert "machine" in outcome.against_published(ours)
 
 
 def test_figures_of_the_main_table_hold_its_numbers():

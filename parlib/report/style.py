@@ -92,8 +92,8 @@ def rate(value: float) -> str:
 
 
 def listed(words: Iterable[Any]) -> str:
-    """Words, each once, as in "a, b and c"."""
-    *others, last = dict.fromkeys(map(str, words))
+    """Words, each once, as in "a, b and c"; empty where there is none."""
+    *others, last = dict.fromkeys(map(str, words)) or [""]
     return f"{', '.join(others)} and {last}" if others else last
 
 
