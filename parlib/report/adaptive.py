@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from parlib.attack.adaptive import ATTACKERS
@@ -84,14 +83,14 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
         figure, ax = plt.subplots(figsize=(4.4 + 1.25 * table.shape[1], 0.9 + 0.52 * len(table)))
         heads = found.drop_duplicates("attacker").set_index("attacker")
         within = table[[not _outside(heads.loc[who]) for who in table.index]].reindex(table.index)  # the others have no colour
-        image = ax.imshow(within, cmap="Reds", norm=SymLogNorm(1e-3, vmin=0, vmax=1), aspect="auto")
+        image = style.heat(ax, within)
         for (line, who), (column, method) in ((a, b) for a in enumerate(table.index) for b in enumerate(table.columns)):
             cell = found[(found["attacker"] == who) & (found["method"] == method)]
             if len(cell):
                 run, asr = cell.iloc[0], table.loc[who, method]
                 outside, cost = _outside(run), points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
                 shown: dict[str, Any] = {"weight": "bold" if asr <= REMOVED and not outside else "normal"}
-                shown["color"] = "grey" if outside else "white" if asr > 0.04 else "black"
+                shown["color"] = "grey" if outside else style.ink(asr)
                 ax.text(column, line, f"{left_over(asr)}\n{cost:.1f} points", ha="center", va="center", fontsize=8, **shown)
         ax.set_xticks(range(table.shape[1]), [name(method) for method in table.columns])
         ax.set_yticks(range(len(table)), [f"{who}\n(planted: {_planted(heads.loc[who])})" for who in table.index], fontsize=8)

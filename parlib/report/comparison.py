@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from parlib.measure.selection import KNOBS, MARGIN, kept
@@ -145,11 +144,11 @@ def asr_map(asr: pd.DataFrame, accuracy: pd.DataFrame, columns: list[str], rows:
             figure, _ = dot_rows(points.assign(y=range(len(points))), dict(enumerate(columns)), ACCURACY)
             return finished(figure, f"{rows[0]}: {title.partition(' (')[0].lower()}", "The grey band is linear, down to 0.")
         figure, ax = plt.subplots(figsize=(2.6 + 1.05 * len(columns), 1.0 + 0.42 * len(rows)))
-        ax.imshow(asr, cmap="Reds", norm=SymLogNorm(1e-3, vmin=0, vmax=1), aspect="auto")
+        style.heat(ax, asr)
         for (i, j), value in np.ndenumerate(asr.to_numpy()):
             if not np.isnan(value):
-                words, ink = f"{value:.3f}\n({accuracy.iloc[i, j]:.3f})", "white" if value > 0.04 else "black"
-                ax.text(j, i, words, ha="center", va="center", fontsize=7, color=ink)
+                words = f"{value:.3f}\n({accuracy.iloc[i, j]:.3f})"
+                ax.text(j, i, words, ha="center", va="center", fontsize=7, color=style.ink(value))
         ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)

@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 CREDIT = "Glyphs: OpenMoji, CC BY-SA 4.0"
@@ -126,6 +128,16 @@ def rate_axis(ax: Axes, axis: str = "y", *, label: bool = True) -> None:
     getattr(ax, f"set_{axis}ticks")([], minor=True)
     getattr(ax, f"set_{axis}label")(ASR if label else "")
     (ax.axhspan if axis == "y" else ax.axvspan)(_LEAST, _LINEAR, color="black", alpha=0.04, lw=0)
+
+
+def heat(ax: Axes, asr: pd.DataFrame) -> AxesImage:
+    """Colour a cell an ASR, on a log scale that is linear below 0.001; none where it is missing."""
+    return ax.imshow(asr, cmap="Reds", norm=SymLogNorm(_LINEAR, vmin=0, vmax=1), aspect="auto")
+
+
+def ink(asr: float) -> str:
+    """The colour of words on such a cell."""
+    return "white" if asr > 0.04 else "black"
 
 
 def cost_axis(ax: Axes, least: float, axis: str = "y") -> None:
