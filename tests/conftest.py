@@ -27,10 +27,10 @@ if TYPE_CHECKING:  # the process that only hands out tests to others need not wa
 ROOT = Path(__file__).resolve().parents[1]
 # In this order the workers of make test begin files: what is long first, so that they end together.
 _ORDER = (
-    _PLANTED := r"\d\d_0[12]_.*\.ipynb",  # these are one worker's
     r"test_notebooks\.py",
     r"test_mini_world\.py",
-    _BUILT_ON := r"\d\d_(03|04|07|08|09|10)_.*\.ipynb",  # on the runs of those
+    _PLANTED := r"\d\d_0[12]_.*\.ipynb",  # these are one worker's
+    _RUNS := r"\d\d_(03|04|07|08|09|10)_.*\.ipynb",  # of the runs of params/smoke/functions.yaml
     r"test_(gradcache|interrupt|sweep)\.py",
     r"test_.*\.py",
     r".*\.ipynb",  # of the records of all of them
@@ -78,8 +78,8 @@ class _Files(LoadFileScheduling):
 
 
 def _level(name: str) -> int:
-    """Notebooks of a higher level build on those of the lower ones."""
-    return 0 if name == _PLANTED else 1 if re.fullmatch(_BUILT_ON, name) else 2
+    """Notebooks of a higher level show the records of the lower one."""
+    return int(name != _PLANTED and not re.fullmatch(_RUNS, name))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -131,11 +131,11 @@ def _captions(clip: Clip, count: int) -> torch.Tensor:
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 def test_every_experiment_runs(checkout, monkeypatch, own_cache, own_outputs, precision):
     """Those of params/smoke that need no Ray, on models that were poisoned on a CPU."""
-    path = checkout / "params" / "smoke" / "everything.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["defaults"]["compute"] = {"device": GPU, "precision": precision}
-    path.write_text(yaml.safe_dump(content))
-    planned = [run for run in plan(path) if run.params.notebook not in ("03_tau_sweep", "04_synthetic")]
+    for path in (checkout / "params" / "smoke").iterdir():
+        content = yaml.safe_load(path.read_text())
+        content["defaults"]["compute"] = {"device": GPU, "precision": precision}
+        path.write_text(yaml.safe_dump(content))
+    planned = [run for run in plan(checkout / "params" / "smoke") if run.params.notebook not in ("03_tau_sweep", "04_synthetic")]
     runs = [run for run in with_needs(planned, planned) if not run.view]
     for run in runs:
         record = make(run.params)
@@ -145,10 +145,10 @@ def test_every_experiment_runs(checkout, monkeypatch, own_cache, own_outputs, pr
 
 def test_a_notebook_runs(checkout):
     """The notebooks of a planting and a cleaning, by the runner."""
-    path = checkout / "params" / "smoke" / "everything.yaml"
+    path = checkout / "params" / "smoke" / "functions.yaml"
     content = yaml.safe_load(path.read_text())
     content["defaults"]["compute"] = {"device": GPU}
-    poisoned, cleaned = content["runs"][0], {"notebook": "02_clean", "method": "par", "trigger": "badnet_stripes"}
+    poisoned, cleaned = {"notebook": "01_poison"}, {"notebook": "02_clean", "method": "par"}
     content["runs"] = [poisoned]
     path.write_text(yaml.safe_dump(content))
     content["runs"].append(cleaned | {"poisoned": plan(path)[0].id})

@@ -1,6 +1,5 @@
 """README, docs and the notebooks' findings: rendered from templates, short, with every result computed, and no dead link."""
 
-import json
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from jinja2 import UndefinedError
 from parlib.cache import ROOT
 from parlib.cli.plan import plan
 from parlib.experiments.registry import EXPERIMENTS, check
-from parlib.report import kept, numbers, prose
+from parlib.report import numbers, prose
 
 TEXTS = [path for _, path in sorted(prose.targets().items())]
 TEMPLATES = sorted(prose.TEMPLATES.rglob("*.md"))
@@ -77,13 +76,6 @@ def test_findings_of_a_notebook_are_short_bullets_that_end_with_the_limits(noteb
 def test_findings_stored_in_a_notebook_are_those_of_its_template(notebook):
     (said,) = prose.closings(nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", 4))
     assert said["text/markdown"].endswith(f"-->\n{prose.render(f'notebooks/{notebook}.md')}")
-
-
-def test_texts_are_rendered_without_what_was_kept_of_another_machine(monkeypatch):
-    with_it = prose.render("predictions.md")
-    monkeypatch.setattr(kept, "_kept", lambda name: {} if name == "elsewhere" else json.loads((ROOT / "docs" / f"{name}.json").read_text()))
-    without = [prose.render(name) for name in ("README.md", "reproduce.md", "predictions.md")]
-    assert without[2].count("not run yet") == with_it.count("not run yet") + 4
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=_named)

@@ -258,8 +258,13 @@ def test_the_figures_have_a_panel_a_regime_and_none_without_trials():
     assert figure is not None
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["720\nall classes", "720\n25 %\nof the classes"]
     assert regime_figures.by_regime(other) is None  # planted in pretraining alone
-    assert regime_figures.by_tau(found) is None  # one tau
-    assert regime_figures.by_tau(pd.concat([found, found.assign(tau=0.5)], ignore_index=True)) is not None
+    two = pd.concat([found, found.assign(tau=0.5)], ignore_index=True)
+    assert regime_figures.by_tau(found, found) is None  # one tau
+    assert regime_figures.by_tau(two, two.iloc[:0]) is not None
+    figure = regime_figures.by_tau(two, two)
+    assert figure is not None
+    titles = [ax.get_title() or ax.get_title(loc="left") for ax in figure.axes if ax.get_title() or ax.get_title(loc="left")]
+    assert [title.endswith("on another CPU") for title in titles] == [False, True]
 
 
 def test_the_share_given_back_is_drawn_from_nothing_on_at_the_rate_of_the_cheapest_removal():

@@ -130,14 +130,15 @@ def test_a_difference_exits_with_1_and_is_named(here, capsys):
     assert main([PAR, "--tolerance", "0.9"]) == 0
 
 
-def test_what_runs_ended_with_is_added_to_what_was_kept(here, tmp_path):
-    kept = tmp_path / "elsewhere.json"
-    assert main([PAR, "--keep", str(kept)]) == 0
-    assert main([RUNS[0], "--keep", str(kept)]) == 0
-    found = json.loads(kept.read_text())
-    assert set(found) == {PAR, RUNS[0]}
-    assert found[PAR]["attack_success_rate"] == json.loads(here.read_text())["metrics"]["attack_success_rate"]
-    assert found[PAR]["device"].startswith("cpu")
+def test_records_are_kept_as_they_are_and_those_that_were_not_published_too(here, tmp_path, capsys):
+    new = here.with_name("par_never_published.json")
+    shutil.copy(here, new)
+    assert main([PAR, "--keep", str(tmp_path / "kept")]) == 0
+    assert main(["02_clean/par_never_published", "--keep", str(tmp_path / "kept")]) == 0
+    assert "not published" in capsys.readouterr().out
+    kept = sorted((tmp_path / "kept" / "02_clean").iterdir())
+    assert [path.read_text() for path in kept] == [here.read_text(), new.read_text()]
+    assert main(["02_clean/par_never_published"]) == 1
 
 
 @pytest.mark.parametrize("text", [None, "{}"])

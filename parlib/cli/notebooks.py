@@ -90,9 +90,9 @@ def execute(run: Planned) -> None:
 
 
 def prepare(runs: list[Planned], folder: Path) -> None:
-    """Write each run's notebook, with its parameters but not executed, as NN_<id>.ipynb: for pytest --nbval-lax."""
+    """Write the notebook of each run that is not done, with its parameters but not executed, as NN_<id>.ipynb: for pytest --nbval-lax."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, run in enumerate(runs):
+    for i, run in enumerate(run for run in runs if run.state() != "done"):
         path = folder / f"{i:02d}_{run.id.replace('/', '_')}.ipynb"
         source = str(notebook_path(run.params.notebook))
         papermill.execute_notebook(source, str(path), told(run), prepare_only=True, progress_bar=False)

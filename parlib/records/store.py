@@ -7,7 +7,8 @@ from typing import Any
 from parlib.cache import ROOT, cache_dir, file_sha256
 
 SCHEMA = 2
-REFERENCE = ROOT / "outputs" / "reference"
+REFERENCE = ROOT / "outputs" / "reference"  # what was published
+ELSEWHERE = ROOT / "outputs" / "elsewhere"  # records of another kind of machine, which beside those say how far a run is a draw
 
 
 def outputs(scale: str) -> Path:

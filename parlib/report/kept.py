@@ -1,4 +1,4 @@
-"""What tests counted or measured and kept in docs with --write-figures, and `verify` with --keep, for the texts that state it."""
+"""What tests counted or measured and kept in docs with --write-figures, for the texts that state it."""
 
 import json
 from functools import cache
@@ -23,11 +23,6 @@ def faults() -> dict[str, str]:
 def gpu(test: str) -> dict[str, Any]:
     """What `tests/test_gpu.py` measured on one GPU, empty where it has not run there."""
     return _kept("gpu").get(test, {})
-
-
-def elsewhere(run: str) -> dict[str, Any]:
-    """What a run ended with on another kind of machine than the published one (`verify --keep`), empty where it was not made there."""
-    return _kept("elsewhere").get(run, {})
 
 
 def speed(test: str) -> dict[str, Any]:

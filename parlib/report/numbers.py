@@ -1,5 +1,5 @@
 """The numbers that prose states, from the published records: of one run, of the rows that a question finds, and as cells of a table.
-Templates may call every public function.
+Templates may call every public function; `there` asks for the records of another kind of machine.
 """
 
 import json
@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 
 from parlib.cache import ROOT
 from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check
-from parlib.records.store import REFERENCE, read_all, read_file
+from parlib.records.store import ELSEWHERE, REFERENCE, read_all, read_file
 from parlib.report import downstream, inspection, rebound, regimes, schedule, style, tables
-from parlib.report.kept import elsewhere, gpu
+from parlib.report.kept import gpu
 from parlib.report.rows import table, trials
 
 # The columns that templates ask for most.
@@ -56,20 +57,43 @@ class Figures:
 
 
 @cache
-def published() -> list[dict[str, Any]]:
-    return read_all(REFERENCE)
+def published(there: bool = False) -> list[dict[str, Any]]:
+    return read_all(ELSEWHERE if there else REFERENCE)
 
 
 @cache
-def rows() -> pd.DataFrame:
+def rows(there: bool = False) -> pd.DataFrame:
     """The published table, some columns by short names too, with `cost` and `gain` in clean accuracy, `chosen`, and those of `_course`."""
-    found = table(published())
+    found = table(published(there))
     found = found.assign(**{short: found[name] for short, name in _SHORT.items()}, minutes=found["seconds"] / 60)
     found = found.assign(cost=found["poisoned_ca"] - found["ca"], gain=found["ca"] - found["base_ca"])
     searched = trials(found)
     found["chosen"] = found["run"].isin(searched.loc[searched["chosen"], "run"])
-    course = {run: values for record in published() for run, values in _course(record)}
-    return found.join(pd.DataFrame.from_dict(course, orient="index"), on="run")
+    course = {run: values for record in published(there) for run, values in _course(record)}
+    return found.join(
+        pd.DataFrame.from_dict(course, orient="index"), on="run"
+    ).copy()  # in one piece: rows are taken from it a thousand times
+
+
+@cache
+def _searched(experiment: str, there: bool = False) -> pd.DataFrame:
+    return regimes.trials(rows(there), experiment)
+
+
+@cache
+def _costs() -> pd.DataFrame:
+    return regimes.costs(_searched("regimes"))
+
+
+@cache
+def _inspected() -> pd.DataFrame:
+    return inspection.inspected(published())
+
+
+def forget() -> None:
+    """Read the records anew when they are asked for next."""
+    for known in (published, rows, _searched, _costs, _inspected):
+        known.cache_clear()
 
 
 def with_published(own: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +120,11 @@ def run(name: str) -> Figures:
     return Figures(read_file(REFERENCE / f"{name}.json"))
 
 
+def elsewhere(name: str) -> Figures:
+    """The numbers of a run on another kind of machine than the published one, by its id."""
+    return Figures(read_file(ELSEWHERE / f"{name}.json"))
+
+
 def reproduced() -> list[str]:
     """The ids of the runs of `make reproduce`, in their order."""
     return [record["run"] for record in published() if record["experiment"] == "scarce"]
@@ -103,9 +132,8 @@ def reproduced() -> list[str]:
 
 def _having(found: pd.DataFrame, wanted: dict[str, Any]) -> pd.DataFrame:
     """The rows with these values, or one of a list, in these columns."""
-    for name, value in wanted.items():
-        found = found[found[name].isin(value if isinstance(value, list) else [value])]
-    return found
+    masks = [found[name].isin(value if isinstance(value, list) else [value]) for name, value in wanted.items()]
+    return found[np.logical_and.reduce(masks)] if masks else found
 
 
 def where(**wanted: Any) -> pd.DataFrame:
@@ -123,10 +151,10 @@ def has(**wanted: Any) -> bool:
     return len(_having(rows(), wanted)) > 0
 
 
-def where_trials(experiment: str, **wanted: Any) -> pd.DataFrame:
+def where_trials(experiment: str, there: bool = False, **wanted: Any) -> pd.DataFrame:
     """The trials of an experiment's sweeps with these values, of the small ResNet where no encoder is named, by rate and tau."""
     wanted = {"experiment": experiment, "encoder": "small_resnet"} | wanted
-    return _having(rows()[rows()["run"].str.contains(":")], wanted).sort_values(["lr", "tau"])
+    return _having(rows(there)[rows(there)["run"].str.contains(":")], wanted).sort_values(["lr", "tau"])
 
 
 def one(column: str, **wanted: Any) -> float:
@@ -134,17 +162,17 @@ def one(column: str, **wanted: Any) -> float:
     return where(**wanted)[column].mean()
 
 
-def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "regimes", **wanted: Any) -> Any:
+def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "regimes", there: bool = False, **wanted: Any) -> Any:
     """What a method costs in a regime, a row of `regimes.costs`, over its trials or those with one tau; None where it was not searched."""
     asked = {"method": method, "pairs": pairs, "coverage": coverage, "experiment": experiment}
     wanted = {"encoder": "small_resnet", "planted": "finetuning"} | wanted | asked
-    found = _having(regimes.trials(rows(), experiment), wanted)
+    found = _having(_searched(experiment, there), wanted)
     return regimes.costs(found).iloc[0] if len(found) else None
 
 
 def regime_costs(**wanted: Any) -> pd.DataFrame:
     """What each method costs in each regime, with these values in these columns, as `regimes.costs` says."""
-    return _having(regimes.costs(regimes.trials(rows())), wanted)
+    return _having(_costs(), wanted)
 
 
 def _examined(notebook: str, seed: int = 0, **asked: Any) -> dict[str, dict[str, Any]]:
@@ -179,10 +207,9 @@ def attacked_seeds(attacker: str, method: str, form: str) -> str:
 
 
 def moved_elsewhere() -> float:
-    """The most, in points, by which a cleaning's cost was another on the other kind of machine; 0 where none was made there."""
-    paid = lambda found: found["poisoned_clean_accuracy"] - found["clean_accuracy"]  # noqa: E731
-    both = [(record["metrics"], elsewhere(record["run"])) for record in published() if record["notebook"] == "02_clean"]
-    return max((abs(100 * (paid(one) - paid(there))) for one, there in both if there), default=0.0)
+    """The most, in points, by which a cleaning's cost was another on the other kind of machine."""
+    both = where(notebook="02_clean").merge(rows(there=True), on="run", suffixes=("", "_there"))
+    return 100 * (both["cost"] - both["cost_there"]).abs().max()
 
 
 def moved_by_seeds() -> float:
@@ -207,10 +234,10 @@ def aftermath(notebook: str) -> str:
     return tables.markdown((rebound.holds if notebook == "07_rebound" else downstream.uses)(found))
 
 
-def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning", rounds: int = 1) -> Figures | None:
+def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning", rounds: int = 1, there: bool = False) -> Figures | None:
     """What 08 found of an attacker's model and a method; None where it was not run."""
     like, wanted = check("08_adaptive", {}), {"method": method, "attacker": attacker, "planted": planted, "rounds": rounds}.items()
-    found = [one for one in published() if rebound.alike(one, like) and wanted <= one["params"].items()]
+    found = [one for one in published(there) if rebound.alike(one, like) and wanted <= one["params"].items()]
     return Figures(found[0]) if found else None
 
 
@@ -228,7 +255,7 @@ def detector() -> Figures | None:
 
 def inspections(**wanted: Any) -> pd.DataFrame:
     """The models that 10 inspected, with these values in these columns of `calibration_rows`."""
-    return _having(inspection.inspected(published()), wanted)
+    return _having(_inspected(), wanted)
 
 
 def distilled_unfound() -> pd.DataFrame:

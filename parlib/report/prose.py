@@ -47,8 +47,7 @@ def targets() -> dict[str, Path]:
 
 def write_all() -> None:
     """README and docs; and the findings in the notebooks' stored outputs."""
-    numbers.published.cache_clear()
-    numbers.rows.cache_clear()
+    numbers.forget()
     for name, path in targets().items():
         with atomic_file(path) as temporary:
             temporary.write_text(render(name))

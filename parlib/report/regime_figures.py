@@ -133,12 +133,14 @@ def _finding(found: pd.DataFrame) -> str:
     return f"In each regime the cheapest removal (an ASR of at most {REMOVED:g}) costs {span} points of clean accuracy"
 
 
-def by_tau(found: pd.DataFrame) -> Figure | None:
+def by_tau(found: pd.DataFrame, elsewhere: pd.DataFrame) -> Figure | None:
     """Clean accuracy on the classes that the pairs don't show, on those that they show, and ASR, over PAR's tau: a line a rate, a column a
-    regime: those that leave classes unseen, and that in which the most taus were tried. None where PAR was not tried with two values.
+    regime: those that leave classes unseen, and that in which the most taus were tried; elsewhere: trials of another kind of machine, in
+    columns of their own. None where PAR was not tried with two values.
     """
-    runs = found[(found["method"] == "par") & found["tau"].notna()]
-    panels = [part for _, part in runs.groupby(REGIME, sort=False) if part["tau"].nunique() > 1]
+    runs = pd.concat([found.assign(machine=""), elsewhere.assign(machine="\non another CPU")], ignore_index=True)
+    runs = runs[(runs["method"] == "par") & runs["tau"].notna()]
+    panels = [part for _, part in runs.groupby([*REGIME, "machine"], sort=False) if part["tau"].nunique() > 1]
     most = max((part["tau"].nunique() for part in panels), default=0)
     panels = [part for part in panels if part["clean_accuracy_unseen"].notna().any() or part["tau"].nunique() == most]
     panels = sorted(panels, key=lambda part: part["clean_accuracy_unseen"].isna().all())  # where all rows have something to show first
@@ -154,7 +156,7 @@ def by_tau(found: pd.DataFrame) -> Figure | None:
         figure, axes = plt.subplots(len(measures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False)
         for column, part in zip(axes.T, panels, strict=True):
             own = part.assign(own=seen_accuracy(part))
-            column[0].set_title(title_of(part.iloc[0]))
+            column[0].set_title(title_of(part.iloc[0]) + part["machine"].iloc[0])
             for ax, (measure, label) in zip(column, measures.items(), strict=True):
                 if measure == "attack_success_rate":
                     rate_axis(ax, label=ax is axes[-1, 0])
