@@ -1,7 +1,10 @@
 """The house itself: imports point one way, a module is one room, nothing is found by reflection, and notebooks show the idea."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -152,3 +155,9 @@ def test_the_parameters_cell_repeats_names_types_defaults_and_descriptions(path)
         wanted = f"{kind} | None" if usual[name] is None and "None" not in kind else kind
         assert (ast.unparse(node.annotation), value, line.partition("  # ")[2]) == (wanted, usual[name], fields[name].description)
         assert type(value) is type(usual[name])
+
+
+def test_how_threads_wait_is_said_before_torch_is_loaded():
+    code = "import os, sys, parlib; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True).split() == ["2000", "False"]
