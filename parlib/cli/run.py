@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--schedule", action="store_true", help="say how long it takes on 1 to 32 workers, by the seconds on record, and do nothing")
     add("--list", action="store_true", help="say what there is to do and why, and do nothing")
     add("--dry-run", action="store_true", help="look at checkpoint, data, disk, time and memory, and train nothing")
-    add("--prepare", type=Path, metavar="FOLDER", help="write the notebooks with their parameters there, unexecuted")
+    add("--prepare", type=Path, metavar="FOLDER", help="write the notebooks of what is not done there, with their parameters, unexecuted")
     asked = parser.parse_args(arguments)
     os.environ.setdefault("PAR_PROGRESS", "bar" if sys.stdout.isatty() else "lines")
     try:

@@ -11,11 +11,9 @@ import numpy as np
 import pandas as pd
 
 from parlib.cache import ROOT
-from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check
 from parlib.records.store import ELSEWHERE, REFERENCE, read_all, read_file
-from parlib.report import downstream, inspection, rebound, regimes, schedule, style, tables
-from parlib.report.kept import gpu
+from parlib.report import inspection, regimes, schedule, style, tables
 from parlib.report.rows import table, trials
 
 # The columns that templates ask for most.
@@ -70,9 +68,8 @@ def rows(there: bool = False) -> pd.DataFrame:
     searched = trials(found)
     found["chosen"] = found["run"].isin(searched.loc[searched["chosen"], "run"])
     course = {run: values for record in published(there) for run, values in _course(record)}
-    return found.join(
-        pd.DataFrame.from_dict(course, orient="index"), on="run"
-    ).copy()  # in one piece: rows are taken from it a thousand times
+    found = found.join(pd.DataFrame.from_dict(course, orient="index"), on="run")
+    return found.copy()  # in one piece, as rows are taken from it a thousand times
 
 
 @cache
@@ -175,37 +172,6 @@ def regime_costs(**wanted: Any) -> pd.DataFrame:
     return _having(_costs(), wanted)
 
 
-def _examined(notebook: str, seed: int = 0, **asked: Any) -> dict[str, dict[str, Any]]:
-    """The published records of 07 or 09 by label, in the regime of their defaults."""
-    return rebound.models(published(), check(notebook, {"seed": seed} | asked))
-
-
-def examined(notebook: str, model: str, seed: int = 0) -> Figures | None:
-    """What 07 or 09 found of a model, by its label, such as par, or base; None where it was not run."""
-    record = _examined(notebook, seed).get(model)
-    return Figures(record) if record else None
-
-
-def ended(model: str, treatment: str, seed: int = 0, **wanted: Any) -> float:
-    """The ASR at a model's last look in a treatment of 07, such as "retune", poisons=125; of the line half-way; NaN where there is none."""
-    found = rebound.curve(pd.DataFrame(_examined("07_rebound", seed)[model]["history"]), treatment, **wanted)
-    if found.empty:
-        return float("nan")
-    return found["attack_success_rate"].iloc[(found["share"] - 0.5).abs().argmin() if treatment == "line" else -1]
-
-
-def woken(model: str, form: str) -> str:
-    """From the least to the most, over the seeds, of the ASR after retuning a model with 125 triggered pairs: "0.72 to 0.88"."""
-    seeds = [seed for seed in range(3) if model in _examined("07_rebound", seed)]
-    return _range([ended(model, "retune", seed, poisons=125) for seed in seeds], form)
-
-
-def attacked_seeds(attacker: str, method: str, form: str) -> str:
-    """From the least to the most, over seed 0 and those of a GPU, of the ASR that a method leaves of an attacker's backdoor."""
-    first = attacked_by(method, attacker)
-    return _range([*([first.asr] if first else []), *left(method, attacker)], form)
-
-
 def moved_elsewhere() -> float:
     """The most, in points, by which a cleaning's cost was another on the other kind of machine."""
     both = where(notebook="02_clean").merge(rows(there=True), on="run", suffixes=("", "_there"))
@@ -218,33 +184,6 @@ def moved_by_seeds() -> float:
     costs = found[~found["inverted"].fillna("").str.contains("from_pairs")]
     spans = costs.groupby(["method", "lr"])["cost"].agg(["min", "max", "size"])
     return 100 * (spans["max"] - spans["min"])[spans["size"] >= 3].max()
-
-
-def benign_looks(**asked: Any) -> pd.DataFrame:
-    """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image."""
-    every = [(model, seed, one) for seed in range(3) for model, one in _examined("07_rebound", seed, **asked).items()]
-    looks = [pd.DataFrame(one["history"]).assign(model=model, seed=seed) for model, seed, one in every]
-    found = pd.concat(looks or [pd.DataFrame(columns=["model", "seed", "treatment"])], ignore_index=True)
-    return found[found["model"].isin(["finetune", "cleanclip", "par", "distil"]) & found["treatment"].isin(BENIGN)]
-
-
-def aftermath(notebook: str) -> str:
-    """What 07 or 09 found of all models, as Markdown."""
-    found = {label: pd.DataFrame(record["history"]) for label, record in _examined(notebook).items()}
-    return tables.markdown((rebound.holds if notebook == "07_rebound" else downstream.uses)(found))
-
-
-def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning", rounds: int = 1, there: bool = False) -> Figures | None:
-    """What 08 found of an attacker's model and a method; None where it was not run."""
-    like, wanted = check("08_adaptive", {}), {"method": method, "attacker": attacker, "planted": planted, "rounds": rounds}.items()
-    found = [one for one in published(there) if rebound.alike(one, like) and wanted <= one["params"].items()]
-    return Figures(found[0]) if found else None
-
-
-def left(method: str, attacker: str = "plain") -> list[float]:
-    """The ASR that a method leaves of an attacker's backdoor, of several triggers the worst: one a seed that was run on a GPU."""
-    seeds = [gpu(f"the_attackers[{seed}]").get("cleaned", []) for seed in (1, 2)]
-    return [one["asr"] for them in seeds for one in them if (one["attacker"], one["method"]) == (attacker, method)]
 
 
 def detector() -> Figures | None:
@@ -278,13 +217,14 @@ def spread(column: str, **wanted: Any) -> str:
 
 
 def span(column: str, form: str = "f3", by: str = "", **wanted: Any) -> str:
-    """From the least to the most of the rows that `where` finds, of their means `by` a column where one is named: "0.001 to 0.004"."""
+    """From the least to the most of the rows that `where` finds, of their means `by` a column where one is named."""
     found = where(**wanted)
     values = found.groupby(by)[column].mean() if by else found[column]
-    return _range(values, form)
+    return ends(values, form)
 
 
-def _range(values: Iterable[float], form: str) -> str:
+def ends(values: Iterable[float], form: str) -> str:
+    """From the least to the most: "0.001 to 0.004"."""
     return " to ".join(dict.fromkeys(FILTERS[form](end) for end in (min(values), max(values))))
 
 

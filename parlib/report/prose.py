@@ -11,7 +11,7 @@ from parlib.cache import ROOT, atomic_file
 from parlib.experiments.registry import check
 from parlib.measure.selection import MARGIN
 from parlib.measure.tradeoff import area
-from parlib.report import adaptive, inspection, kept, numbers, paper, regimes
+from parlib.report import adaptive, inspection, kept, numbers, paper, regimes, studies
 from parlib.report.rows import MAIN
 
 TEMPLATES = ROOT / "docs" / "templates"
@@ -30,7 +30,7 @@ def render(template: str) -> str:
     """A template's text with its numbers."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters |= numbers.FILTERS
-    for module in (numbers, kept):
+    for module in (numbers, studies, kept):
         public = ((name, value) for name, value in vars(module).items() if not name.startswith("_"))
         environment.globals |= {name: value for name, value in public if getattr(value, "__module__", "") == module.__name__}
     environment.globals |= {"check": check, "constant": constant, "area": area}
