@@ -32,6 +32,7 @@ COPY params ./params
 COPY notebooks ./notebooks
 COPY docs/templates ./docs/templates
 COPY outputs/reference ./outputs/reference
+COPY outputs/elsewhere ./outputs/elsewhere
 RUN mkdir -p home cache && chmod -R a+rwX outputs home cache notebooks
 
 EXPOSE 8888

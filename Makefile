@@ -55,7 +55,7 @@ test: $(INSTALLED) ## ruff, types, then unit tests and the notebooks at smoke sc
 	@rm -rf $(SMOKE)
 	@export PAR_CACHE="$(CURDIR)/$(SMOKE)/cache" OMP_NUM_THREADS=1; $(TYPES) & \
 	  $(BIN)/python -m parlib.run params/smoke/functions.yaml --functions && $(BIN)/python -m parlib.run params/smoke/notebooks.yaml --prepare $(SMOKE)/notebooks; \
-	  prepared=$$?; wait $$! && [ $$prepared = 0 ] && $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	  prepared=$$?; wait $$! && [ $$prepared = 0 ] && $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 	    -m "not full" --durations=12 tests $(SMOKE)/notebooks
 
 test-full: $(INSTALLED) ## the slow tests alone: the paper's own architectures and parameter files, torch.compile, a failing process

@@ -245,9 +245,9 @@ def grid(corner: str, axis: str, values: list[float], lines: dict[str, dict[str,
     return tables.markdown(pd.DataFrame(made, columns=[corner, *heads]))
 
 
-def trainings() -> pd.DataFrame:
+def trainings(there: bool = False) -> pd.DataFrame:
     """Every training behind the published records once, by the `weights` that name it: its `hours`. Inspections train nothing."""
-    trained = [one for one in published() if one["notebook"] == "07_rebound" or "timings" in one or "weights" in one["artifacts"]]
+    trained = [one for one in published(there) if one["notebook"] == "07_rebound" or "timings" in one or "weights" in one["artifacts"]]
     found = schedule.tasks(trained)
     return pd.DataFrame({"weights": list(found), "hours": [task.seconds / 3600 for task in found.values()]})
 
