@@ -99,9 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
             if asked.keep:
                 with atomic_file(asked.keep / f"{run}.json") as temporary:
                     shutil.copy(record_path("small", run), temporary)
-            if asked.keep and not (REFERENCE / f"{run}.json").exists():
-                print(f"{run}: not published, so with nothing to compare")
-                continue
+                if not (REFERENCE / f"{run}.json").exists():
+                    print(f"{run}: not published, so with nothing to compare")
+                    continue
             published = read_file(REFERENCE / f"{run}.json")
         except (OSError, ValueError) as error:
             print(f"{run}: {error}")
