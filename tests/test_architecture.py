@@ -157,7 +157,9 @@ def test_the_parameters_cell_repeats_names_types_defaults_and_descriptions(path)
         assert type(value) is type(usual[name])
 
 
-def test_how_threads_wait_is_said_before_torch_is_loaded():
-    code = "import os, sys, parlib; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True).split() == ["2000", "False"]
+def test_how_threads_wait_and_what_pages_are_asked_for_is_said_before_torch_is_loaded():
+    said = {"GOMP_SPINCOUNT": "2000", "THP_MEM_ALLOC_ENABLE": "1"}
+    code = f"import os, sys, parlib; print(*(os.environ[name] for name in {list(said)}), 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name not in said}
+    shown = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
+    assert shown.split() == [*said.values(), "False"]
