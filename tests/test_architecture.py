@@ -158,7 +158,7 @@ def test_the_parameters_cell_repeats_names_types_defaults_and_descriptions(path)
 
 
 def test_how_threads_wait_and_what_pages_are_asked_for_is_said_before_torch_is_loaded():
-    said = {"GOMP_SPINCOUNT": "2000", "THP_MEM_ALLOC_ENABLE": "1"}
+    said = {"GOMP_SPINCOUNT": "8000", "THP_MEM_ALLOC_ENABLE": "1"}
     code = f"import os, sys, parlib; print(*(os.environ[name] for name in {list(said)}), 'torch' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if name not in said}
     shown = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True)
