@@ -235,3 +235,4 @@ def test_a_name_in_the_parameters_cell_that_is_no_parameter_is_refused(own_outpu
     with pytest.raises(ValueError, match="'taau'.*'tau'"):
         start("02_clean", _namespace("taau: float = 1.0"))
     start("01_poison", _namespace("taau = [1.0].copy()", "seed: int = 0"))  # another cell's
+    start("01_poison", _namespace("seed: int = 0", "shown: int"))

@@ -78,7 +78,7 @@ def _assigned(cells: list[str]) -> Iterator[tuple[str, bool]]:
 def _is_plain(value: ast.expr | None) -> bool:
     try:
         ast.literal_eval(value or "")
-    except ValueError:
+    except (ValueError, SyntaxError):  # of an annotation alone, too
         return False
     return True
 
