@@ -78,8 +78,8 @@ def _searched(experiment: str, there: bool = False) -> pd.DataFrame:
 
 
 @cache
-def _costs() -> pd.DataFrame:
-    return regimes.costs(_searched("regimes"))
+def _costs(there: bool = False) -> pd.DataFrame:
+    return regimes.costs(_searched("regimes", there))
 
 
 @cache
@@ -112,14 +112,9 @@ def _course(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
         yield record["run"], found
 
 
-def run(name: str) -> Figures:
-    """The numbers of a published run, by its id."""
-    return Figures(read_file(REFERENCE / f"{name}.json"))
-
-
-def elsewhere(name: str) -> Figures:
-    """The numbers of a run on another kind of machine than the published one, by its id."""
-    return Figures(read_file(ELSEWHERE / f"{name}.json"))
+def run(name: str, there: bool = False) -> Figures:
+    """The numbers of a run, by its id."""
+    return Figures(read_file((ELSEWHERE if there else REFERENCE) / f"{name}.json"))
 
 
 def reproduced() -> list[str]:
@@ -167,9 +162,9 @@ def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "re
     return regimes.costs(found).iloc[0] if len(found) else None
 
 
-def regime_costs(**wanted: Any) -> pd.DataFrame:
+def regime_costs(there: bool = False, **wanted: Any) -> pd.DataFrame:
     """What each method costs in each regime, with these values in these columns, as `regimes.costs` says."""
-    return _having(_costs(), wanted)
+    return _having(_costs(there), wanted)
 
 
 def moved_elsewhere() -> float:

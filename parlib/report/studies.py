@@ -52,10 +52,10 @@ def aftermath(notebook: str) -> str:
     return tables.markdown((rebound.holds if notebook == "07_rebound" else downstream.uses)(found))
 
 
-def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning", rounds: int = 1) -> Figures | None:
+def attacked_by(method: str, attacker: str = "plain", planted: str = "finetuning", rounds: int = 1, there: bool = False) -> Figures | None:
     """What 08 found of an attacker's model and a method; None where it was not run."""
     like, wanted = check("08_adaptive", {}), {"method": method, "attacker": attacker, "planted": planted, "rounds": rounds}.items()
-    found = [one for one in published() if rebound.alike(one, like) and wanted <= one["params"].items()]
+    found = [one for one in published(there) if rebound.alike(one, like) and wanted <= one["params"].items()]
     return Figures(found[0]) if found else None
 
 

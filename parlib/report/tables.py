@@ -93,27 +93,17 @@ def brief(rows: pd.DataFrame) -> pd.DataFrame:
             made.append(head | {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": before})
         after = {SHOWN[metric]: number(run[metric], *(run[end] for end in _ENDS.get(metric, ()))) for metric in _MEASURED}
         made.append(head | {"model": name(run["method"])} | after)
-    found = pd.concat([_summary(of(rows, (*MAIN, "new_triggers", "scarce"))), pd.DataFrame(made)], ignore_index=True).fillna("")
+    found = pd.concat([summary(rows, (*MAIN, "new_triggers", "scarce")), pd.DataFrame(made)], ignore_index=True).fillna("")
     found = found.reindex(columns=["encoder", "trigger", "model", *map(SHOWN.get, _MEASURED)])
     return found if found["encoder"].nunique() > 1 else found.drop(columns="encoder")
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def summary(rows: pd.DataFrame, experiments: Iterable[str] = MAIN) -> pd.DataFrame:
     """The main table: per attack the clean base, the poisoned model and each method, as mean ± standard deviation over the seeds, of a
     single run with 95 % intervals; the paper's numbers beside.
     """
-    return _summary(of(rows))
-
-
-def new_triggers(rows: pd.DataFrame) -> pd.DataFrame:
-    """The same of the triggers that the paper has not, without its numbers."""
-    found = _summary(of(rows, ["new_triggers"])).rename(columns={"size (paper's)": "size"})
-    return found.drop(columns=["paper's model", "paper's ASR", "paper's CA"], errors="ignore")
-
-
-def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     made = []
-    for (encoder, kind, trigger), attack in rows.groupby(ATTACK, sort=False):
+    for (encoder, kind, trigger), attack in of(rows, experiments).groupby(ATTACK, sort=False):
         head, base, theirs = _head(attack.iloc[0]), _base(attack), published(encoder, trigger, kind)
         if len(base):
             made.append(head | {"model": name("base")} | _means(base, _BASE))
@@ -125,6 +115,12 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
             model = stands_for(encoder) if method in theirs else ""
             made.append(row | {"paper's model": model, "paper's ASR": number(asr), "paper's CA": number(accuracy)})
     return pd.DataFrame(made).fillna("")
+
+
+def new_triggers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same of the triggers that the paper has not, without its numbers."""
+    found = summary(rows, ["new_triggers"]).rename(columns={"size (paper's)": "size"})
+    return found.drop(columns=["paper's model", "paper's ASR", "paper's CA"], errors="ignore")
 
 
 def _means(runs: pd.DataFrame, metrics: Iterable[str] = SHOWN) -> dict[str, str]:
