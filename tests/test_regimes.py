@@ -219,15 +219,11 @@ def test_the_structured_triggers_that_a_chosen_setting_removes():
 
 def test_what_to_use_and_what_held_for_other_triggers():
     table = regimes.costs(regimes.trials(_searched()))
-    assert regimes.overview(table).to_dict("records") == [
-        {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "36.0 at `1e-3`"}
+    elsewhere = pd.concat([table, table.assign(pairs=240)]).assign(cost=1.0)
+    assert regimes.overview(pd.concat([table, table[table["method"] == "finetune"].assign(pairs=240)]), elsewhere).to_dict("records") == [
+        {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "36.0 at `1e-3`"},
+        {"clean pairs": "240 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "1.0 at `1e-3`\\*"},
     ]
-    fewer = pd.concat([table, table[table["method"] == "finetune"].assign(pairs=240)])
-    assert regimes.overview(fewer, there=table.assign(pairs=240, cost=1.0)).to_dict("records")[1] == {
-        "clean pairs": "240 pairs, 25 % of the classes",
-        "fine-tuning": "26.0 at `4e-3`",
-        "PAR": "1.0 at `1e-3`\\*",
-    }
     (best,) = regimes.guide(table).to_dict("records")
     assert (best["use"], best["at the rate"], best["expect to lose, points"], best["ASR"]) == ("fine-tuning", "`4e-3`", "26.0", "0.010")
     (none,) = regimes.guide(regimes.costs(regimes.trials(_searched().assign(attack_success_rate=0.9)))).to_dict("records")

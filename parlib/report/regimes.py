@@ -104,19 +104,18 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overview(table: pd.DataFrame, there: pd.DataFrame | None = None) -> pd.DataFrame:
+def overview(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     """`costs` as README shows them: a row a regime, a column a method of _SHOWN: what its cheapest removal costs, at its rate. Strings.
-    there: those of another kind of machine, in these regimes; they fill what is empty, with a star.
+    there: those of another kind of machine; they fill what is empty, with a star.
     """
+    both = pd.concat([table.assign(star=""), there.assign(star="\\*")]).drop_duplicates([*REGIME, "method"])
     rows = []
-    for _, ours in table[table["method"].isin(_SHOWN)].groupby(REGIME, sort=False):
+    for _, ours in both[both["method"].isin(_SHOWN)].groupby(REGIME, sort=False):
         row = {"clean pairs": title_of(ours.iloc[0])}
-        for found, star in ((there, "\\*"), (ours, "")):
-            alike = [] if found is None else found[found["method"].isin(_SHOWN)].merge(ours[REGIME].iloc[:1]).to_dict("records")
-            for run in alike:
-                row[name(run["method"])] = f"{run['cost']:.1f} at `{rate(run['lr'])}`{star}" if run["removed"] else f"not reached{star}"
+        for run in ours.to_dict("records"):
+            row[name(run["method"])] = (f"{run['cost']:.1f} at `{rate(run['lr'])}`" if run["removed"] else "not reached") + run["star"]
         rows.append(row)
-    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(table["method"]))]).fillna("")
+    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(both["method"]))]).fillna("")
 
 
 def claim(table: pd.DataFrame) -> pd.DataFrame:
