@@ -12,7 +12,7 @@ from parlib.cli.export import main
 from parlib.cli.plan import Planned
 from parlib.experiments.registry import check
 from parlib.records.store import record_path
-from parlib.report.outcome import card, closing_words, outcome, remarks
+from parlib.report.outcome import card, choices, closing_words, outcome, remarks
 
 pytestmark = pytest.mark.usefixtures("own_outputs")
 RUN = "02_clean/par_badnet_stripes_s0"
@@ -64,6 +64,44 @@ def test_the_runner_ends_with_the_table_and_the_next_command(cleaned, own_output
     assert f"python -m parlib.cli.export --scale smoke {RUN}" in shown
     assert f"outputs/smoke/{RUN}.ipynb" in shown
     assert "Empty DataFrame" not in shown
+
+
+SWEEP = pd.DataFrame(
+    {
+        "trigger": ["badnet_stripes"] * 6,
+        "encoder": ["small_resnet"] * 6,
+        "attack": ["dirty_label"] * 6,
+        "method": ["par"] * 4 + ["finetune"] * 2,
+        "lr": [1e-4, 1e-3, 2e-3, 4e-3, 1e-3, 2e-3],
+        "tau": [2.15] * 4 + [None] * 2,
+        "clean_accuracy": [0.95, 0.91, 0.93, 0.4, 0.5, 0.6],
+        "attack_success_rate": [0.9, 0.01, 0.2, 0.0, 0.3, 0.1],
+        "triggered_accuracy": [0.5] * 6,
+        "poisoned_clean_accuracy": [0.96] * 6,
+        "error": [""] * 6,
+        "stopped": [False] * 6,
+    }
+)
+
+
+def test_of_a_sweep_of_one_s_own_what_each_rule_takes_is_said(own_outputs, capsys):
+    lost = pd.DataFrame([dict(SWEEP.iloc[0], lr=8e-3, error="it diverged", clean_accuracy=None, attack_success_rate=None)])
+    values = {"scale": "smoke", "experiment": "own", "name": "rates", "space": [{"method": ["par"], "lr": [1e-3]}]}
+    history = pd.concat([SWEEP, lost], ignore_index=True).astype(object).where(lambda frame: frame.notna(), None).to_dict("list")
+    planting = {"scale": "smoke", "experiment": "own"}
+    small_records.record(values=planting)
+    record = small_records.record("03_tau_sweep", values, metrics={}, history=history, files={}, timings={"seconds": [1.0] * 7})
+    planned = [Planned(own, check(notebook, own)) for notebook, own in (("01_poison", planting), ("03_tau_sweep", values))]
+    make.show(planned)
+    shown = capsys.readouterr().out
+    assert shown.count("BadNet-Stripes") == 1  # of the planting; no trial is a run of its own
+    assert "it diverged" in shown
+    assert record["run"] in shown
+    *_, par, par_blind, tuned, tuned_blind = shown.rstrip().splitlines()
+    assert re.search(r"PAR.*with the trigger.*rate 1e-3.*0\.010.*5\.0 points\.$", par)  # the lowest ASR within six points
+    assert re.search(r"PAR.*without.*rate 2e-3.*0\.200.*3\.0 points\.$", par_blind)  # the highest rate
+    assert all(re.search(r"fine-tuning.*rate 2e-3.*0\.100.*36\.0 points.*nearest", line) for line in (tuned, tuned_blind))
+    assert any("highest rate of all" in line for line in choices(SWEEP.iloc[:3]))
 
 
 def test_a_card_says_all_of_it_and_how_to_load_the_model(cleaned):

@@ -11,6 +11,7 @@ from parlib.cli.plan import Planned, needs_of
 from parlib.experiments import registry
 from parlib.experiments.clean_params import Clean
 from parlib.experiments.params import Params
+from parlib.experiments.trials import Sweep
 from parlib.model.checkpoints import SOURCES
 from parlib.records.status import fresh, other_params
 from parlib.records.store import REFERENCE, located, move_aside, outputs, read, read_all, read_file, record_path
@@ -114,8 +115,8 @@ def show(runs: list[Planned]) -> None:
     for run in ids if scale == "small" else []:
         print(run, against_published(read(scale, run)))
     for run in runs:
-        params = run.params
-        if type(params) is Clean and (params.poisoned.startswith(SOURCES) or params.experiment in OWN):  # which no table shows
+        params = run.params  # of what no table shows
+        if type(params) in (Clean, Sweep) and (params.experiment in OWN or getattr(params, "poisoned", "").startswith(SOURCES)):
             print(closing_words(read(scale, run.id)))
     executed = folder / "05_evaluate.ipynb"
     if any(run.id == "05_evaluate" for run in runs) and executed.exists():

@@ -13,7 +13,7 @@ from parlib.experiments.result import Result
 from parlib.experiments.trials import Cleanings, Material, Sweep, gather
 from parlib.experiments.tune import failures, run_trials
 from parlib.measure.selection import rule_and_best
-from parlib.measure.tradeoff import area, below, curves
+from parlib.measure.tradeoff import area, below, curves, ended
 from parlib.method.methods import rewording
 from parlib.records.status import state
 from parlib.records.store import read
@@ -30,7 +30,7 @@ class Sweeping:
     @property
     def ended(self) -> pd.DataFrame:
         """The trials that ran to their end."""
-        return self.trials[(self.trials["error"] == "") & ~self.trials["stopped"]]
+        return ended(self.trials)
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:

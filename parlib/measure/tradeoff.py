@@ -6,9 +6,14 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr
+AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr
 schedule batch_norm epochs steps batch wordnet planted attacker base_epochs""".split()
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
+
+
+def ended(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials of a sweep that ran to their end."""
+    return trials[(trials["error"] == "") & ~trials["stopped"]]
 
 
 def area(trials: pd.DataFrame) -> float:
@@ -45,7 +50,7 @@ def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = {}
     for method, runs in trials.groupby("method", sort=False):
         knob, others = (METHODS[method].options or ("lr",))[0], []
-        for axis in (*_AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
+        for axis in (*AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
             if (
                 axis != knob
                 and axis in runs

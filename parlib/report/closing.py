@@ -19,7 +19,7 @@ from parlib.experiments.synthetic import FromSynthetic
 from parlib.model.checkpoints import SOURCES
 from parlib.report.adaptive import idea
 from parlib.report.inspection import leading
-from parlib.report.outcome import never_passed
+from parlib.report.outcome import choices, never_passed
 from parlib.report.prose import findings
 from parlib.report.style import name
 
@@ -69,12 +69,10 @@ def _share(metrics: dict[str, Any]) -> str:
 
 def _of_sweep(found: Sweeping) -> list[str]:
     ended = found.ended
-    best = ended.loc[(ended["clean_accuracy"] - ended["attack_success_rate"]).idxmax()]
     return [
         f"{len(found.trials)} trials: ASR from {ended['attack_success_rate'].min():.3f} to {ended['attack_success_rate'].max():.3f}, clean "
         f"accuracy from {ended['clean_accuracy'].min():.3f} to {ended['clean_accuracy'].max():.3f}.",
-        f"The largest clean accuracy - ASR: {name(best['method'])}, lr {best['lr']:g}, ASR "
-        f"{best['attack_success_rate']:.3f} at {best['clean_accuracy']:.3f}.",
+        *choices(found.trials),
     ]
 
 

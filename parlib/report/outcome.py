@@ -1,4 +1,4 @@
-"""What a cleaning did, from its record: as a terminal shows it at the end, and as a model card does."""
+"""What a cleaning did, or a sweep, from its record: as a terminal shows it at the end, and as a model card does."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,15 @@ from jinja2 import StrictUndefined, Template
 
 from parlib.cache import ROOT
 from parlib.measure.metrics import interval
+from parlib.measure.selection import blind, choose, kept, kept_seen
+from parlib.measure.tradeoff import AXES, ended
 from parlib.records.store import REFERENCE, differences, located, outputs, read_file, same_machine
-from parlib.report.tables import markdown, readable
+from parlib.report.comparison import POINTS
+from parlib.report.style import name, points
+from parlib.report.sweeps import setting
+from parlib.report.tables import markdown, readable, trial_table
 
+_MODEL = ("poisoned", "encoder", "trigger", "planted", "attacker", "base_epochs", "seed")  # that a trial cleans
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
 
@@ -51,13 +57,46 @@ def never_passed(history: dict[str, list[float]], tau: float | None) -> list[str
     ]
 
 
+def _varied(trials: pd.DataFrame) -> list[str]:
+    """What a sweep varied, beside the method."""
+    return [axis for axis in ("poisoned", *AXES) if axis in trials and trials[axis].astype(str).nunique() > 1]
+
+
+def choices(trials: pd.DataFrame) -> list[str]:
+    """Which of a sweep's trials the rules of `measure.selection` take, for each method and attacked model, and what that costs."""
+    axes, trials = _varied(trials), ended(trials)
+    said = [f"Two rules, within {POINTS}. With the trigger: the lowest ASR. Without it: the highest rate."]
+    for (method, *_), runs in trials.groupby(["method", *(axis for axis in _MODEL if axis in trials)], sort=False, dropna=False):
+        highest = runs["lr"].max() if runs["lr"].nunique() > 1 else None
+        rules = {"with the trigger": (choose, kept), "without it": (blind, kept_seen)}
+        for rule, (take, within) in rules.items():
+            trial = runs.loc[take(runs)]
+            words = ", ".join(filter(None, (setting(axis, trial[axis]) for axis in axes))) or "the only trial"
+            cost = points(trial["poisoned_clean_accuracy"] - trial["clean_accuracy"])
+            line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {cost:.1f} points."
+            if not within(runs).any():
+                line += " No trial is within; this one comes nearest."
+            elif trial["lr"] == highest:
+                line += " It is the highest rate of all: add higher ones."
+            said.append(line)
+    return said
+
+
 def closing_words(record: dict[str, Any]) -> str:
-    """What a terminal shows of a cleaning: its table, what to know of it, where its notebook is, and how to export its model."""
-    scale, run = record["params"]["scale"], record["run"]
-    lines = [f"\n{run}:", outcome(record).to_string(index=False), *remarks(record)]
-    if (notebook := outputs(scale) / f"{run}.ipynb").exists():
+    """What a terminal shows of a cleaning: its table, what to know of it, where its notebook is, and how to export its model; of a sweep
+    its trials and which of them to take.
+    """
+    params, run = record["params"], record["run"]
+    if "space" in params:
+        trials = pd.DataFrame(record["history"])
+        lines = [trial_table(trials, ["method", *_varied(trials)]).to_string(index=False), *choices(trials)]
+    else:
+        lines = [outcome(record).to_string(index=False), *remarks(record)]
+    if (notebook := outputs(params["scale"]) / f"{run}.ipynb").exists():
         lines.append(f"notebook: {notebook.relative_to(ROOT)}")
-    return "\n".join([*lines, f"export the model with: python -m parlib.cli.export --scale {scale} {run}"])
+    if "space" not in params:
+        lines.append(f"export the model with: python -m parlib.cli.export --scale {params['scale']} {run}")
+    return "\n".join([f"\n{run}:", *lines])
 
 
 def against_published(record: dict[str, Any]) -> str:

@@ -85,9 +85,11 @@ def other_runs(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def brief(rows: pd.DataFrame) -> pd.DataFrame:
-    """What a terminal shows at the end of a run: the attacks of the main tables and of the new triggers, and each run of one's own."""
+    """What a terminal shows at the end of a run: the attacks of the main tables and of the new triggers, and each run of one's own but
+    trials of sweeps.
+    """
     made = []
-    for run in of(rows, OWN).to_dict("records"):
+    for run in of(rows[~rows["run"].str.contains(":")], OWN).to_dict("records"):
         head = {"encoder": name(run["encoder"]), "trigger": attack_of(run)}
         if before := number(run["poisoned_asr"]):
             made.append(head | {"model": name("before"), "clean accuracy": number(run["poisoned_clean_accuracy"]), "ASR": before})
