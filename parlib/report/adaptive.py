@@ -139,6 +139,17 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(made)
 
 
+def by_attacker(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row an attacker, a column a method: the ASR that is left, at the cost in points, and the accuracy under the trigger. Strings."""
+    made: dict[str, dict[str, str]] = {}
+    for run in _cleaned(rows).to_dict("records"):
+        head = {"attacker": run["attacker"].partition(":")[0], "ASR before": number(run["poisoned_asr"]) + _outside(run)}
+        cost = points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
+        said = f"{left_over(run['asr'])} at {cost:.1f}; {run['triggered_accuracy']:.2f}"
+        made.setdefault(run["attacker"], head)[name(run["method"])] = said
+    return pd.DataFrame(list(made.values())).fillna("")
+
+
 def turning(rows: pd.DataFrame) -> Figure | None:
     """S of images and captions as it is, and after the best joint rotation: a panel an attacker, a pair of bars a method and encoder."""
     found = _cleaned(rows)
