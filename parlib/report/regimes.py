@@ -1,11 +1,12 @@
 """What a cleaning costs where clean pairs are few or show few classes: tables of the experiment `regimes`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept, kept_seen
-from parlib.report.style import REMOVED, in_order, listed, name, number, points, rate
+from parlib.report.style import REMOVED, in_order, listed, name, number, points, rank, rate
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
@@ -113,9 +114,31 @@ def overview(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     for _, ours in both[both["method"].isin(_SHOWN)].groupby(REGIME, sort=False):
         row = {"clean pairs": title_of(ours.iloc[0])}
         for run in ours.to_dict("records"):
-            row[name(run["method"])] = (f"{run['cost']:.1f} at `{rate(run['lr'])}`" if run["removed"] else "not reached") + run["star"]
+            row[name(run["method"])] = _removal(run) + run["star"]
         rows.append(row)
     return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(both["method"]))]).fillna("")
+
+
+def by_method(table: pd.DataFrame, blind: bool = False) -> pd.DataFrame:
+    """`costs` as a row a method, a column a regime: what the cheapest removal costs, at its rate, in brackets on seen and unseen classes.
+    blind: the ASR that the blind rule leaves, at its cost and rate, in brackets where no trial is within the margin. Strings.
+    """
+    made: dict[str, dict[str, str]] = {}
+    for run in table.sort_values("method", key=lambda methods: methods.map(rank), kind="stable").to_dict("records"):
+        made.setdefault(run["method"], {"method": name(run["method"])})[title_of(run)] = _taken_blind(run) if blind else _removal(run, True)
+    return pd.DataFrame(list(made.values()), columns=["method", *dict.fromkeys(map(title_of, table.to_dict("records")))]).fillna("")
+
+
+def _removal(run: Mapping[str, Any], parts: bool = False) -> str:
+    if not run["removed"]:
+        return "not reached"
+    told = "" if not parts or pd.isna(run["cost_unseen"]) else f" ({run['cost_seen']:.1f}, {run['cost_unseen']:.1f})"
+    return f"{run['cost']:.1f} at `{rate(run['lr'])}`{told}"
+
+
+def _taken_blind(run: Mapping[str, Any]) -> str:
+    took = f"{run['blind_asr']:.3f} at {run['blind_cost']:.1f}, `{rate(run['blind_lr'])}`" + ("+" if run["blind_edge"] else "")
+    return took if run["blind_kept"] else f"({took})"
 
 
 def claim(table: pd.DataFrame) -> pd.DataFrame:
