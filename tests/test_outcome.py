@@ -78,6 +78,7 @@ SWEEP = pd.DataFrame(
         "attack_success_rate": [0.9, 0.01, 0.2, 0.0, 0.3, 0.1],
         "triggered_accuracy": [0.5] * 6,
         "poisoned_clean_accuracy": [0.96] * 6,
+        "poisoned_asr": [0.97] * 6,
         "error": [""] * 6,
         "stopped": [False] * 6,
     }
@@ -101,7 +102,10 @@ def test_of_a_sweep_of_one_s_own_what_each_rule_takes_is_said(own_outputs, capsy
     assert re.search(r"PAR.*with the trigger.*rate 1e-3.*0\.010.*5\.0 points\.$", par)  # the lowest ASR within six points
     assert re.search(r"PAR.*without.*rate 2e-3.*0\.200.*3\.0 points\.$", par_blind)  # the highest rate
     assert all(re.search(r"fine-tuning.*rate 2e-3.*0\.100.*36\.0 points.*nearest", line) for line in (tuned, tuned_blind))
-    assert any("highest rate of all" in line for line in choices(SWEEP.iloc[:3]))
+    assert "0.970" not in shown
+    weak = choices(SWEEP.iloc[:3].assign(poisoned_asr=0.4))
+    assert "0.400 before" in weak[1]
+    assert "highest rate of all" in weak[-1]
 
 
 def test_a_card_says_all_of_it_and_how_to_load_the_model(cleaned):

@@ -7,6 +7,7 @@ import pandas as pd
 from jinja2 import StrictUndefined, Template
 
 from parlib.cache import ROOT
+from parlib.measure.detection import PLANTED
 from parlib.measure.metrics import interval
 from parlib.measure.selection import blind, choose, kept, kept_seen
 from parlib.measure.tradeoff import AXES, ended
@@ -66,6 +67,8 @@ def choices(trials: pd.DataFrame) -> list[str]:
     """Which of a sweep's trials the rules of `measure.selection` take, for each method and attacked model, and what that costs."""
     axes, trials = _varied(trials), ended(trials)
     said = [f"Two rules, within {POINTS}. With the trigger: the lowest ASR. Without it: the highest rate."]
+    if (before := trials["poisoned_asr"].min()) < PLANTED:
+        said.append(f"The ASR was {before:.3f} before the cleanings: of a backdoor below {PLANTED:g} a removal says little.")
     for (method, *_), runs in trials.groupby(["method", *(axis for axis in _MODEL if axis in trials)], sort=False, dropna=False):
         highest = runs["lr"].max() if runs["lr"].nunique() > 1 else None
         rules = {"with the trigger": (choose, kept), "without it": (blind, kept_seen)}
