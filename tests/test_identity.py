@@ -116,6 +116,8 @@ def test_where_a_run_is_kept_shown_and_computed_is_no_part_of_its_identity():
     for values in ({"experiment": "ablations"}, {"compute": {"ray_address": "auto"}}):
         assert Clean.check(values).identity() == plain.identity()
         assert Clean.check(values).id == plain.id
+    labelled = Clean.check({"label": "mine-2"})
+    assert (labelled.identity(), labelled.id) == (plain.identity(), "02_clean/mine-2")
 
 
 _DIGEST = """
@@ -240,7 +242,7 @@ def test_no_two_different_runs_share_an_id(kind):
 @pytest.mark.parametrize("kind", [Poison, Clean])
 def test_each_parameter_alone_makes_another_id(kind):
     usual = {"data": "csv:a", "evaluation": "imagenet:a"} | ({"base": "openai"} if kind is Poison else {"poisoned": "local-dir:a"})
-    for name in set(kind.model_fields) - {"scale", "experiment", "trigger_options"}:
+    for name in set(kind.model_fields) - {"scale", "experiment", "label", "trigger_options"}:
         method = next((method for method, one in METHODS.items() if name in one.options or (name == "inverted" and one.stamps)), "par")
         one = usual | ({} if kind is Poison else {"method": method})
         for value in _VALUES[kind][name]:

@@ -51,6 +51,7 @@ from parlib.method.methods import METHODS
         ("02_clean", {"trigger": "resistant", "poisoned": "local-dir:x"}, "resistant"),
         ("02_clean", {"wordnet": "nowhere"}, "wordnet.*cleanclip.*roclip"),
         ("02_clean", {"wordnet": "nowhere", "method": "cleanclip"}, r"wordnet.*nowhere.*data\.noun"),
+        ("02_clean", {"label": "my_run"}, "label = 'my_run'.*hyphens"),
         ("05_evaluate", {"seed": 1}, "'seed'.*scale"),
     ],
 )
@@ -137,6 +138,7 @@ def test_a_file_of_a_pattern_is_looked_at_before_anything_is_trained(tmp_path):
         ({"scale": "smoke"}, "02_clean/par_badnet_stripes_s0"),
         ({"scale": "smoke"} | scale_values("02_clean", "smoke"), "02_clean/par_badnet_stripes_s0"),
         ({"experiment": "mine"}, "02_clean/par_badnet_stripes_s0"),
+        ({"label": "mine", "tau": 3, "trigger": "sig"}, "02_clean/mine"),
     ],
 )
 def test_a_run_id_says_what_differs_from_the_usual(values, run):

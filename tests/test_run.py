@@ -100,6 +100,11 @@ def test_another_run_s_record_is_never_overwritten():
     assert read("small", POISONED) == other
 
 
+def test_a_missing_run_with_a_label_is_made_from_its_user_s_files():
+    with pytest.raises(FileNotFoundError, match="params/own --only 01_poison/planted"):
+        check("02_clean", {"poisoned": "01_poison/planted"}).identity()
+
+
 def test_the_runner_moves_another_run_s_record_aside_and_keeps_it(own_outputs, monkeypatch, capsys):
     made = record(values={"scale": "smoke"})
     path = record_path("smoke", POISONED)

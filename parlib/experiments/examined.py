@@ -51,7 +51,7 @@ class Examined(Clean):
 
     def cleaning(self) -> Clean:
         """The cleaning whose model is examined."""
-        given = {name: getattr(self, name) for name in Clean.model_fields if name != "experiment"}
+        given = {name: getattr(self, name) for name in Clean.model_fields if name not in ("experiment", "label")}
         if self.poisoned.startswith(SOURCES):  # the regime's base is not that of a checkpoint
             given["base_epochs"] = None
         return Clean.check(given)

@@ -26,7 +26,7 @@ from parlib.model.clip import check_installed, encoders, has_batch_norm, image_s
 from parlib.records.identity import identity
 from parlib.train.compute import Compute, check_compute
 
-_NOT_IN_IDENTITY = ("scale", "experiment", "ray_address")  # where a run is kept, which table shows it, where it is computed
+_NOT_IN_IDENTITY = ("scale", "experiment", "label", "ray_address")  # where a run is kept, which table shows it, where it is computed
 # These stand in a run id in words, other parameters as name and value.
 _WORDS = ("name", "method", "trigger", "attack", "attacker", "encoder", "seed")
 _LONGEST = 150  # characters of a run id
@@ -187,7 +187,7 @@ class Attacked(Params):
         for name, value in given.items():
             if name == "compute":
                 value, usual[name] = (Compute(**one).decisive() for one in (value, usual[name]))
-            if value == usual[name] or name in ("scale", "experiment"):
+            if value == usual[name] or name in _NOT_IN_IDENTITY:
                 continue
             parts = value.items() if name == "trigger_options" else [(name, value)]
             words += [key + shown(one) for key, one in parts if name != "trigger_options" or one != usual[name].get(key)]
@@ -217,7 +217,16 @@ class Training(Attacked):
         {}, description='options of the trigger, such as {"size": 8} or {"opacity": 0.1}; those left out are the usual ones'
     )
     normalised: bool = Field(True, description="False: the checkpoint takes images in [0, 1], without normalisation")
+    label: str = Field(
+        "",
+        pattern="^([a-z][a-z0-9-]*)?$",
+        description="a name for the run id, of lower-case letters, digits and hyphens; empty: what differs from the usual",
+    )
     compute: Compute = Field(Compute(), description="device, precision, processes and the like: parlib.train.compute.Compute")
+
+    @property
+    def id(self) -> str:
+        return f"{self.notebook}/{self.label}" if self.label else super().id  # no other id is without an underscore
 
     def _resolved(self) -> Self:
         super()._resolved()

@@ -97,7 +97,7 @@ class Sweep(Cleanings):
     def _usual(self, given: Any) -> dict[str, Any]:
         usual = super()._usual(given)
         renamed = self.name != Sweep.model_fields["name"].default
-        return usual | ({name: given[name] for name in _OF_SWEEPS} if renamed else {}) | {"ray_address": self.ray_address}
+        return usual | ({name: given[name] for name in _OF_SWEEPS} if renamed else {})
 
     def trials(self) -> list[Clean]:
         """Of Optuna's the corners of its grid. Raises ValueError on a name or a value that a trial doesn't take."""

@@ -21,8 +21,9 @@ def record_path(scale: str, run: str) -> Path:
 
 
 def command(run: str, scale: str = "small") -> str:
-    """The command that makes a run and all that it needs."""
-    return f"python -m parlib.run params/{scale} --only {run}"
+    """The command that makes a run and all that it needs; what its user has named (`label`) stands in params/own."""
+    labelled = "/" in run and "_" not in run.partition("/")[2]
+    return f"python -m parlib.run params/{'own' if labelled else scale} --only {run}"
 
 
 def read(scale: str, run: str) -> dict[str, Any]:
