@@ -243,6 +243,20 @@ def test_the_command_says_what_will_not_do_and_exits_so(own, own_outputs, tmp_pa
     assert not (own_outputs / "outputs" / "small" / "02_clean").exists()
 
 
+def test_what_the_same_command_makes_first_is_waited_for(own, own_outputs, tmp_path, capsys):
+    path, cleaning = tmp_path / "own.yaml", {"notebook": "02_clean", "scale": "smoke", "poisoned": "01_poison/planted"}
+    planting = {"notebook": "01_poison", "scale": "smoke", "label": "planted"}
+    path.write_text(yaml.safe_dump({"runs": [planting, cleaning]}))
+    assert main([str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"ok  {what}: waits for 01_poison/planted" in shown for what in ("checkpoint", "triggers", "time and memory"))
+    path.write_text(yaml.safe_dump({"runs": [planting, cleaning | {"evaluation": f"folder:{tmp_path / 'gone'}"}]}))
+    assert main([str(path), "--dry-run"]) == 1
+    assert "NO  evaluation" in capsys.readouterr().out
+    path.write_text(yaml.safe_dump({"runs": [cleaning]}))
+    assert main([str(path), "--dry-run"]) == 1
+
+
 def test_a_search_is_as_long_as_its_samples(own):
     shared = {"evaluation": own["evaluation"], "eval_scenes": 10, "epochs": 1, "pairs": 40, "search": "optuna", "samples": 3}
     space = [{"poisoned": [own["poisoned"]], "data": [own["data"]], "batch": [20], "lr": [1e-4, 1e-3], "tau": [0.1, 1.0]}]

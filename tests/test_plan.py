@@ -192,6 +192,10 @@ def test_a_run_that_no_file_plans_is_made_by_its_id(small):
             choose(small, [run])
 
 
+def test_a_look_at_a_cleaning_builds_on_the_one_that_it_names():
+    assert "02_clean/mine" in Planned({}, check("07_rebound", {"cleaned": "02_clean/mine"})).builds_on
+
+
 def test_a_sweep_builds_on_the_poisoned_models_of_its_trials():
     params = check("03_tau_sweep", {"space": [{"trigger": ["badnet_stripes", "blended_text"]}, {"seed": [1]}]})
     runs = with_needs([Planned({}, params)], [])

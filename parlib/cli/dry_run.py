@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -30,16 +30,17 @@ from parlib.model.clip import Clip, create
 from parlib.records.store import located, outputs
 from parlib.train.compute import Compute, check_device
 
+_OF_MODELS = ("checkpoint", "examined", "triggers", "disk", "time")  # looks at what other runs make
 _UNKNOWN = "not measured: it is the GPU's"
 _Run = TypeVar("_Run", bound=Training)
 
 
-def dry_run(runs: list[Planned]) -> int:
-    """Print what each run would meet; 1 where something will not do."""
+def dry_run(runs: list[Planned], needs: Mapping[str, Collection[str]]) -> int:
+    """Print what each run would meet; 1 where something will not do. needs: by run what the same command makes before it."""
     good = True
     for run in runs:
         print(f"{run.id}:", flush=True)
-        for what, found, fine in rehearse(run.params):
+        for what, found, fine in rehearse(run.params, needs[run.id]):
             print(f"  {'ok' if fine else 'NO'}  {what}: {found}", flush=True)
             good = good and fine
     print("nothing was trained; all of it will do" if good else "nothing was trained; mend what is marked NO")
@@ -49,9 +50,10 @@ def dry_run(runs: list[Planned]) -> int:
 Steps = list[tuple[str, Callable[[], str]]]
 
 
-def rehearse(params: Params) -> list[tuple[str, str, bool]]:
+def rehearse(params: Params, first: Collection[str] = ()) -> list[tuple[str, str, bool]]:
     """What a run would meet, as (what, what was found, whether it will do); nothing is kept. For a checkpoint that would be downloaded a
-    random model of its encoder stands in. Of many cleanings: each attacked model and each set of clean pairs once.
+    random model of its encoder stands in. Of many cleanings: each attacked model and each set of clean pairs once. first: runs that will
+    have been made before it; what can't be seen without them will do.
     """
     if not isinstance(params, Poison | Clean | Cleanings):
         return [("run", "reads records and draws: there is nothing to look at", True)]
@@ -59,10 +61,11 @@ def rehearse(params: Params) -> list[tuple[str, str, bool]]:
     for what, look in _of_many(params) if isinstance(params, Cleanings) else _of_one(params):
         try:
             found.append((what, look(), True))
-        except KeyError:
-            found.append((what, "needs the checkpoint", False))
         except Exception as error:  # whatever it is, better now than in an hour
-            found.append((what, " ".join(str(error).split()), False))
+            if first and isinstance(error, FileNotFoundError | KeyError) and what.split()[0] in _OF_MODELS:
+                found.append((what, f"waits for {', '.join(sorted(first))}", True))
+            else:
+                found.append((what, "needs the checkpoint" if isinstance(error, KeyError) else " ".join(str(error).split()), False))
     return found
 
 

@@ -46,7 +46,8 @@ class Planned:
     @cached_property
     def builds_on(self) -> set[str]:
         """The runs that its parameters name as what it, or a trial of it, builds on."""
-        return {getattr(one, name, None) or "" for one in (self.params, *self.params.trials()) for name in ("poisoned", "inverted")} - {""}
+        names = ("poisoned", "inverted", "cleaned")
+        return {getattr(one, name, None) or "" for one in (self.params, *self.params.trials()) for name in names} - {""}
 
     @property
     def view(self) -> bool:

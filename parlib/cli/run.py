@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _do(asked: argparse.Namespace) -> int:
     """What the command line asks for; imports are here, so that --help answers at once."""
     from parlib.cache import check_surroundings
-    from parlib.cli.plan import choose, plan, with_needs
+    from parlib.cli.plan import choose, needs_of, plan, with_needs
 
     check_surroundings()
     planned = plan(asked.params)
@@ -60,7 +60,7 @@ def _do(asked: argparse.Namespace) -> int:
     elif asked.dry_run:
         from parlib.cli.dry_run import dry_run
 
-        return dry_run(wanted)
+        return dry_run(wanted, needs_of(runs))
     elif asked.list:
         for run in runs:
             print(f"{run.id}: {run.state()}")
