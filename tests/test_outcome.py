@@ -74,7 +74,7 @@ SWEEP = pd.DataFrame(
         "method": ["par"] * 4 + ["finetune"] * 2,
         "lr": [1e-4, 1e-3, 2e-3, 4e-3, 1e-3, 2e-3],
         "tau": [2.15] * 4 + [None] * 2,
-        "clean_accuracy": [0.95, 0.91, 0.93, 0.4, 0.5, 0.6],
+        "clean_accuracy": [0.95, 0.91, 0.93, 0.4, 0.6, 0.58],
         "attack_success_rate": [0.9, 0.01, 0.2, 0.0, 0.3, 0.1],
         "triggered_accuracy": [0.5] * 6,
         "poisoned_clean_accuracy": [0.96] * 6,
@@ -92,8 +92,7 @@ def test_of_a_sweep_of_one_s_own_what_each_rule_takes_is_said(own_outputs, capsy
     planting = {"scale": "smoke", "experiment": "own"}
     small_records.record(values=planting)
     record = small_records.record("03_tau_sweep", values, metrics={}, history=history, files={}, timings={"seconds": [1.0] * 7})
-    planned = [Planned(own, check(notebook, own)) for notebook, own in (("01_poison", planting), ("03_tau_sweep", values))]
-    make.show(planned)
+    make.show([Planned(own, check(notebook, own)) for notebook, own in (("01_poison", planting), ("03_tau_sweep", values))])
     shown = capsys.readouterr().out
     assert shown.count("BadNet-Stripes") == 1  # of the planting; no trial is a run of its own
     assert "it diverged" in shown
@@ -101,11 +100,26 @@ def test_of_a_sweep_of_one_s_own_what_each_rule_takes_is_said(own_outputs, capsy
     *_, par, par_blind, tuned, tuned_blind = shown.rstrip().splitlines()
     assert re.search(r"PAR.*with the trigger.*rate 1e-3.*0\.010.*5\.0 points\.$", par)  # the lowest ASR within six points
     assert re.search(r"PAR.*without.*rate 2e-3.*0\.200.*3\.0 points\.$", par_blind)  # the highest rate
-    assert all(re.search(r"fine-tuning.*rate 2e-3.*0\.100.*36\.0 points.*nearest", line) for line in (tuned, tuned_blind))
+    assert re.search(r"fine-tuning.*rate 2e-3.*0\.100.*38\.0 points.*highest accuracy minus ASR", tuned)
+    assert re.search(r"fine-tuning.*rate 1e-3.*0\.300.*36\.0 points.*highest accuracy on", tuned_blind)
     assert "0.970" not in shown
+
+
+def test_a_sweep_whose_backdoor_is_weak_or_whose_best_rate_is_its_last_says_so():
     weak = choices(SWEEP.iloc[:3].assign(poisoned_asr=0.4))
-    assert "0.400 before" in weak[1]
-    assert "highest rate of all" in weak[-1]
+    assert "0.400" in weak[1]
+    assert "highest rate:" in weak[-1]
+    (none,) = choices(SWEEP.assign(error="it diverged"))
+    assert "No trial" in none
+
+
+def test_a_sweep_s_models_and_pairs_are_told_apart():
+    other = SWEEP.iloc[:3].assign(attack="label_consistent", attack_success_rate=0.5)
+    both = choices(pd.concat([SWEEP.iloc[:3], other], ignore_index=True))
+    assert len(both) == 1 + 2 * 2
+    assert sum("label-consistent" in line for line in both) == 2
+    few = SWEEP.iloc[:3].assign(coverage=0.25, clean_accuracy_seen=0.97, poisoned_clean_accuracy_seen=0.98)
+    assert all("1.0 on the classes that the pairs show" in line for line in choices(few)[1:])
 
 
 def test_a_card_says_all_of_it_and_how_to_load_the_model(cleaned):

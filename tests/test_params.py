@@ -52,6 +52,9 @@ from parlib.method.methods import METHODS
         ("02_clean", {"wordnet": "nowhere"}, "wordnet.*cleanclip.*roclip"),
         ("02_clean", {"wordnet": "nowhere", "method": "cleanclip"}, r"wordnet.*nowhere.*data\.noun"),
         ("02_clean", {"label": "my_run"}, "label = 'my_run'.*hyphens"),
+        ("03_tau_sweep", {"space": [{"label": ["a", "b"]}]}, "label"),
+        ("10_inspect", {"name": "all", "against": [{"label": ["mine"]}]}, "label"),
+        ("10_inspect", {"encoder": "ViT-B-32", "data": "csv:a", "words": ["cat", "dog"], "poisoned": "01_poison/mine"}, "evaluation"),
         ("05_evaluate", {"seed": 1}, "'seed'.*scale"),
     ],
 )

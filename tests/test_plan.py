@@ -196,6 +196,15 @@ def test_a_look_at_a_cleaning_builds_on_the_one_that_it_names():
     assert "02_clean/mine" in Planned({}, check("07_rebound", {"cleaned": "02_clean/mine"})).builds_on
 
 
+def test_two_runs_that_build_on_each_other_are_named(tmp_path):
+    blocks = [
+        {"notebook": "02_clean", "method": "unlearn", "label": "mine", "inverted": "10_inspect/mine"},
+        {"notebook": "10_inspect", "method": "unlearn", "label": "mine", "cleaned": "02_clean/mine"},
+    ]
+    with pytest.raises(ValueError, match="10_inspect/mine|02_clean/mine"):
+        _planned(tmp_path, runs=blocks)
+
+
 def test_a_sweep_builds_on_the_poisoned_models_of_its_trials():
     params = check("03_tau_sweep", {"space": [{"trigger": ["badnet_stripes", "blended_text"]}, {"seed": [1]}]})
     runs = with_needs([Planned({}, params)], [])

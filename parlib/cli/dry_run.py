@@ -30,7 +30,6 @@ from parlib.model.clip import Clip, create
 from parlib.records.store import located, outputs
 from parlib.train.compute import Compute, check_device
 
-_OF_MODELS = ("checkpoint", "examined", "triggers", "disk", "time")  # looks at what other runs make
 _UNKNOWN = "not measured: it is the GPU's"
 _Run = TypeVar("_Run", bound=Training)
 
@@ -43,7 +42,7 @@ def dry_run(runs: list[Planned], needs: Mapping[str, Collection[str]]) -> int:
         for what, found, fine in rehearse(run.params, needs[run.id]):
             print(f"  {'ok' if fine else 'NO'}  {what}: {found}", flush=True)
             good = good and fine
-    print("nothing was trained; all of it will do" if good else "nothing was trained; mend what is marked NO")
+    print("nothing was trained; all that could be looked at will do" if good else "nothing was trained; mend what is marked NO")
     return 0 if good else 1
 
 
@@ -53,19 +52,19 @@ Steps = list[tuple[str, Callable[[], str]]]
 def rehearse(params: Params, first: Collection[str] = ()) -> list[tuple[str, str, bool]]:
     """What a run would meet, as (what, what was found, whether it will do); nothing is kept. For a checkpoint that would be downloaded a
     random model of its encoder stands in. Of many cleanings: each attacked model and each set of clean pairs once. first: runs that will
-    have been made before it; what can't be seen without them will do.
+    have been made before it; what can't be seen without them waits, and will do.
     """
     if not isinstance(params, Poison | Clean | Cleanings):
         return [("run", "reads records and draws: there is nothing to look at", True)]
-    found = []
+    found, unseen = [], ""
     for what, look in _of_many(params) if isinstance(params, Cleanings) else _of_one(params):
         try:
             found.append((what, look(), True))
         except Exception as error:  # whatever it is, better now than in an hour
-            if first and isinstance(error, FileNotFoundError | KeyError) and what.split()[0] in _OF_MODELS:
-                found.append((what, f"waits for {', '.join(sorted(first))}", True))
-            else:
-                found.append((what, "needs the checkpoint" if isinstance(error, KeyError) else " ".join(str(error).split()), False))
+            lacks = isinstance(error, KeyError)  # the checkpoint
+            waits = unseen if lacks else next((f"waits for {run}" for run in first if run in str(error)), "")
+            unseen = waits if what.startswith("checkpoint") else unseen
+            found.append((what, waits or ("needs the checkpoint" if lacks else " ".join(str(error).split())), bool(waits)))
     return found
 
 

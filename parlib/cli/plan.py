@@ -202,10 +202,12 @@ def _ordered(runs: Iterable[Planned]) -> list[Planned]:
     """By notebook, but what is named as another's model or trigger, and what that needs, before it."""
     by_id, found = {run.id: run for run in runs}, {}
 
-    def add(run: Planned, early: bool) -> None:
+    def add(run: Planned, early: bool, above: tuple[str, ...] = ()) -> None:
         named = run.builds_on | ({need.id for need in run.needs} if early else set())
         for name in sorted(named & by_id.keys() - found.keys() - {run.id}):
-            add(by_id[name], True)
+            if name in above:
+                raise ValueError(f"{name} and {run.id} build on each other: one of them must name another run")
+            add(by_id[name], True, (*above, run.id))
         found[run.id] = run
 
     for run in sorted(by_id.values(), key=lambda planned: planned.params.notebook):

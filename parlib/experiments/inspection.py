@@ -28,7 +28,7 @@ from parlib.records.store import read
 
 _SIZES = (0.125, 0.25, 0.5, 1.0)  # shares of a form's largest trigger
 _SHARED = ("scale", "images", "words", "forms", "templates")  # by all inspections of a calibration, as they decide a lead
-_FIXED = (*_SHARED, "experiment", "name", "against", "threshold")
+_FIXED = (*_SHARED, "experiment", "label", "name", "against", "threshold")
 
 
 class Inspect(Examined):
@@ -66,6 +66,8 @@ class Inspect(Examined):
             raise ValueError("a calibration has a name and inspections in against: give both")
         if not (self.on_scenes or self.words or self.evaluation):
             raise ValueError("there are no class names: list some in words, or name labelled images in evaluation")
+        if not (self.on_scenes or self.evaluation or self.poisoned.startswith(SOURCES)):
+            raise ValueError("a run of 01_poison is measured again: name the labelled images in evaluation")
         if self.from_pairs and (self.data != "scenes" or self.evaluation or self.pairs < self.images):
             raise ValueError(f"from_pairs: {self.images} images are taken from {self.pairs} clean pairs of scenes: fewer, or of other data")
         if self.from_pairs and self.name:

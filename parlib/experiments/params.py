@@ -220,7 +220,8 @@ class Training(Attacked):
     label: str = Field(
         "",
         pattern="^([a-z][a-z0-9-]*)?$",
-        description="a name for the run id, of lower-case letters, digits and hyphens; empty: what differs from the usual",
+        max_length=60,
+        description="a name for the run id, such as mine-2: lower-case letters, digits and hyphens; empty: what differs from the usual",
     )
     compute: Compute = Field(Compute(), description="device, precision, processes and the like: parlib.train.compute.Compute")
 

@@ -16,11 +16,23 @@ from parlib.external.stream import Stream
 from parlib.measure.distance import share_above
 from parlib.method.methods import METHODS
 
-_FIXED = ("scale", "split", "classes", "eval_scenes", "templates", "evaluation", "retrieval", "resize", "max_skipped", "tests")  # of all
+_FIXED = (
+    "scale",
+    "split",
+    "classes",
+    "eval_scenes",
+    "templates",
+    "evaluation",
+    "retrieval",
+    "resize",
+    "max_skipped",
+    "tests",
+    "label",
+)  # of all
 _ATTACK = ("poisoned", "normalised", *ATTACKED, "trigger_options")
 _OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus")  # a sweep's own name stands for these in its id
 _COMMON = {"scale", "experiment", "classes", "eval_scenes", "evaluation", "retrieval", "templates", "max_skipped", "compute", "tests"}
-_COMMON |= {"trigger_options"}
+_COMMON |= {"trigger_options", "label"}
 _MEASURED = (
     *("clean_accuracy", "clean_accuracy_seen", "clean_accuracy_unseen", "poisoned_clean_accuracy_seen", "poisoned_clean_accuracy_unseen"),
     *("attack_success_rate", "asr_with_target_class", "triggered_accuracy", "tr_at_1", "ir_at_1", "retrieval_asr"),

@@ -6,7 +6,7 @@ import pandas as pd
 
 from parlib.method.methods import METHODS
 
-AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr
+_AXES = """encoder trigger seed data coverage pairs tau self_weight pool varied rho alpha coefficient inverted interpolation refresh lr
 schedule batch_norm epochs steps batch wordnet planted attacker base_epochs""".split()
 _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or follow from those
 
@@ -14,6 +14,12 @@ _REST = ("target", "poisoned", "patch", "strength")  # which seldom vary, or fol
 def ended(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials of a sweep that ran to their end."""
     return trials[(trials["error"] == "") & ~trials["stopped"]]
+
+
+def varied(trials: pd.DataFrame) -> list[str]:
+    """What a sweep varied, beside the method; of several triggers not their sizes."""
+    axes = [*_AXES, "attack", "target", "poisoned", *(("patch", "strength") if trials["trigger"].nunique() == 1 else ())]
+    return [axis for axis in axes if axis in trials and trials[axis].astype(str).nunique() > 1]
 
 
 def area(trials: pd.DataFrame) -> float:
@@ -50,7 +56,7 @@ def curves(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = {}
     for method, runs in trials.groupby("method", sort=False):
         knob, others = (METHODS[method].options or ("lr",))[0], []
-        for axis in (*AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
+        for axis in (*_AXES, *_REST):  # those that tell trials apart, and don't just follow from another one
             if (
                 axis != knob
                 and axis in runs

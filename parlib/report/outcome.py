@@ -7,17 +7,22 @@ import pandas as pd
 from jinja2 import StrictUndefined, Template
 
 from parlib.cache import ROOT
+from parlib.experiments.clean_params import ATTACKED
 from parlib.measure.detection import PLANTED
 from parlib.measure.metrics import interval
 from parlib.measure.selection import blind, choose, kept, kept_seen
-from parlib.measure.tradeoff import AXES, ended
+from parlib.measure.tradeoff import ended, varied
 from parlib.records.store import REFERENCE, differences, located, outputs, read_file, same_machine
 from parlib.report.comparison import POINTS
 from parlib.report.style import name, points
 from parlib.report.sweeps import setting
 from parlib.report.tables import markdown, readable, trial_table
 
-_MODEL = ("poisoned", "encoder", "trigger", "planted", "attacker", "base_epochs", "seed")  # that a trial cleans
+_GIVEN = ("poisoned", "normalised", *ATTACKED, "patch", "strength", "data", "pairs", "coverage")  # of a cleaning; the rest is chosen
+_RULES = (
+    ("with the trigger", choose, kept, "accuracy minus ASR"),
+    ("without it", blind, kept_seen, "accuracy on the classes that the pairs show"),
+)
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
 
@@ -58,31 +63,37 @@ def never_passed(history: dict[str, list[float]], tau: float | None) -> list[str
     ]
 
 
-def _varied(trials: pd.DataFrame) -> list[str]:
-    """What a sweep varied, beside the method."""
-    return [axis for axis in ("poisoned", *AXES) if axis in trials and trials[axis].astype(str).nunique() > 1]
-
-
 def choices(trials: pd.DataFrame) -> list[str]:
-    """Which of a sweep's trials the rules of `measure.selection` take, for each method and attacked model, and what that costs."""
-    axes, trials = _varied(trials), ended(trials)
-    said = [f"Two rules, within {POINTS}. With the trigger: the lowest ASR. Without it: the highest rate."]
+    """Which of a sweep's trials the rules of `measure.selection` take, for each method, attacked model and set of clean pairs, at what
+    cost.
+    """
+    axes, trials = varied(trials), ended(trials)
+    if trials.empty:
+        return ["No trial ran to its end."]
+    said = [
+        f"Two rules, within {POINTS}. With the trigger: the lowest ASR. Without it: the highest rate, of equal ones the largest option."
+    ]
     if (before := trials["poisoned_asr"].min()) < PLANTED:
-        said.append(f"The ASR was {before:.3f} before the cleanings: of a backdoor below {PLANTED:g} a removal says little.")
-    for (method, *_), runs in trials.groupby(["method", *(axis for axis in _MODEL if axis in trials)], sort=False, dropna=False):
+        said.append(f"The ASR was {before:.3f} before the cleanings. Below {PLANTED:g} a removal says little.")
+    for (method, *_), runs in trials.groupby(["method", *(axis for axis in _GIVEN if axis in trials)], sort=False, dropna=False):
         highest = runs["lr"].max() if runs["lr"].nunique() > 1 else None
-        rules = {"with the trigger": (choose, kept), "without it": (blind, kept_seen)}
-        for rule, (take, within) in rules.items():
+        for rule, take, within, nearest in _RULES:
             trial = runs.loc[take(runs)]
             words = ", ".join(filter(None, (setting(axis, trial[axis]) for axis in axes))) or "the only trial"
-            cost = points(trial["poisoned_clean_accuracy"] - trial["clean_accuracy"])
-            line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {cost:.1f} points."
+            line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {_cost(trial):.1f} points"
+            line += (
+                f", {_cost(trial, '_seen'):.1f} on the classes that the pairs show." if pd.notna(trial.get("clean_accuracy_seen")) else "."
+            )
             if not within(runs).any():
-                line += " No trial is within; this one comes nearest."
+                line += f" No trial is within: this one has the highest {nearest}."
             elif trial["lr"] == highest:
-                line += " It is the highest rate of all: add higher ones."
+                line += " That is the highest rate: add higher ones."
             said.append(line)
     return said
+
+
+def _cost(trial: pd.Series, of: str = "") -> float:
+    return points(trial[f"poisoned_clean_accuracy{of}"] - trial[f"clean_accuracy{of}"])
 
 
 def closing_words(record: dict[str, Any]) -> str:
@@ -92,7 +103,7 @@ def closing_words(record: dict[str, Any]) -> str:
     params, run = record["params"], record["run"]
     if "space" in params:
         trials = pd.DataFrame(record["history"])
-        lines = [trial_table(trials, ["method", *_varied(trials)]).to_string(index=False), *choices(trials)]
+        lines = [trial_table(trials, ["method", *varied(trials)]).to_string(index=False), *choices(trials)]
     else:
         lines = [outcome(record).to_string(index=False), *remarks(record)]
     if (notebook := outputs(params["scale"]) / f"{run}.ipynb").exists():

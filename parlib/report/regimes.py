@@ -1,6 +1,6 @@
 """What a cleaning costs where clean pairs are few or show few classes: tables of the experiment `regimes`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -119,24 +119,26 @@ def overview(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(both["method"]))]).fillna("")
 
 
-def by_method(table: pd.DataFrame, blind: bool = False) -> pd.DataFrame:
-    """`costs` as a row a method, a column a regime: what the cheapest removal costs, at its rate, in brackets on seen and unseen classes.
-    blind: the ASR that the blind rule leaves, at its cost and rate, in brackets where no trial is within the margin. Strings.
-    """
+def by_method(table: pd.DataFrame, shown: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
+    """`costs` as a row a method, a column a regime; shown: `removal` or `taken_blind`. Strings."""
     made: dict[str, dict[str, str]] = {}
     for run in table.sort_values("method", key=lambda methods: methods.map(rank), kind="stable").to_dict("records"):
-        made.setdefault(run["method"], {"method": name(run["method"])})[title_of(run)] = _taken_blind(run) if blind else _removal(run, True)
+        made.setdefault(run["method"], {"method": name(run["method"])})[title_of(run)] = shown(run)
     return pd.DataFrame(list(made.values()), columns=["method", *dict.fromkeys(map(title_of, table.to_dict("records")))]).fillna("")
 
 
-def _removal(run: Mapping[str, Any], parts: bool = False) -> str:
-    if not run["removed"]:
-        return "not reached"
-    told = "" if not parts or pd.isna(run["cost_unseen"]) else f" ({run['cost_seen']:.1f}, {run['cost_unseen']:.1f})"
-    return f"{run['cost']:.1f} at `{rate(run['lr'])}`{told}"
+def removal(run: Mapping[str, Any]) -> str:
+    """What the cheapest removal costs, at its rate; in brackets on seen and unseen classes, where the pairs lack some."""
+    parts = run["removed"] and pd.notna(run["cost_unseen"])
+    return _removal(run) + (f" ({run['cost_seen']:.1f}, {run['cost_unseen']:.1f})" if parts else "")
 
 
-def _taken_blind(run: Mapping[str, Any]) -> str:
+def _removal(run: Mapping[str, Any]) -> str:
+    return f"{run['cost']:.1f} at `{rate(run['lr'])}`" if run["removed"] else "not reached"
+
+
+def taken_blind(run: Mapping[str, Any]) -> str:
+    """The ASR that the blind rule leaves, at its cost and rate; in brackets where no trial is within the margin."""
     took = f"{run['blind_asr']:.3f} at {run['blind_cost']:.1f}, `{rate(run['blind_lr'])}`" + ("+" if run["blind_edge"] else "")
     return took if run["blind_kept"] else f"({took})"
 

@@ -13,9 +13,9 @@ from parlib.report.kept import gpu
 from parlib.report.numbers import Figures, ends, published
 
 
-def _examined(notebook: str, seed: int = 0, **asked: Any) -> dict[str, dict[str, Any]]:
-    """The published records of 07 or 09 by label, in the regime of their defaults."""
-    return rebound.models(published(), check(notebook, {"seed": seed} | asked))
+def _examined(notebook: str, seed: int = 0, there: bool = False, **asked: Any) -> dict[str, dict[str, Any]]:
+    """The published records of 07 or 09 by label, in the regime of their defaults; there: those of the other kind of machine."""
+    return rebound.models(published(there), check(notebook, {"seed": seed} | asked))
 
 
 def examined(notebook: str, model: str, seed: int = 0) -> Figures | None:
@@ -39,7 +39,9 @@ def woken(model: str, form: str) -> str:
 
 
 def benign_looks(**asked: Any) -> pd.DataFrame:
-    """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image."""
+    """The looks of 07 at the models of four methods, of all seeds that were run, in the treatments without a triggered image. asked: as
+    `_examined` takes it.
+    """
     every = [(model, seed, one) for seed in range(3) for model, one in _examined("07_rebound", seed, **asked).items()]
     looks = [pd.DataFrame(one["history"]).assign(model=model, seed=seed) for model, seed, one in every]
     found = pd.concat(looks or [pd.DataFrame(columns=["model", "seed", "treatment"])], ignore_index=True)
