@@ -66,12 +66,12 @@ class Inspect(Examined):
             raise ValueError("a calibration has a name and inspections in against: give both")
         if not (self.on_scenes or self.words or self.evaluation):
             raise ValueError("there are no class names: list some in words, or name labelled images in evaluation")
-        if not (self.on_scenes or self.evaluation or self.poisoned.startswith(SOURCES)):
-            raise ValueError("a run of 01_poison is measured again: name the labelled images in evaluation")
         if self.from_pairs and (self.data != "scenes" or self.evaluation or self.pairs < self.images):
             raise ValueError(f"from_pairs: {self.images} images are taken from {self.pairs} clean pairs of scenes: fewer, or of other data")
         if self.from_pairs and self.name:
             raise ValueError("from_pairs: a calibration's inspections have images of their own")
+        if not (self.on_scenes or self.evaluation or self.poisoned.startswith(SOURCES)):
+            raise ValueError("a run of 01_poison is measured again: name the labelled images in evaluation")
         found.calibration()  # every one, before the work
         return found
 
