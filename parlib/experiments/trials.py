@@ -16,19 +16,7 @@ from parlib.external.stream import Stream
 from parlib.measure.distance import share_above
 from parlib.method.methods import METHODS
 
-_FIXED = (
-    "scale",
-    "split",
-    "classes",
-    "eval_scenes",
-    "templates",
-    "evaluation",
-    "retrieval",
-    "resize",
-    "max_skipped",
-    "tests",
-    "label",
-)  # of all
+_FIXED = tuple("scale split classes eval_scenes templates evaluation retrieval resize max_skipped tests label".split())  # of all
 _ATTACK = ("poisoned", "normalised", *ATTACKED, "trigger_options")
 _OF_SWEEPS = ("space", "search", "samples", "asha", "alone", "cpus", "gpus")  # a sweep's own name stands for these in its id
 _COMMON = {"scale", "experiment", "classes", "eval_scenes", "evaluation", "retrieval", "templates", "max_skipped", "compute", "tests"}

@@ -15,7 +15,21 @@ from parlib.experiments.examined import CONTROLS
 from parlib.experiments.params import Params
 from parlib.report import style
 from parlib.report.rebound import alike, models
-from parlib.report.style import ACCURACY, ASR, REMOVED, STYLE, colour, finished, in_order, left_over, listed, name, number, points, rank
+from parlib.report.style import (
+    ACCURACY,
+    ASR,
+    REMOVED,
+    STYLE,
+    colour,
+    finished,
+    in_order,
+    left_over,
+    listed,
+    name,
+    number,
+    points_lost,
+    rank,
+)
 
 _PRETRAINING = "plants it in pretraining"
 
@@ -88,7 +102,7 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
             cell = found[(found["attacker"] == who) & (found["method"] == method)]
             if len(cell):
                 run, asr = cell.iloc[0], table.loc[who, method]
-                outside, cost = _outside(run), _cost(run)
+                outside, cost = _outside(run), points_lost(run)
                 shown: dict[str, Any] = {"weight": "bold" if asr <= REMOVED and not outside else "normal"}
                 shown["color"] = "grey" if outside else style.ink(asr)
                 ax.text(column, line, f"{left_over(asr)}\n{cost:.1f} points", ha="center", va="center", fontsize=8, **shown)
@@ -101,10 +115,6 @@ def matrix(rows: pd.DataFrame) -> Figure | None:
 
 def _planted(row: pd.Series) -> str:
     return f"ASR {row['poisoned_asr']:.2f}, accuracy {row['poisoned_clean_accuracy']:.3f}{_outside(row)}"
-
-
-def _cost(run: Mapping[str, Any] | pd.Series) -> float:
-    return points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
 
 
 def _outside(row: Mapping[str, Any]) -> str:
@@ -134,7 +144,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
                 "ASR before": number(run["poisoned_asr"]) + _outside(run),
                 "method": name(run["method"]),
                 "ASR": left_over(run["asr"]),
-                "cost, points": f"{_cost(run):.1f}",
+                "cost, points": f"{points_lost(run):.1f}",
                 "accuracy under the trigger": number(run["triggered_accuracy"]),
                 "S of images, captions": f"{run['s_image']:.2f}, {run['s_text']:.2f}",
                 "of it a rotation": f"{100 * run['rotated']:.0f} %",
@@ -148,7 +158,7 @@ def by_attacker(rows: pd.DataFrame) -> pd.DataFrame:
     made: dict[str, dict[str, str]] = {}
     for run in _cleaned(rows).to_dict("records"):
         head = {"attacker": run["attacker"].partition(":")[0], "ASR before": number(run["poisoned_asr"]) + _outside(run)}
-        said = f"{left_over(run['asr'])} at {_cost(run):.1f}; {run['triggered_accuracy']:.2f}"
+        said = f"{left_over(run['asr'])} at {points_lost(run):.1f}; {run['triggered_accuracy']:.2f}"
         made.setdefault(run["attacker"], head)[name(run["method"])] = said
     return pd.DataFrame(list(made.values())).fillna("")
 

@@ -12,7 +12,7 @@ from parlib.data.feeds import generator
 from parlib.data.pairs import Pairs
 from parlib.method.distil import foreign_content, varied
 from parlib.report.pictures import PLAIN, credited, row_label, show_image
-from parlib.report.style import finished, in_order, name, points
+from parlib.report.style import finished, in_order, name, points_lost
 
 
 def lessons(scenes: Pairs, inverted: Trigger | None = None) -> Figure:
@@ -40,7 +40,7 @@ def parts(rows: pd.DataFrame) -> pd.DataFrame:
     whole = rows[(rows["experiment"] == "regimes_triggers") & (rows["method"] == "distil") & (rows["trigger"] == "badnet_stripes")]
     made = []
     for run in pd.concat([whole, in_order(alone, ["method"])]).to_dict("records"):
-        cost = points(run["poisoned_clean_accuracy"] - run["clean_accuracy"])
+        cost = points_lost(run)
         row = {"distillation": _left_out(run), "ASR": f"{run['attack_success_rate']:.3f}", "cost, points": f"{cost:.1f}"}
         made.append(row | {"accuracy under the trigger": f"{run['triggered_accuracy']:.3f}"})
     return pd.DataFrame(made)

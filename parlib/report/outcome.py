@@ -14,7 +14,7 @@ from parlib.measure.selection import blind, choose, kept, kept_seen
 from parlib.measure.tradeoff import ended, varied
 from parlib.records.store import REFERENCE, differences, located, outputs, read_file, same_machine
 from parlib.report.comparison import POINTS
-from parlib.report.style import name, points
+from parlib.report.style import name, points_lost
 from parlib.report.sweeps import setting
 from parlib.report.tables import markdown, readable, trial_table
 
@@ -77,23 +77,18 @@ def choices(trials: pd.DataFrame) -> list[str]:
         said.append(f"The ASR was {before:.3f} before the cleanings. Below {PLANTED:g} a removal says little.")
     for (method, *_), runs in trials.groupby(["method", *(axis for axis in _GIVEN if axis in trials)], sort=False, dropna=False):
         highest = runs["lr"].max() if runs["lr"].nunique() > 1 else None
-        for rule, take, within, nearest in _RULES:
+        for rule, take, within, fallback in _RULES:
             trial = runs.loc[take(runs)]
             words = ", ".join(filter(None, (setting(axis, trial[axis]) for axis in axes))) or "the only trial"
-            line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {_cost(trial):.1f} points"
-            line += (
-                f", {_cost(trial, '_seen'):.1f} on the classes that the pairs show." if pd.notna(trial.get("clean_accuracy_seen")) else "."
-            )
+            seen = pd.notna(trial.get("clean_accuracy_seen"))
+            line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {points_lost(trial):.1f} points"
+            line += f", {points_lost(trial, '_seen'):.1f} on the classes that the pairs show." if seen else "."
             if not within(runs).any():
-                line += f" No trial is within: this one has the highest {nearest}."
+                line += f" No trial is within: this one has the highest {fallback}."
             elif trial["lr"] == highest:
                 line += " That is the highest rate: add higher ones."
             said.append(line)
     return said
-
-
-def _cost(trial: pd.Series, of: str = "") -> float:
-    return points(trial[f"poisoned_clean_accuracy{of}"] - trial[f"clean_accuracy{of}"])
 
 
 def closing_words(record: dict[str, Any]) -> str:

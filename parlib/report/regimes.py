@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept, kept_seen
-from parlib.report.style import REMOVED, in_order, listed, name, number, points, rank, rate
+from parlib.report.style import REMOVED, in_order, listed, name, number, points, points_lost, rank, rate
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
@@ -186,7 +186,7 @@ def _knob(best: pd.Series) -> str:
 
 def at_cost(run: Any) -> str:
     """The ASR that a cleaning left, and what it cost in points of clean accuracy, in words."""
-    return f"{run['attack_success_rate']:.3f} at {points(run['poisoned_clean_accuracy'] - run['clean_accuracy']):.1f}"
+    return f"{run['attack_success_rate']:.3f} at {points_lost(run):.1f}"
 
 
 def _at_chosen(rows: pd.DataFrame) -> pd.DataFrame:

@@ -87,6 +87,11 @@ def points(share: float) -> float:
     return round(100 * share, 6) + copysign(1e-9, share)
 
 
+def points_lost(run: Mapping[str, Any] | pd.Series, of: str = "") -> float:
+    """What a cleaning cost in clean accuracy, in points; of: "_seen" for that on the classes that the clean pairs show."""
+    return points(run[f"poisoned_clean_accuracy{of}"] - run[f"clean_accuracy{of}"])
+
+
 def rate(value: float) -> str:
     """A learning rate, such as 2.5e-4."""
     digits, power = f"{value:.2e}".split("e")
