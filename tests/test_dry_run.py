@@ -253,11 +253,8 @@ def test_what_the_same_command_makes_first_is_waited_for(own, own_outputs, tmp_p
     path.write_text(yaml.safe_dump({"runs": [planting, cleaning | {"evaluation": f"folder:{tmp_path / 'gone'}"}]}))
     assert main([str(path), "--dry-run"]) == 1
     assert "NO  evaluation" in capsys.readouterr().out
-    gone = cleaning | {"poisoned": f"file:{tmp_path / 'gone.pt'}", "inverted": "10_inspect/mine", "method": "unlearn"}
-    found = {
-        what: fine
-        for what, _, fine in rehearse(check("02_clean", {name: gone[name] for name in gone if name != "notebook"}), ["10_inspect/mine"])
-    }
+    gone = {"scale": "smoke", "poisoned": f"file:{tmp_path / 'gone.pt'}", "inverted": "10_inspect/mine", "method": "unlearn"}
+    found = {what: fine for what, _, fine in rehearse(check("02_clean", gone), ["10_inspect/mine"])}
     assert (found["checkpoint"], found["time and memory"]) == (False, False)
     path.write_text(yaml.safe_dump({"runs": [cleaning]}))
     assert main([str(path), "--dry-run"]) == 1

@@ -98,14 +98,14 @@ def closing_words(record: dict[str, Any]) -> str:
     params, run = record["params"], record["run"]
     if "space" in params:
         trials = pd.DataFrame(record["history"])
-        lines = [trial_table(trials, ["method", *varied(trials)]).to_string(index=False), *choices(trials)]
+        table, said, further = trial_table(trials, ["method", *varied(trials)]), choices(trials), []
     else:
-        lines = [outcome(record).to_string(index=False), *remarks(record)]
+        table, said = outcome(record), remarks(record)
+        further = [f"export the model with: python -m parlib.cli.export --scale {params['scale']} {run}"]
+    lines = [f"\n{run}:", table.to_string(index=False), *said]
     if (notebook := outputs(params["scale"]) / f"{run}.ipynb").exists():
         lines.append(f"notebook: {notebook.relative_to(ROOT)}")
-    if "space" not in params:
-        lines.append(f"export the model with: python -m parlib.cli.export --scale {params['scale']} {run}")
-    return "\n".join([f"\n{run}:", *lines])
+    return "\n".join([*lines, *further])
 
 
 def against_published(record: dict[str, Any]) -> str:
