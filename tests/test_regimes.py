@@ -228,9 +228,12 @@ def test_the_structured_triggers_that_a_chosen_setting_removes():
 def test_what_to_use_and_what_held_for_other_triggers():
     table = regimes.costs(regimes.trials(_searched()))
     elsewhere = pd.concat([table, table.assign(pairs=240)]).assign(cost=1.0)
-    assert regimes.overview(pd.concat([table, table[table["method"] == "finetune"].assign(pairs=240)]), elsewhere).to_dict("records") == [
-        {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "36.0 at `1e-3`"},
+    both = regimes.filled(pd.concat([table, table[table["method"] == "finetune"].assign(pairs=240)]), elsewhere)
+    assert regimes.by_method(both, regimes.taken_blind).iloc[1].tolist() == ["PAR", "(0.800 at 16.0, `1e-4`)\\*", "(0.800 at 16.0, `1e-4`)"]
+    assert regimes.claim(both)["PAR"].tolist() == ["1.0\\*", "36.0"]
+    assert regimes.overview(both).to_dict("records") == [
         {"clean pairs": "240 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "1.0 at `1e-3`\\*"},
+        {"clean pairs": "720 pairs, 25 % of the classes", "fine-tuning": "26.0 at `4e-3`", "PAR": "36.0 at `1e-3`"},
     ]
     (best,) = regimes.guide(table).to_dict("records")
     assert (best["use"], best["at the rate"], best["expect to lose, points"], best["ASR"]) == ("fine-tuning", "`4e-3`", "26.0", "0.010")

@@ -162,9 +162,9 @@ def regime(method: str, pairs: int, coverage: float = 1.0, experiment: str = "re
     return regimes.costs(found).iloc[0] if len(found) else None
 
 
-def regime_costs(there: bool = False, **wanted: Any) -> pd.DataFrame:
-    """What each method costs in each regime, with these values in these columns, as `regimes.costs` says."""
-    return _having(_costs(there), wanted)
+def regime_costs(filled: bool = False, **wanted: Any) -> pd.DataFrame:
+    """What each method costs in each regime, with these values in these columns, as `regimes.costs` says, or as `regimes.filled` does."""
+    return _having(regimes.filled(_costs(), _costs(there=True)) if filled else _costs(), wanted)
 
 
 def moved_elsewhere() -> float:

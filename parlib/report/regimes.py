@@ -105,18 +105,19 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overview(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
-    """`costs` as README shows them: a row a regime, a column a method of _SHOWN: what its cheapest removal costs, at its rate. Strings.
-    there: those of another kind of machine; they fill what is empty, with a star.
-    """
-    both = pd.concat([table.assign(star=""), there.assign(star="\\*")]).drop_duplicates([*REGIME, "method"])
+def filled(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
+    """`costs` of one kind of machine; where a method was not searched on it, those of another, with a `star` for tables."""
+    both = pd.concat([table.assign(star=""), there.assign(star="\\*")], ignore_index=True).drop_duplicates([*REGIME, "method"])
+    return in_order(both, [*REGIME, "method"])
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """`costs` as README shows them: a row a regime, a column a method of _SHOWN: what its cheapest removal costs, at its rate. Strings."""
     rows = []
-    for _, ours in both[both["method"].isin(_SHOWN)].groupby(REGIME, sort=False):
+    for _, ours in table[table["method"].isin(_SHOWN)].groupby(REGIME, sort=False):
         row = {"clean pairs": title_of(ours.iloc[0])}
-        for run in ours.to_dict("records"):
-            row[name(run["method"])] = _removal(run) + run["star"]
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(both["method"]))]).fillna("")
+        rows.append(row | {name(run["method"]): _removal(run) + _star(run) for run in ours.to_dict("records")})
+    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(table["method"]))]).fillna("")
 
 
 def by_method(table: pd.DataFrame, shown: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:
@@ -130,7 +131,11 @@ def by_method(table: pd.DataFrame, shown: Callable[[Mapping[str, Any]], str]) ->
 def removal(run: Mapping[str, Any]) -> str:
     """What the cheapest removal costs, at its rate; in brackets on seen and unseen classes, where the pairs lack some."""
     parts = run["removed"] and pd.notna(run["cost_unseen"])
-    return _removal(run) + (f" ({run['cost_seen']:.1f}, {run['cost_unseen']:.1f})" if parts else "")
+    return _removal(run) + (f" ({run['cost_seen']:.1f}, {run['cost_unseen']:.1f})" if parts else "") + _star(run)
+
+
+def _star(run: Mapping[str, Any]) -> str:
+    return run.get("star", "")
 
 
 def _removal(run: Mapping[str, Any]) -> str:
@@ -140,7 +145,7 @@ def _removal(run: Mapping[str, Any]) -> str:
 def taken_blind(run: Mapping[str, Any]) -> str:
     """The ASR that the blind rule leaves, at its cost and rate; in brackets where no trial is within the margin."""
     took = f"{run['blind_asr']:.3f} at {run['blind_cost']:.1f}, `{rate(run['blind_lr'])}`" + ("+" if run["blind_edge"] else "")
-    return took if run["blind_kept"] else f"({took})"
+    return (took if run["blind_kept"] else f"({took})") + _star(run)
 
 
 def claim(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,18 +153,26 @@ def claim(table: pd.DataFrame) -> pd.DataFrame:
     CleanCLIP does not; and whether PAR pays less than fine-tuning, of which the paper says nothing. Strings: what each pays in points, and
     yes or no; empty where one of the two was not run.
     """
-    rows = []
-    for _, ours in table[table["method"].isin(("par", "finetune", "cleanclip"))].groupby(REGIME, sort=False):
+    rows, others = [], ("cleanclip", "finetune")
+    for _, ours in table[table["method"].isin(("par", *others))].groupby(REGIME, sort=False):
         pays = {run["method"]: run["cost"] if run["removed"] else float("inf") for run in ours.to_dict("records")}
         if "par" not in pays:
             continue
         row = {"clean pairs": title_of(ours.iloc[0])}
-        row |= {name(method): f"{cost:.1f}" if cost < float("inf") else "not reached" for method, cost in pays.items()}
+        for run in ours.to_dict("records"):
+            row[name(run["method"])] = (f"{run['cost']:.1f}" if run["removed"] else "not reached") + _star(run)
         cheaper = {"at little cost": pays["par"] <= 100 * MARGIN}
-        cheaper |= {f"cheaper than {name(other)}": pays["par"] < pays[other] for other in ("cleanclip", "finetune") if other in pays}
-        row |= {f"PAR {what}": "yes" if so else "no" for what, so in cheaper.items()}
-        rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+        cheaper |= {f"cheaper than {name(other)}": pays["par"] < pays[other] for other in others if other in pays}
+        rows.append(row | {f"PAR {what}": "yes" if so else "no" for what, so in cheaper.items()})
+    columns = [
+        "clean pairs",
+        "fine-tuning",
+        "CleanCLIP",
+        "PAR",
+        "PAR at little cost",
+        *(f"PAR cheaper than {name(other)}" for other in others),
+    ]
+    return pd.DataFrame(rows, columns=[column for column in columns if any(column in row for row in rows)]).fillna("")
 
 
 def guide(table: pd.DataFrame) -> pd.DataFrame:
