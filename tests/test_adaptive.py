@@ -271,9 +271,11 @@ def test_the_table_and_the_figures_hold_every_attacker_and_method():
     rows = [_row("plain", "par", 0.01), _row("plain", "finetune", 0.2), _row("several", "par", 0.0, worst_asr_of_triggers=0.6)]
     found = pd.DataFrame(rows)
     assert list(report.table(found)["ASR"]) == ["0.010", "0.200", "0.600"]
-    first, second = report.by_attacker(found).to_dict("records")
+    elsewhere = pd.DataFrame([_row("several", "par", 0.3), _row("flat", "par", 0.4)])
+    first, second, third = report.by_attacker(found, elsewhere).to_dict("records")
     assert (first["PAR"], first["fine-tuning"]) == ("0.010 at 5.0; 0.50", "0.200 at 5.0; 0.50")
     assert (second["PAR"], second["fine-tuning"], second["ASR before"]) == ("0.600 at 5.0; 0.50", "", "0.970")
+    assert (third["attacker"], third["PAR"]) == ("flattens the loss around the stamped pairs\\*", "0.400 at 5.0; 0.50")
     assert "PAR 1 of 2" in report._finding(found.assign(asr=report._asr(found)))
     assert report.matrix(found) is not None
     assert report.turning(found) is not None
