@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import open_clip
@@ -99,7 +100,21 @@ FOREIGN = {
     "is empty": lambda path: path.write_bytes(b""),
     "gzip": lambda path: path.write_bytes(gzip.compress(b"weights")),
     "zip file.*notes.txt": _zipped,
+    "begins with b'Not Found": lambda path: path.write_text("Not Found"),
+    "begins with": lambda path: path.write_bytes(b"\xfd7zXZ\0 weights"),
+    "cut short": lambda path: _cut(path),
 }
+
+
+def _cut(path: Path) -> None:
+    torch.save({"weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def test_what_a_pickle_names_is_what_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3), "args": Namespace(lr=1)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"could run code: refused \(argparse\.Namespace\)$"):
+        read_checkpoint(f"file:{tmp_path / 'weights.pt'}", encoder="small_resnet")
 
 
 @pytest.mark.parametrize("named", FOREIGN)

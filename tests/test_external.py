@@ -25,9 +25,9 @@ from parlib.external.batches import Skipped, read
 from parlib.external.content import content
 from parlib.external.files import Source
 from parlib.external.images import decode
-from parlib.external.rows import label_names, named_outside
+from parlib.external.rows import label_names, named_outside, stream
 from parlib.external.stream import Stream, labelled
-from parlib.external.words import captions_of, class_name, class_names_of
+from parlib.external.words import captions_of, class_name, class_names_of, first_caption
 from parlib.model.clip import Clip, load, save
 from parlib.model.preparation import Preparation
 
@@ -177,6 +177,10 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
         ("None", "None"), ("NA", "NA"), ("007", "007"), ("1.0", "1.0"), (5, "5"), (b"a cat", "a cat"), (None, ""), (float("nan"), ""),
         ("['a cat', \"a dog's\"]", ["a cat", "a dog's"]), ('["a", "b"]', ["a", "b"]), (["a", None, ""], ["a"]), ("[laughs]", "[laughs]"),
         ("[1, 2]", "[1, 2]"), ("['a cat'\n \"it's\"]", ["a cat", "it's"]), ("['a' + 'b']", "['a' + 'b']"), ("['a', [", "['a', ["),
+        ("[]", []), ("[None]", []), ('["a", null]', ["a"]), ("['a', 2]", ["a", "2"]), ("('a', 'b')", ["a", "b"]),
+        ('("no list")', '("no list")'), ({"raw": "a cat", "tokens": ["a"]}, "a cat"), ([{"text": "a"}, {"id": 1}], ["a"]),
+        ({"raw": ["a", "b"]}, ["a", "b"]), ({"id": 1}, ""),
+        ("caf\u00e9 \u2013 \u201cbar\u201d".encode("cp1252"), "caf\u00e9 \u2013 \u201cbar\u201d"),
     ],
 )  # fmt: skip
 def test_a_caption_is_text(given, found):
@@ -192,6 +196,7 @@ def test_a_caption_is_text(given, found):
         ("pairs.csv", ("IMAGE", "TEXT"), ";", "utf-8-sig"),
         ("pairs.csv", ("image_path", "Caption"), "|", "latin-1"),
         ("pairs.csv.gz", ("image", "caption"), ",", "utf-8"),
+        ("PAIRS.CSV", ("image", "caption"), ",", "utf-16"),
     ],
 )
 def test_the_usual_tables_are_recognised(tmp_path, file, columns, mark, encoding):
@@ -201,6 +206,33 @@ def test_the_usual_tables_are_recognised(tmp_path, file, columns, mark, encoding
     body = "\r\n".join(lines).encode(encoding)
     (tmp_path / file).write_bytes(gzip.compress(body) if file.endswith(".gz") else body)
     assert _captions(f"csv:{tmp_path}") == captions
+
+
+@pytest.mark.parametrize(
+    ("mark", "first", "last"),
+    [
+        ("\t", '"Best in show', 'a dog called "Rex"'),  # closed four rows below
+        ("\t", '"Best in show', "a dog"),  # never closed
+        (",", '"Best in show', "a dog"),
+    ],
+)
+def test_a_quote_that_takes_in_rows_is_named_by_its_line(tmp_path, mark, first, last):
+    for i in range(5):
+        picture(i).save(tmp_path / f"{i}.png")
+    captions = ['"Good dog", she said', first, "two", "three", last]
+    lines = [mark.join(("image", "caption")), *(f"{i}.png{mark}{caption}" for i, caption in enumerate(captions))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"pairs\.csv.*line 3"):
+        _captions(f"csv:{tmp_path}?separator={'tab' if mark != ',' else mark}")
+
+
+def test_a_caption_with_a_comma_that_is_not_quoted_is_counted(tmp_path):
+    picture(1).save(tmp_path / "1.png")
+    (tmp_path / "pairs.csv").write_text("image,caption\n1.png,a cat, a dog and 3 birds\n1.png,a cat,\n1.png,a dog\n")
+    skipped = Skipped(limit=1.0)
+    assert [first_caption(row["text"]) for row in stream(Source.of(f"csv:{tmp_path}"), images=False)] == ["", "a cat", "a dog"]
+    found = [caption for _, given in read(f"csv:{tmp_path}", images=SIDE, batch=8, skipped=skipped) for caption in given]
+    assert (found, dict(skipped.kinds)) == (["a cat", "a dog"], {"row of too many cells": 1})
 
 
 @pytest.mark.parametrize(("mark", "said"), [("~", "~"), ("\t", "tab")])
@@ -245,11 +277,29 @@ def test_links_are_no_images(tmp_path):
         _captions(f"csv:{tmp_path}")
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.tar"])
-def test_a_broken_file_is_named(tmp_path, name):
-    (tmp_path / name).write_bytes(b"no such thing")
-    with pytest.raises(ValueError, match=name):
-        _captions(f"{'parquet' if name == 'a.parquet' else 'webdataset'}:{tmp_path}")
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"no such thing", ""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.parquet", "a.tar", "a.csv"])
+def test_a_file_that_is_none_is_named(tmp_path, name, body, said):
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(ValueError, match=f"{name}.*{said}" if said or name != "a.csv" else "no column"):
+        _captions(f"{ {'a.parquet': 'parquet', 'a.tar': 'webdataset'}.get(name, 'csv') }:{tmp_path}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_cut_short_ends_in_one_line(tmp_path, workers):
+    whole = tarred({f"{i:05d}": {"png": encoded(i), "txt": b"a cat"} for i in range(40)})
+    for i in range(2):
+        (tmp_path / f"{i:05d}.tar").write_bytes(whole[: whole.index(b"00030.png") + 700])
+    with pytest.raises(ValueError, match=r"^[^\n]*00000\.tar can't be read to its end[^\n]*$"):
+        list(read(f"webdataset:{tmp_path}", images=SIDE, batch=8, skipped=Skipped(), workers=workers))
 
 
 # tars
@@ -290,6 +340,30 @@ def test_several_tables_are_not_read_as_one(tmp_path):
         _captions(f"csv:{tmp_path}#test")
 
 
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("captions_2014.csv", "captions_2017.csv"), "captions_2014, captions_2017"),
+        (("train.csv", "train.tsv"), r"train\.csv, train\.tsv"),
+        (("train.csv", "train.csv.gz"), r"train\.csv, train\.csv\.gz"),
+        (("a.csv", "B.CSV"), "B, a"),
+        (("x-00000.csv", "x-00001.csv"), ""),
+        (("x_1.csv", "x_2.csv"), ""),
+        (("x_07.csv", "x_12.csv"), ""),
+    ],
+)
+def test_what_only_a_number_tells_apart_is_one_where_it_counts(tmp_path, names, parts):
+    picture(1).save(tmp_path / "1.png")
+    for name in names:
+        body = f"image,caption\n1.png,{name}\n".encode()
+        (tmp_path / name).write_bytes(gzip.compress(body) if name.endswith(".gz") else body)
+    if not parts:
+        assert _captions(f"csv:{tmp_path}") == list(names)
+        return
+    with pytest.raises(ValueError, match=parts):
+        _captions(f"csv:{tmp_path}")
+
+
 def test_shards_are_one_part_and_splits_are_several(tmp_path):
     images = [{"bytes": encoded(i), "path": None} for i in range(2)]
     (tmp_path / "data").mkdir()
@@ -314,6 +388,22 @@ def test_train_and_val_folders_are_parts(tmp_path):
     with pytest.raises(ValueError, match="train, val"):
         labelled(f"folder:{tmp_path}", 10, SIDE, 0.0)
     assert labelled(f"folder:{tmp_path}#val", 10, SIDE, 0.0).names == ["axe", "banana", "cat"]
+
+
+@pytest.mark.parametrize("parts", [("train", "val", "extra"), ("train2017", "val2017"), ("seg_train", "seg_test"), ("Train", "unlabeled")])
+def test_whatever_splits_are_called_they_are_no_classes(tmp_path, parts):
+    for part in parts:
+        _folder(tmp_path / part, "axe", "banana")
+    with pytest.raises(ValueError, match=", ".join(sorted(parts))):
+        labelled(f"folder:{tmp_path}", 10, SIDE, 0.0)
+    assert labelled(f"folder:{tmp_path}#{parts[1]}", 10, SIDE, 0.0).names == ["axe", "banana"]
+
+
+def test_a_test_folder_without_classes_is_left_out_and_said(tmp_path, capsys):
+    _folder(tmp_path / "train", "axe", "banana")
+    _folder(tmp_path, "test")
+    assert labelled(f"folder:{tmp_path}", 10, SIDE, 0.0).names == ["axe", "banana"]
+    assert "1 files" in capsys.readouterr().out
 
 
 def test_what_lies_beside_the_classes_is_left_out_and_said(tmp_path, capsys):
@@ -359,8 +449,12 @@ def test_classes_are_named_by_words(tmp_path, capsys):
     assert class_names_of(["Great_White_Shark", "3-D glasses"]) == ["great white shark", "3-d glasses"]
     assert class_names_of([str(i) for i in range(1000)])[954] == "banana"
     assert "2 class names are read as words, such as 'n07753592' as 'banana'" in capsys.readouterr().out
-    class_names_of(["17", "n99999999", "dog"])
-    assert "2 class names say nothing" in capsys.readouterr().out
+    class_names_of(["17", "n99999999", "see n99999999", "dog"])
+    assert "3 class names say nothing" in capsys.readouterr().out
+    assert class_names_of(["n02085620-Chihuahua", "n07753592_banana"]) == ["chihuahua", "banana"]
+    assert class_names_of(["1. cat", "2-horse", "3 bird"]) == ["cat", "horse", "bird"]
+    assert class_names_of(["GoldenRetriever", "Pug"]) == ["golden retriever", "pug"]
+    assert class_names_of(["GoldenRetriever", "Great Dane"]) == ["goldenretriever", "great dane"]
     _folder(tmp_path, "n07753592", "n01440764")
     assert label_names(Source.of(f"folder:{tmp_path}")) == ["tench", "banana"]
     assert {Clean.check({"target": name}).target for name in ("n07753592", "Banana", "001.Banana", "banana")} == {"banana"}

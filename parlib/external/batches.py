@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from parlib.external.files import Source
 from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
-from parlib.external.words import captions_of, first_caption
+from parlib.external.words import Unusable, captions_of, first_caption
 from parlib.model.preparation import Preparation
 
 _CHUNK = 16  # images that a worker hands over at once
@@ -70,6 +70,8 @@ def _one(image: Any, given: Any, folder: Path, images: Preparation, labelled: bo
     kind = ""
     if labelled and not (isinstance(given, int) and given >= 0):
         kind = "missing label"
+    elif isinstance(given, Unusable):
+        kind = given.kind
     elif not labelled:
         given = captions_of(given)
         kind = "" if first_caption(given).strip() else "empty caption"
@@ -129,7 +131,7 @@ def read(
         chunks.set_epoch(epoch)  # here, as each step above makes a stream whose epoch is 0 again
     parts, given = [], []
     loader: Any = DataLoader(chunks, batch_size=None, num_workers=processes)  # type: ignore[arg-type] (datasets' stream is one of torch's, too)
-    for chunk in loader:
+    for chunk in _in_one_line(loader):
         skipped.add(chunk["seen"], chunk["skipped"])
         parts.append(chunk["pixels"])
         given += chunk["given"]
@@ -140,6 +142,17 @@ def read(
     skipped.check()
     if given:
         yield torch.cat(parts), given
+
+
+def _in_one_line(loader: Any) -> Iterator[Any]:
+    """A loader's chunks. An error of a worker process, which torch words as its whole traceback, is raised in the words that it ends in."""
+    try:
+        yield from loader
+    except (ValueError, FileNotFoundError) as error:
+        if "Original Traceback" not in str(error):
+            raise
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.removeprefix(f"{type(error).__name__}: ")) from None
 
 
 def check_outside(data: str, *, labelled: bool = False) -> None:

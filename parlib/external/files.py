@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,8 +10,8 @@ from urllib.parse import parse_qsl
 
 from parlib.cache import ROOT
 
-_SHARD = re.compile(r"(^|[-_.])\d+([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
-SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)", re.IGNORECASE)
+_SHARD = re.compile(r"(^|[-_.])(\d+)([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
+_SPLIT = re.compile(r"train|training|val|valid|validation|dev|test|testing|eval")
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,25 @@ class Source:
         several parts and none is named: they are not read as one unless one asks for it.
         """
         there = walk(self.path) if self.layout.deep else sorted(file for file in self.path.glob("[!.]*") if file.is_file())
-        found = [file for file in there if any(fnmatch(file.name, pattern) for pattern in self.layout.files)]
+        found = [file for file in there if any(fnmatch(file.name.lower(), pattern) for pattern in self.layout.files)]
         if not found:
             raise FileNotFoundError(f"{self.path} holds no {' or '.join(self.layout.files)}: {self.name} is read from such files")
-        parts: dict[str, list[Path]] = {}
-        for file in found:
-            stem = file.name.removesuffix(".gz").rpartition(".")[0]
-            near = file.parent.relative_to(self.path).as_posix()
-            part = "/".join(word for word in (near if near not in (".", "data") else "", _SHARD.sub("", stem)) if word)
-            parts.setdefault(part, []).append(file)
+        parts = self._parts(found)
         return [file for part in self.chosen(list(parts)) for file in parts[part]]
+
+    def _parts(self, found: list[Path]) -> dict[str, list[Path]]:
+        """Files by part, which their names tell: those that only a number tells apart are one, where they are numbered as shards are."""
+        alike: dict[tuple[str, str, str], list[Path]] = {}
+        for file in found:
+            stem, ending = _stem(file)
+            near = file.parent.relative_to(self.path).as_posix()
+            alike.setdefault((near if near not in (".", "data") else "", _SHARD.sub("", stem), ending), []).append(file)
+        named: list[tuple[str, str, list[Path]]] = []
+        for (near, stem, ending), files in alike.items():
+            shards = [(stem, files)] if _are_shards(files) else [(_stem(file)[0], [file]) for file in files]
+            named += [("/".join(word for word in (near, one) if word), ending, them) for one, them in shards]
+        often = Counter(part for part, _, _ in named)  # such as train.csv beside train.tsv
+        return {part if often[part] == 1 else f"{part}.{ending}": files for part, ending, files in named}
 
     def chosen(self, parts: list[str]) -> list[str]:
         """The parts that are named, or the only one."""
@@ -129,6 +139,30 @@ class Source:
         if missing := [part for part in named if part not in parts]:
             raise ValueError(f"{self} names no part of it: {missing[0]!r}; its parts are: {', '.join(parts) or 'none'}")
         return named
+
+
+def _stem(file: Path) -> tuple[str, str]:
+    """A file's name without its ending, and that; a compressed table's ending has two words."""
+    stem, _, ending = file.name.rpartition(".")
+    before, _, inner = stem.rpartition(".")
+    return (before, f"{inner}.{ending}") if ending.lower() == "gz" and before else (stem, ending)
+
+
+def _are_shards(files: list[Path]) -> bool:
+    """Whether files that only a number tells apart are one data set's: they say of how many, are padded with zeros, or count from 0 or
+    from 1; not train_2014 and train_2017.
+    """
+    ends = [found for file in files if (found := _SHARD.search(_stem(file)[0]))]
+    numbers = sorted(int(end[2]) for end in ends)
+    counted = numbers[:1] in ([0], [1]) and numbers == list(range(numbers[0], numbers[0] + len(files)))
+    return len(files) == 1 or counted or all(end[3] for end in ends) or any(end[2].startswith("0") and len(end[2]) > 1 for end in ends)
+
+
+def splits(folders: list[str]) -> list[str]:
+    """The folders as parts of a data set, where one of them is called as its splits are, or several are, such as val2017; else none."""
+    words = [re.split(r"[-_. ]|\d+", name.lower()) for name in folders]
+    called = [any(_SPLIT.fullmatch(word) for word in one) for one in words]
+    return folders if any(_SPLIT.fullmatch(name.lower()) for name in folders) or sum(called) > 1 else []
 
 
 def walk(folder: Path) -> list[Path]:

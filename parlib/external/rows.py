@@ -1,8 +1,5 @@
 """Rows of external data, as a stream: an image, as encoded bytes or a path, and its caption or label. Each form has its reader."""
 
-import codecs
-import csv
-import gzip
 import json
 import os
 import tarfile
@@ -14,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from parlib.external.files import SPLIT, Source, walk
-from parlib.external.words import class_names_of
+from parlib.external.csv_rows import csv_rows, header
+from parlib.external.files import Source, splits, walk
+from parlib.external.words import class_names_of, decoded
+from parlib.model.files import not_fetched
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +28,6 @@ USUAL = {
 _LINKS = ("url", "image_url", "link")
 _AT_ONCE = 100  # rows of a parquet file
 _CLASSES = ("classnames.txt", "classes.txt")  # beside labelled tars, a class a line
-csv.field_size_limit(1 << 24)
 
 
 def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset":
@@ -53,7 +51,7 @@ def _reading(source: Source) -> tuple[list[Path], Callable[..., Iterator[dict[st
     files = source.files()
     name_columns, reader = _FORMS[source.layout.form]
     if source.separator:
-        reader = partial(_csv_rows, separator=source.separator)
+        reader = partial(csv_rows, separator=source.separator)
     return files, reader, name_columns(source, files)
 
 
@@ -85,6 +83,8 @@ def _named(path: Path, how: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
+        if known := not_fetched(path):
+            raise ValueError(f"{path} {known}") from None
         raise ValueError(f"{path} can't be read {how}: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
 
 
@@ -130,45 +130,10 @@ def _columns(source: Source, there: list[str]) -> dict[str, str]:
 
 def _csv_columns(source: Source, files: list[Path]) -> dict[str, str]:
     with _named(files[0], "as csv"):
-        names, _ = _header(files[0], source.separator)
+        names, _ = header(files[0], source.separator)
+    if known := not_fetched(files[0]):
+        raise ValueError(f"{files[0]} {known}")
     return _columns(source, [name.strip() for name in names])
-
-
-def _header(path: Path, separator: str = "") -> tuple[list[str], str]:
-    """The column names of a csv and what separates them: where that is not said, of comma, tab, semicolon and bar what gives the most."""
-    with _text(path) as file:
-        first = next((line for line in file if line.strip()), "")
-    return max(((next(csv.reader([first], delimiter=mark)), mark) for mark in separator or ",\t;|"), key=lambda found: len(found[0]))
-
-
-def _text(path: Path) -> Any:
-    kind: Any = gzip.open if path.suffix == ".gz" else open
-    return kind(path, "rt", encoding=_encoding(path), newline="")
-
-
-@lru_cache(maxsize=8)
-def _encoding(path: Path) -> str:
-    """UTF-8 with or without a mark at its beginning, where all of the file is that; else latin-1, in which every file can be read."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            while block := file.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return "latin-1"
-    return "utf-8-sig"
-
-
-def _csv_rows(path: Path, columns: dict[str, str], separator: str = "") -> Iterator[dict[str, Any]]:
-    """Text is text: no number, no missing value is read into it."""
-    names, mark = _header(path, separator)
-    places = {ours: [name.strip() for name in names].index(theirs) for ours, theirs in columns.items()}
-    with _text(path) as file:
-        rows = (row for row in csv.reader(file, delimiter=mark) if row)
-        next(rows)
-        for row in rows:
-            yield {ours: row[place] if place < len(row) else None for ours, place in places.items()}
 
 
 # parquet
@@ -222,7 +187,7 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
     if kind == "label":
         given = parts.get("cls", b"").strip()
         return row | {"label": int(given) if given.isdigit() and len(given) < 10 else -1}
-    text = next((parts[ending].decode(errors="replace") for ending in ("txt", "text", "caption") if ending in parts), None)
+    text = next((decoded(parts[ending]) for ending in ("txt", "text", "caption") if ending in parts), None)
     if text is None and "json" in parts:
         held: Any = None
         with suppress(ValueError, RecursionError):  # a row without a caption, and so one that is skipped
@@ -233,7 +198,7 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
 
 # By form: what finds the columns of (source, files), and what reads the rows of (file, columns).
 _FORMS: dict[str, tuple[Callable[..., dict[str, str]], Callable[..., Iterator[dict[str, Any]]]]] = {
-    "csv": (_csv_columns, _csv_rows),
+    "csv": (_csv_columns, csv_rows),
     "parquet": (_parquet_columns, _parquet_rows),
     "tar": (lambda source, files: {"kind": "label" if source.layout.holds == "labels" else "text"}, _tar_rows),  # endings say what they are
 }
@@ -260,8 +225,9 @@ def _classes(source: Source) -> tuple[list[tuple[str, int]], list[str]]:
         if len(tops) != 1 or not _holds_folders(tops[0]):
             break
         folder = tops[0]  # such as the one folder that an archive was unpacked into
-    if tops and all(SPLIT.fullmatch(one.name) and _holds_folders(one) for one in tops):
-        tops = [one for part in source.chosen([one.name for one in tops]) for one in _inside(folder / part)[0]]
+    if parts := splits([one.name for one in tops if _holds_folders(one)]):
+        beside += sum(len(walk(one)) for one in tops if one.name not in parts)
+        tops = [one for part in source.chosen(parts) for one in _inside(folder / part)[0]]
     elif source.part:
         source.chosen([folder.name] if folder != source.path else [])
     names = sorted({one.name for one in tops})

@@ -5,36 +5,71 @@ import io
 import re
 import tokenize
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from open_clip import IMAGENET_CLASSNAMES
 from timm.data.imagenet_info import ImageNetInfo
 
-_SYNSET, _NUMBERED = re.compile(r"n\d{8}"), re.compile(r"\A\d{2,}[._]\s*(?=\D)")
+_SYNSET, _LABELLED = re.compile(r"n\d{8}"), re.compile(r"\An\d{8}[-_ ](?=.)")
+_NUMBERED, _ALL_NUMBERED = re.compile(r"\A\d{2,}[._]\s*(?=\D)"), re.compile(r"\A\d+\s*[-._ ]\s*(?=\D)")
+_CAMEL = re.compile(r"([A-Z][a-z]+){2,}")
 _BLANK = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+_TEXT = ("raw", "caption", "text", "sentence", "title", "description")  # what holds the text of a caption that is a record
+ENCODINGS = ("utf-8-sig", "cp1252", "latin-1")  # in the order in which they are tried; in the last one every file can be read
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """What stands in the place of a caption where a row can't be used: the kind under which it is counted."""
+
+    kind: str
+
+
+def decoded(given: bytes) -> str:
+    """Text, in the first of ENCODINGS in which it can be read."""
+    for encoding in ENCODINGS:
+        with suppress(UnicodeDecodeError):
+            return given.decode(encoding)
+    raise AssertionError("latin-1 reads every byte")
 
 
 def captions_of(given: Any) -> Any:
-    """A row's caption as text, or the list of its several: a list, or one that is written out, as a csv holds it; empty: there is none."""
+    """A row's caption as text, or the list of its several: a list, or one that is written out, as a csv holds it; empty: there is none. Of
+    a record its text, such as `raw`.
+    """
     if isinstance(given, bytes):
-        given = given.decode(errors="replace")
-    if isinstance(given, str) and given[:1] == "[" and given.rstrip()[-1:] == "]":
-        given = _written_out(given) or given
+        given = decoded(given)
+    if isinstance(given, str) and given[:1] + given.rstrip()[-1:] in ("[]", "()"):
+        written = _written_out(given)
+        given = given if written is None else written
+    if isinstance(given, dict):
+        given = next((given[name] for name in _TEXT if given.get(name)), None)
     if isinstance(given, list | tuple):
-        return [text for one in given if (text := captions_of(one))]
-    return "" if given is None or given != given else str(given)  # noqa: PLR0124 (NaN alone differs from itself)
+        found = [captions_of(one) for one in given]
+        return [text for one in found for text in (one if isinstance(one, list) else [one]) if text]
+    return "" if given is None or given != given or isinstance(given, Unusable) else str(given)  # noqa: PLR0124 (NaN alone differs from itself)
 
 
-def _written_out(given: str) -> list[str]:
-    """The strings of a list as Python or numpy prints it, the one with commas between them, the other without; empty where it is none."""
+def _written_out(given: str) -> list[str] | None:
+    """The strings of a list or tuple as Python, JSON or numpy prints it, the last without commas between them; None where it is none.
+    Beside a string may be numbers, which are text, and None or null, which are left out.
+    """
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(given).readline))
-        found = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]  # literals alone: nothing is run
+        tokens = [one for one in tokenize.generate_tokens(io.StringIO(given).readline) if one.type not in _BLANK]
+        inside = [one for one in tokens[1:-1] if one.string != ","]
+        strings = [ast.literal_eval(one.string) for one in inside if one.type == tokenize.STRING]  # literals alone: nothing is run
     except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
-        return []
-    between = {token.string for token in tokens if token.type not in (tokenize.STRING, *_BLANK)}
-    return found if between <= {"[", "]", ","} and all(isinstance(one, str) for one in found) else []
+        return None
+    others = [one.string for one in inside if one.type not in (tokenize.STRING, tokenize.NUMBER) and one.string not in ("None", "null")]
+    numbers = any(one.type == tokenize.NUMBER for one in inside)
+    if others or not all(isinstance(one, str) for one in strings) or (numbers and not strings):
+        return None  # such as [laughs], or [1, 2]
+    if given[0] == "(" and (not strings or len(inside) == len(tokens) - 2):
+        return None  # a caption in brackets, without a comma
+    return [ast.literal_eval(one.string) if one.type == tokenize.STRING else one.string for one in inside if one.type != tokenize.NAME]
 
 
 def first_caption(given: Any) -> str:
@@ -49,7 +84,8 @@ def class_name(name: str) -> str:
     """
     if _SYNSET.fullmatch(name):
         return _synsets().get(name, name)
-    return " ".join(_NUMBERED.sub("", name, count=1).replace("_", " ").split()).lower() or name
+    bare = _NUMBERED.sub("", _LABELLED.sub("", name, count=1), count=1)
+    return " ".join(bare.replace("_", " ").split()).lower() or name
 
 
 def class_names_of(found: Sequence[str]) -> list[str]:
@@ -57,9 +93,18 @@ def class_names_of(found: Sequence[str]) -> list[str]:
     if sorted(found) == sorted(map(str, range(len(IMAGENET_CLASSNAMES)))):
         names = [IMAGENET_CLASSNAMES[int(name)] for name in found]
     else:
-        names = [class_name(name) for name in found]
+        names = [class_name(name) for name in _in_one_style(found)]
     _say(tuple(found), tuple(names))
     return names
+
+
+def _in_one_style(found: Sequence[str]) -> list[str]:
+    """Class names without what all of them have: a number before them, or words that capitals part, as in GoldenRetriever."""
+    if all(_ALL_NUMBERED.match(name) for name in found):
+        found = [_ALL_NUMBERED.sub("", name, count=1) for name in found]
+    if not any(mark in name for name in found for mark in " _-"):
+        found = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) if _CAMEL.fullmatch(name) else name for name in found]
+    return list(found)
 
 
 @cache
@@ -75,7 +120,7 @@ def _say(found: tuple[str, ...], names: tuple[str, ...]) -> None:
     changed = [(old, new) for old, new in zip(found, names, strict=True) if old.replace("_", " ") != new]
     if changed:
         print(f"{len(changed)} class names are read as words, such as {changed[0][0]!r} as {changed[0][1]!r}", flush=True)
-    if unknown := [name for name in names if _SYNSET.fullmatch(name) or not re.search(r"[^\W\d_]", name)]:
+    if unknown := [name for name in names if _SYNSET.search(name) or not re.search(r"[^\W\d_]", name)]:
         print(f"warning: {len(unknown)} class names say nothing to a text encoder, such as {unknown[0]!r}", flush=True)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -8,6 +8,7 @@ TorchScript             such as OpenAI's: its tensors alone, by an unpickler of 
 import gzip
 import json
 import pickle
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+_ZIP, _PICKLE, _MARK = b"PK\x03\x04", b"\x80", b"\xef\xbb\xbf"  # how a zip begins, a pickle, and text that is marked as UTF-8
 _LIMIT = 100_000_000  # bytes of what describes the tensors; safetensors' own limit
 
 
@@ -37,28 +39,25 @@ def read_file(path: Path) -> tuple[Any, str]:
     except Exception as error:  # torch's unpickler refuses what is not a tensor, a number or a container
         if known := foreign(path):
             raise ValueError(f"{path} {known}") from None
-        kind, reason = f"{type(error).__name__}: ", " ".join(str(error).split())[:160]
+        kind, reason = f"{type(error).__name__}: ", " ".join(str(error).split())
         if not isinstance(error, pickle.UnpicklingError):
-            raise ValueError(f"{path} is not a file of weights that can be read: {kind}{reason}") from None
-        if "invalid load key" in str(error):
-            raise ValueError(f"{path} is no file of weights; it begins with {_head(path)[:20]!r}") from None
-        raise ValueError(f"{path} holds more than weights, and could run code: refused ({reason})") from None
+            raise ValueError(f"{path} is not a file of weights that can be read: {kind}{reason[:160]}") from None
+        named = re.search(r"\bGLOBAL (\S+)", reason)  # torch's words are long, and advise to trust the file
+        raise ValueError(f"{path} holds more than weights, and could run code: refused ({named[1] if named else reason[:160]})") from None
 
 
 def foreign(path: Path) -> str:
     """What a file is, in words that follow its name, where it is one of those that take a checkpoint's place; else empty."""
     head = _head(path)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not text:
-        return "is empty: fetch it again"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer: fetch it with `git lfs pull`"
-    if text.startswith(b"<"):
-        return "is a web page: fetch the file itself, not the page that offers it"
+    if known := not_fetched(path):
+        return known
+    text = head.removeprefix(_MARK).lstrip()
     if text.startswith((b"{", b"[")) and (held := _json(path)):
         return f"is JSON, no weights: {held[:80]}"
     if head.startswith(b"\x1f\x8b"):
         return f"is a gzip file{_inside(path)}: unpack it first"
+    if head.startswith(_ZIP) and not zipfile.is_zipfile(path):
+        return "is cut short: fetch it again"
     if zipfile.is_zipfile(path):
         try:
             names = _names(path)
@@ -66,6 +65,20 @@ def foreign(path: Path) -> str:
             return "is a damaged zip file: fetch it again"
         if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
             return f"is a zip file, none of torch's; it holds {', '.join(names[:3]) or 'nothing'}: unpack it first"
+    if not head.startswith((_ZIP, _PICKLE)) and not _is_safetensors(path):
+        return f"is no file of weights; it begins with {head[:20]!r}"
+    return ""
+
+
+def not_fetched(path: Path) -> str:
+    """The same, of a file of any kind that was not fetched, or not whole: it is empty, a pointer to it or a web page."""
+    text = _head(path).removeprefix(_MARK).lstrip()
+    if not text:
+        return "is empty: fetch it again"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer: fetch it with `git lfs pull`"
+    if text.lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "is a web page: fetch the file itself, not the page that offers it"
     return ""
 
 
