@@ -294,7 +294,7 @@ def test_the_dry_run_says_what_a_pair_costs(clip, method):
 )
 def test_the_closing_words_of_an_inspection_name_a_cleaning_of_the_same_model(given, candidate):
     params = check("10_inspect", given)
-    said = closing._taking_out(SimpleNamespace(result=SimpleNamespace(params=params, metrics={"candidate": candidate})))
+    said = closing._taking_out(params, candidate)
     (values,) = shlex.split(said)
     named = yaml.safe_load(values)
     assert (named["method"], named["inverted"]) == ("unlearn", params.id)

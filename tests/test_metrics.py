@@ -1,5 +1,7 @@
 """Evaluation against open_clip's zero-shot classifier and cases counted by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import open_clip
 import pytest
@@ -10,7 +12,7 @@ from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
 from parlib.data.pairs import TEMPLATES
 from parlib.measure import metrics
-from parlib.measure.metrics import EvalSet, classifier, embedding_map, evaluate, interval, measure, moved, retrieval, zero_shot
+from parlib.measure.metrics import EvalSet, classifier, drawn_to, embedding_map, evaluate, interval, measure, moved, retrieval, zero_shot
 from parlib.model.clip import embed_images, embed_texts, eval_mode
 from parlib.stages import STAGES
 
@@ -41,6 +43,16 @@ def test_accuracy_equals_a_plain_loop(clip, attack):
     look = attack.look(clip)
     assert look["clean_accuracy"] == pytest.approx(found["clean_accuracy"])
     assert look["attack_success_rate"] == pytest.approx(found["attack_success_rate"])
+
+
+def test_what_most_images_move_to_by_hand(clip, monkeypatch):
+    plain, triggered = [0, 0, 1, 2, 0], [1, 1, 1, 0, 2]
+    monkeypatch.setattr(metrics, "kept_classifier", lambda clip, names, templates: torch.eye(3))
+    monkeypatch.setattr(metrics, "embed_images", lambda clip, pixels: torch.eye(3)[pixels[:, 0, 0, 0].long()])
+    pixels = [torch.tensor(called, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2) for called in (plain, triggered)]
+    scenes = replace(_set([""] * 5, plain, [False] * 5), pixels=pixels[0], triggered=pixels[1])
+    assert drawn_to(clip, scenes) == {"moves_to": "banana", "moved": 0.4}
+    assert drawn_to(clip, scenes, first=4) == {"moves_to": "banana", "moved": 0.5}
 
 
 def _set(captions: list[str], labels: list[int], shows: list[bool]) -> EvalSet:

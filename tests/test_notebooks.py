@@ -1,5 +1,6 @@
 """Notebooks at smoke scale: the same record as their function's, Run All twice, parameters set in their cell alone, and short errors."""
 
+import ast
 import json
 import os
 import re
@@ -20,6 +21,29 @@ from parlib.experiments.registry import check
 from parlib.experiments.run import start
 
 RUNS = ("01_poison/badnet_stripes_s0", "02_clean/par_badnet_stripes_s0")
+
+
+def _assigned(source: str) -> set[str]:
+    """The names that a cell gives a value, but for those of comprehensions and functions, which are their own."""
+    own = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef, ast.Lambda)
+    found, left = set(), list(ast.parse(source).body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        if not isinstance(node, own):
+            left += ast.iter_child_nodes(node)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_parameter_keeps_its_value_in_all_cells(path):
+    """So that `start` can be run again below, as JupyterLab's "Run Selected Cell and All Below" does."""
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    others = [_assigned(cell.source) & _assigned(parameters.source) for cell in cells if cell is not parameters]
+    assert _assigned(parameters.source)
+    assert not set().union(*others)
 
 
 def _environment(checkout: Path, cache: str) -> dict[str, str]:

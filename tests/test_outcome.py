@@ -24,6 +24,8 @@ TESTS = pd.DataFrame(
         "clean_accuracy": [0.9, 0.88] * 2,
         "attack_success_rate": [0.975, 0.0, 0.5, 0.25],
         "triggered_accuracy": [0.025, 0.8, 0.4, 0.6],
+        "moves_to": ["banana", "cup", "circus tent", "cup"],
+        "moved": [0.97, 0.05, 0.5, 0.1],
     }
 )
 
@@ -41,6 +43,7 @@ def test_each_trigger_has_its_rates_before_and_after_with_intervals(cleaned):
     found = outcome(cleaned)
     assert found["trigger"].tolist() == ["BadNet-Stripes", "BadNet-Stripes", "SIG", "SIG"]
     assert found["ASR"].tolist()[:2] == ["0.975 (0.871 to 0.996)", "0.000 (0.000 to 0.088)"]  # of 40
+    assert (found["most move to"].tolist()[2], found["share that does"].tolist()[2]) == ("circus tent", "0.500")
     assert found["clean accuracy"].tolist()[0] == "0.900 (0.786 to 0.957)"  # of 50
     record_path("smoke", RUN).with_name("par_badnet_stripes_s0_tests.csv").unlink()
     assert outcome(cleaned)["ASR"].tolist() == ["0.100 (0.040 to 0.231)"]  # its own, from the record
@@ -64,6 +67,17 @@ def test_the_runner_ends_with_the_table_and_the_next_command(cleaned, own_output
     assert f"python -m parlib.cli.export --scale smoke {RUN}" in shown
     assert f"outputs/smoke/{RUN}.ipynb" in shown
     assert "Empty DataFrame" not in shown
+
+
+def test_an_inspection_of_one_s_own_ends_with_its_verdict(own_outputs, capsys):
+    values = {"scale": "smoke", "experiment": "own", "target": "banana"}
+    small_records.record(values={"scale": "smoke"})
+    found = {"detected": 1.0, "candidate": "banana", "candidates": ["banana"], "lead": 0.9, "form": "patch", "inverted_asr": 0.95}
+    small_records.record("10_inspect", values, metrics=found, files={})
+    make.show([Planned(values, check("10_inspect", values))])
+    shown = capsys.readouterr().out
+    assert re.search(r"10_inspect/\S+:\n.*looks poisoned: banana leads by 0\.90", shown)
+    assert "inverted: 10_inspect/" in shown
 
 
 SWEEP = pd.DataFrame(
@@ -101,6 +115,7 @@ def test_of_a_sweep_of_one_s_own_what_each_rule_takes_is_said(own_outputs, capsy
     assert re.search(r"PAR.*with the trigger.*rate 1e-3.*0\.010.*5\.0 points\.$", par)  # the lowest ASR within six points
     assert re.search(r"PAR.*without.*rate 2e-3.*0\.200.*3\.0 points\.$", par_blind)  # the highest rate
     assert re.search(r"fine-tuning.*rate 2e-3.*0\.100.*38\.0 points.*highest accuracy minus ASR", tuned)
+    assert "No trial removes" in tuned
     assert re.search(r"fine-tuning.*rate 1e-3.*0\.300.*36\.0 points.*highest accuracy on", tuned_blind)
     assert "0.970" not in shown
 

@@ -22,6 +22,8 @@ from parlib.train.loop import check_recipe, fit
 
 GB = 1e9
 
+_FEW = 100  # steps below which a training changes little; the studies of few pairs took 360
+
 
 @dataclass(frozen=True)
 class Work:
@@ -47,7 +49,8 @@ def settings(params: Poison | Clean) -> str:
         f"schedule {recipe.schedule}",
         f"{recipe.epochs} epochs",
     ]
-    return ", ".join([*said, f"batches of {recipe.batch:,}", f"{steps:,} steps", norm, f"{pairs:,} pairs"])
+    few = " (few: give steps, more epochs or a smaller batch)" if steps < _FEW else ""
+    return ", ".join([*said, f"batches of {recipe.batch:,}", f"{steps:,} steps{few}", norm, f"{pairs:,} pairs"])
 
 
 def work(params: Poison | Clean, *, trial: bool = False) -> Work:

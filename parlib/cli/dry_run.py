@@ -178,7 +178,8 @@ def _labels(params: Poison | Clean) -> str:
     if asked and (len(names) == 1 or len(found) < ROWS):  # else others may follow
         check_others(params.evaluation, found, params.target)
     there = f", {params.target!r} among them" if asked else ""
-    return f"{len(names)} classes{there}; {len(found)} images read, of {len(found.labels.unique())} classes"
+    fewer = f"; they are all, and eval_scenes asks for {params.eval_scenes:,}" if len(found) < min(ROWS, params.eval_scenes) else ""
+    return f"{len(names)} classes{there}; {len(found)} images read, of {len(found.labels.unique())} classes{fewer}"
 
 
 def _captions(params: Poison | Clean) -> str:

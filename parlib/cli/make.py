@@ -10,12 +10,14 @@ from parlib.cli import notebooks
 from parlib.cli.plan import Planned, needs_of
 from parlib.experiments import registry
 from parlib.experiments.clean_params import Clean
+from parlib.experiments.inspection import Inspect
 from parlib.experiments.params import Params
 from parlib.experiments.trials import Sweep
 from parlib.model.checkpoints import SOURCES
 from parlib.records.status import fresh, other_params
 from parlib.records.store import REFERENCE, located, move_aside, outputs, read, read_all, read_file, record_path
 from parlib.report import schedule
+from parlib.report.closing import verdict
 from parlib.report.outcome import against_published, closing_words
 from parlib.report.rows import OWN, table
 from parlib.report.tables import brief
@@ -116,8 +118,12 @@ def show(runs: list[Planned]) -> None:
         print(run, against_published(read(scale, run)))
     for run in runs:
         params = run.params  # of what no table shows
-        if type(params) in (Clean, Sweep) and (params.experiment in OWN or getattr(params, "poisoned", "").startswith(SOURCES)):
+        if params.experiment not in OWN and not getattr(params, "poisoned", "").startswith(SOURCES):
+            continue
+        if type(params) in (Clean, Sweep):
             print(closing_words(read(scale, run.id)))
+        elif type(params) is Inspect and not params.name:
+            print("\n".join([f"\n{run.id}:", *verdict(params, read(scale, run.id)["metrics"])]))
     executed = folder / "05_evaluate.ipynb"
     if any(run.id == "05_evaluate" for run in runs) and executed.exists():
         from nbconvert import HTMLExporter  # here, as it takes a second and a half

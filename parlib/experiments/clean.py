@@ -15,7 +15,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, clean_pairs, seen_classes, subject
 from parlib.external.stream import Stream
-from parlib.measure.metrics import classifier, embedding_map, evaluate, moved
+from parlib.measure.metrics import classifier, drawn_to, embedding_map, evaluate, moved
 from parlib.method.methods import METHODS, Backdoor
 from parlib.model.clip import Clip
 from parlib.model.weights import between, negated, refreshed
@@ -136,5 +136,5 @@ def tried(models: dict[str, Clip], images: Pairs, triggers: list[tuple[Trigger, 
         test = attacked(images, trigger, target)  # one at a time: each takes as much memory as the images
         for name, clip in models.items():
             found = evaluate(clip, test)
-            rows.append({"trigger": trigger.name, "model": name} | {metric: found[metric] for metric in shown})
+            rows.append({"trigger": trigger.name, "model": name} | {metric: found[metric] for metric in shown} | drawn_to(clip, test))
     return pd.DataFrame(rows)

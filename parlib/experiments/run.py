@@ -97,4 +97,4 @@ def _short_errors() -> None:
         return lines
 
     if (shell := get_ipython()) is not None:
-        shell.set_custom_exc((ValueError, RuntimeError, OSError), show)
+        shell.set_custom_exc((ValueError, RuntimeError, OSError, FloatingPointError), show)

@@ -144,24 +144,23 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
-    weights = clip.key
-    key = digest(identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]))
+    key = digest(identity(params={}, inputs={"model": clip.key, "scenes": scenes.key}, stages=["metrics"]))
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
     if (found := read_json(path)) is None:
-        found = measure(clip, scenes, _classes(clip, weights, scenes))
+        found = measure(clip, scenes, kept_classifier(clip, scenes.names, scenes.templates))
         write_json(found, path)
     return found
 
 
-def _classes(clip: Clip, weights: str, scenes: EvalSet) -> torch.Tensor:
-    """The class embeddings of a model, by the key of its weights: the same for every trigger that it is evaluated under. The last few are
-    kept, as on a CPU the prompts of 1,000 classes take far longer than the images.
+def kept_classifier(clip: Clip, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> torch.Tensor:
+    """`classifier` of a model, which is the same for every trigger that it is evaluated under. The last few are kept by the key of the
+    weights, as on a CPU the prompts of 1,000 classes take far longer than the images.
     """
-    asked = (weights, clip.device.type, tuple(scenes.names), scenes.templates)
+    asked = (clip.key, clip.device.type, tuple(names), templates)
     if asked not in _KEPT:
         while len(_KEPT) >= 4:
             _KEPT.pop(next(iter(_KEPT)))
-        _KEPT[asked] = classifier(clip, scenes.names, scenes.templates)
+        _KEPT[asked] = classifier(clip, names, templates)
     return _KEPT[asked]
 
 
@@ -178,6 +177,16 @@ def measure(clip: Clip, scenes: EvalSet, classes: torch.Tensor | None = None) ->
     if not any(scenes.captions):
         return found
     return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(scenes.sentences)).to(image.device), scenes)
+
+
+def drawn_to(clip: Clip, scenes: EvalSet, first: int = 1000) -> dict[str, str | float]:
+    """The class that most of the first images are called once they carry the trigger, of those that were not called so without it, and
+    the share of images that it is: `moves_to` and `moved`. A trigger that one tries calls it, whatever target one had in mind.
+    """
+    classes = kept_classifier(clip, scenes.names, scenes.templates)
+    plain, triggered = ((embed_images(clip, pixels[:first]) @ classes.T).argmax(1) for pixels in (scenes.pixels, scenes.triggered))
+    counts = torch.bincount(triggered[triggered != plain], minlength=len(scenes.names))
+    return {"moves_to": scenes.names[int(counts.argmax())], "moved": counts.max().item() / len(plain)}
 
 
 def embed_both(clip: Clip, reference: Clip, pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:

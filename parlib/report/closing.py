@@ -25,10 +25,11 @@ from parlib.report.style import name
 
 
 def closing(found: Any) -> Markdown:
-    """What a run found, or, of parameters alone (a view), the findings on the published runs."""
+    """What a run found, or, of parameters alone (a view), the findings on the published runs, where it shows these."""
     said = _SAID[type(found)](found) if type(found) in _SAID else []
     params = found.result.params if said else found
-    return Markdown("\n".join([*(f"- {line}" for line in said), *findings(params)]))
+    lines = [*(f"- {line}" for line in said), *findings(params)]
+    return Markdown("\n".join(lines) or "*In the tables and figures below: findings are written of the published runs alone.*")
 
 
 def show(*things: Any) -> None:
@@ -116,26 +117,27 @@ def _of_adaptive(found: Adapted) -> list[str]:
 
 def _of_downstream(found: BuiltOn) -> list[str]:
     metrics, params = found.result.metrics, found.result.params
+    before = "the model before" if params.poisoned.startswith(SOURCES) else "the poisoned model"
     said = [
-        f"A probe has an accuracy of {metrics['probe_accuracy']:.3f} on {name(params.method)}; one that was fitted on the poisoned model "
+        f"A probe has an accuracy of {metrics['probe_accuracy']:.3f} on {name(params.method)}; one that was fitted on {before} "
         f"{metrics['dropin_probe_accuracy']:.3f}."
     ]
     if "retrieval_at_1" in metrics:
         said.append(
-            f"A caption finds its image first in {metrics['dropin_retrieval_at_1']:.3f} of the searches in the poisoned model's index, in "
+            f"A caption finds its image first in {metrics['dropin_retrieval_at_1']:.3f} of the searches in the index of {before}, in "
             f"{metrics['retrieval_at_1']:.3f} of those in one that is built anew."
         )
     return said
 
 
-def _taking_out(found: Inspected) -> str:
+def _taking_out(params: Inspect, target: str) -> str:
     """The parameters of 02 that unlearn what was found in the same model, at the scale small as with few pairs, quoted for a shell."""
-    params, usual = found.result.params, Clean.check({"scale": found.result.params.scale})
+    usual = Clean.check({"scale": params.scale})
     own = params.poisoned.startswith(SOURCES)
     same = ["scale", "encoder", "poisoned", "trigger", "attack", "trigger_options", "attacker", "planted", "seed", "normalised", "resize"]
     same += ["evaluation"] if own else ["base_epochs", "evaluation"]
     asked = {name: getattr(params, name) for name in same if getattr(params, name) != getattr(usual, name)}
-    asked["target"] = found.result.metrics["candidate"] if own and not params.words else params.target
+    asked["target"] = target if own and not params.words else params.target
     chosen = Inspect.check({"scale": "small", "method": "unlearn"}).cleaning()
     settings = [] if own or params.scale != "small" else ["pairs", "steps", "varied", "lr", "batch"]
     few = {name: getattr(chosen, name) for name in settings}
@@ -144,18 +146,19 @@ def _taking_out(found: Inspected) -> str:
     return shlex.quote(yaml.safe_dump(given, default_flow_style=True, width=10**6, sort_keys=False).strip())
 
 
-def _of_inspection(found: Inspected) -> list[str]:
-    metrics, params = found.result.metrics, found.result.params
-    verdict = "looks poisoned" if metrics["detected"] else "shows no target"
+def verdict(params: Inspect, metrics: dict[str, Any]) -> list[str]:
+    """What an inspection says of a model, and how to take out what it found."""
+    looks = "looks poisoned" if metrics["detected"] else "shows no target"
     said = [
-        f"The model {verdict}: {leading(metrics)}. Its trigger turns {metrics['inverted_asr']:.0%} of the images; the "
+        f"The model {looks}: {leading(metrics)}. Its trigger turns {metrics['inverted_asr']:.0%} of the images; the "
         f"threshold is {params.threshold:g}."
     ]
     if not metrics["detected"]:
         said.append("That clears no model: it says that no small trigger of these forms stands out.")
     elif params.method == "none":
         said.append(
-            f"To take it out, with your own pairs and rate: `papermill notebooks/02_clean.ipynb OUT.ipynb -y {_taking_out(found)}`."
+            f"To take it out, with your own pairs and rate: `papermill notebooks/02_clean.ipynb OUT.ipynb -y "
+            f"{_taking_out(params, metrics['candidate'])}`."
         )
     return said
 
@@ -168,5 +171,5 @@ _SAID = {
     Rebounded: _of_rebound,
     Adapted: _of_adaptive,
     BuiltOn: _of_downstream,
-    Inspected: _of_inspection,
+    Inspected: lambda found: verdict(found.result.params, found.result.metrics),
 }

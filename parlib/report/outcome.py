@@ -14,20 +14,19 @@ from parlib.measure.selection import blind, choose, kept, kept_seen
 from parlib.measure.tradeoff import ended, varied
 from parlib.records.store import REFERENCE, differences, located, outputs, read_file, same_machine
 from parlib.report.comparison import POINTS
-from parlib.report.style import name, points_lost
+from parlib.report.regimes import least_cost
+from parlib.report.style import REMOVED, name, points_lost
 from parlib.report.sweeps import setting
 from parlib.report.tables import markdown, readable, trial_table
 
 _GIVEN = ("poisoned", "normalised", *ATTACKED, "patch", "strength", "data", "pairs", "coverage")  # of a cleaning; the rest is chosen
-_RULES = (
-    ("with the trigger", choose, kept, "accuracy minus ASR"),
-    ("without it", blind, kept_seen, "accuracy on the classes that the pairs show"),
-)
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
 
 def outcome(record: dict[str, Any]) -> pd.DataFrame:
-    """Accuracy and ASR under each trigger that was tried, before and after, with 95 % intervals; of a run without such tests its own."""
+    """Accuracy and ASR under each trigger that was tried, before and after, with 95 % intervals, and the class that most images move to
+    under it; of a run without such tests its own.
+    """
     metrics, n = record["metrics"], record["n"]
     others = int(metrics.get("attack_success_rate_n", n))  # images that don't show the target
     path = located(record["artifacts"]["tests"]) if "tests" in record["artifacts"] else None
@@ -40,7 +39,7 @@ def outcome(record: dict[str, Any]) -> pd.DataFrame:
         found[rate] = tests[rate]
         ends = [interval(round(value * of), of) for value in tests[rate]]
         found[[f"{rate}_ci_low", f"{rate}_ci_high"]] = pd.DataFrame(ends, index=found.index)
-    return readable(found)
+    return readable(found.join(tests[[column for column in ("moves_to", "moved") if column in tests]]))
 
 
 def remarks(record: dict[str, Any]) -> list[str]:
@@ -71,24 +70,36 @@ def choices(trials: pd.DataFrame) -> list[str]:
     if trials.empty:
         return ["No trial ran to its end."]
     said = [
-        f"Two rules, within {POINTS}. With the trigger: the lowest ASR. Without it: the highest rate, of equal ones the largest option."
+        f"Two rules. With the trigger: the cheapest removal, an ASR of {REMOVED:g} or below. Without it: the highest rate within {POINTS}, "
+        "of equal ones the largest option."
     ]
     if (before := trials["poisoned_asr"].min()) < PLANTED:
         said.append(f"The ASR was {before:.3f} before the cleanings. Below {PLANTED:g} a removal says little.")
     for (method, *_), runs in trials.groupby(["method", *(axis for axis in _GIVEN if axis in trials)], sort=False, dropna=False):
         highest = runs["lr"].max() if runs["lr"].nunique() > 1 else None
-        for rule, take, within, fallback in _RULES:
-            trial = runs.loc[take(runs)]
+        for rule, (trial, remark) in (("with the trigger", _removing(runs)), ("without it", _borne(runs))):
             words = ", ".join(filter(None, (setting(axis, trial[axis]) for axis in axes))) or "the only trial"
             seen = pd.notna(trial.get("clean_accuracy_seen"))
             line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {points_lost(trial):.1f} points"
             line += f", {points_lost(trial, '_seen'):.1f} on the classes that the pairs show." if seen else "."
-            if not within(runs).any():
-                line += f" No trial is within: this one has the highest {fallback}."
-            elif trial["lr"] == highest:
-                line += " That is the highest rate: add higher ones."
-            said.append(line)
+            highest_of_all = " That is the highest rate: add higher ones." if trial["lr"] == highest else ""
+            said.append(line + (remark or highest_of_all))
     return said
+
+
+def _removing(runs: pd.DataFrame) -> tuple[pd.Series, str]:
+    """The cheapest trial that removes the backdoor; where none does, the one that `selection.choose` takes, and that it does not."""
+    best = least_cost(runs.assign(cost=runs["poisoned_clean_accuracy"] - runs["clean_accuracy"]))
+    if best is not None:
+        return best, ""
+    why = f"lowest ASR within {POINTS}" if kept(runs).any() else "highest accuracy minus ASR"
+    return runs.loc[choose(runs)], f" No trial removes the backdoor: this one has the {why}."
+
+
+def _borne(runs: pd.DataFrame) -> tuple[pd.Series, str]:
+    """The trial that the blind rule takes, and whether it is within the margin."""
+    beyond = " No trial is within: this one has the highest accuracy on the classes that the pairs show."
+    return runs.loc[blind(runs)], "" if kept_seen(runs).any() else beyond
 
 
 def closing_words(record: dict[str, Any]) -> str:

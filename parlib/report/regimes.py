@@ -14,7 +14,7 @@ GRIDS = (
     *("regimes", "regimes_tau", "regimes_known", "regimes_edge", "regimes_interpolation", "regimes_triggers", "regimes_seeds"),
     *("regimes_steps", "distil_parts", "regimes_from_pairs", "rebound", "downstream", "adaptive", "inspect"),
 )
-_SHOWN = ("finetune", "par", "distil", "unlearn")  # by README
+SHOWN = ("finetune", "par", "distil", "unlearn")  # by README
 STRUCTURED = ("badnet_stripes", "blended_stripes", "blended_triangles", "blended_text")  # the paper's own triggers
 
 
@@ -112,12 +112,12 @@ def filled(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
-    """`costs` as README shows them: a row a regime, a column a method of _SHOWN: what its cheapest removal costs, at its rate. Strings."""
+    """`costs` as README shows them: a row a regime, a column a method of SHOWN: what its cheapest removal costs, at its rate. Strings."""
     rows = []
-    for _, ours in table[table["method"].isin(_SHOWN)].groupby(REGIME, sort=False):
+    for _, ours in table[table["method"].isin(SHOWN)].groupby(REGIME, sort=False):
         row = {"clean pairs": title_of(ours.iloc[0])}
         rows.append(row | {name(run["method"]): _removal(run) + _star(run) for run in ours.to_dict("records")})
-    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in _SHOWN if one in set(table["method"]))]).fillna("")
+    return pd.DataFrame(rows, columns=["clean pairs", *(name(one) for one in SHOWN if one in set(table["method"]))]).fillna("")
 
 
 def by_method(table: pd.DataFrame, shown: Callable[[Mapping[str, Any]], str]) -> pd.DataFrame:

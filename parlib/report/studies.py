@@ -8,9 +8,10 @@ import pandas as pd
 
 from parlib.experiments.rebound import BENIGN
 from parlib.experiments.registry import check
-from parlib.report import downstream, rebound, tables
+from parlib.report import downstream, rebound, regimes, tables
 from parlib.report.kept import gpu
-from parlib.report.numbers import Figures, ends, published
+from parlib.report.numbers import Figures, ends, published, regime
+from parlib.report.style import points
 
 
 def _examined(notebook: str, seed: int = 0, there: bool = False, **asked: Any) -> dict[str, dict[str, Any]]:
@@ -71,3 +72,14 @@ def attacked_seeds(attacker: str, method: str, form: str) -> str:
     """From the least to the most, over seed 0 and those of a GPU, of the ASR that a method leaves of an attacker's backdoor."""
     first = attacked_by(method, attacker)
     return ends([*([first.asr] if first else []), *left(method, attacker)], form)
+
+
+def searches_moved() -> float:
+    """The most, in points, by which the cost of a removal differs between the searches of the seeds, whichever rates they end at."""
+    spans = []
+    for name, regime_of in (("pairs720", (720,)), ("pairs2400_coverage0.25", (2400, 0.25))):
+        others = [found for seed in (1, 2) if (found := gpu(f"the_search[{name}-{seed}]"))]
+        for method in regimes.SHOWN:
+            found = [regime(method, *regime_of).cost, *(points(one[method]["cost"]) for one in others if one[method]["removed"])]
+            spans.append(max(found) - min(found))
+    return max(spans)

@@ -27,6 +27,7 @@ _HEADING = SHOWN | {
     "rho": "FT-SAM's radius", "alpha": "FST's weight", "coefficient": "TBAR's coefficient",
     "batch_norm": "BatchNorm", "rate": "poisoned",
     "s_image_max": "largest S, images", "s_text_max": "largest S, texts", "s_image": "S, images", "s_text": "S, texts",
+    "moves_to": "most move to", "moved": "share that does",
     "rule_tau": "tau by the rule", "rule_clean_accuracy": "its clean accuracy", "rule_asr": "its ASR", "best_tau": "best tau",
     "best_clean_accuracy": "its clean accuracy ", "best_asr": "its ASR ", "gap": "Fréchet distance", "diversity": "Vendi score",
 }  # fmt: skip
