@@ -275,6 +275,11 @@ def test_links_are_no_images(tmp_path):
     (tmp_path / "pairs.csv").write_text("URL,TEXT\nsomewhere,a cat\n")
     with pytest.raises(ValueError, match="'URL'.*img2dataset"):
         _captions(f"csv:{tmp_path}")
+    picture(1).save(tmp_path / "1.png")
+    write_csv(tmp_path / "pairs.csv", [("https://somewhere/1.png", "a cat"), ("1.png", "a dog")])
+    skipped = Skipped(limit=1.0)
+    assert [caption for _, given in read(f"csv:{tmp_path}", images=SIDE, batch=8, skipped=skipped) for caption in given] == ["a dog"]
+    assert dict(skipped.kinds) == {"link in the place of an image": 1}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +316,7 @@ def _tar(path: Path, rows: list[dict[str, bytes]]) -> None:
 
 def test_tars_of_every_image_and_of_captions_in_json(tmp_path):
     rows = [{"webp": encoded(1, "WEBP"), "txt": b"one"}, {"png": encoded(2), "json": json.dumps({"caption": "two"}).encode()}]
-    rows += [{"JPG": encoded(3, "JPEG"), "json": b"{}", "txt": b"three"}, {"jpeg": encoded(4, "JPEG"), "txt": b"four"}]
+    rows += [{"JPG": encoded(3, "JPEG"), "json": b"{}", "txt": b"three"}, {"jpeg": encoded(4, "JPEG"), "json": b'{"TEXT": "four"}'}]
     _tar(tmp_path / "00000.tar", rows)
     assert _captions(f"webdataset:{tmp_path}") == ["one", "two", "three", "four"]
 
@@ -323,6 +328,9 @@ def test_labelled_tars_name_their_classes_beside(tmp_path):
     (tmp_path / "classnames.txt").write_text("Axe\nbanana\n")
     found = labelled(f"labelled_webdataset:{tmp_path}", 6, SIDE, 0.0)
     assert (found.names, sorted(found.labels.tolist())) == (["axe", "banana"], [0, 0, 0, 1, 1, 1])
+    (tmp_path / "test").mkdir()
+    (tmp_path / "0.tar").rename(tmp_path / "test" / "0.tar")
+    assert labelled(f"labelled_webdataset:{tmp_path / 'test'}", 6, SIDE, 0.0).names == ["axe", "banana"]
 
 
 # parts

@@ -15,7 +15,7 @@ from parlib.model.preparation import Preparation
 
 
 class UnusableImageError(ValueError):
-    """An image that can be read, in a number format whose white is not known. Its words are the kind under which it is counted."""
+    """An image in a number format whose white is not known, or a link to one. Its words are the kind under which it is counted."""
 
 
 @lru_cache(maxsize=2)
@@ -37,7 +37,9 @@ def image_name(image: Any) -> str:
 
 
 def encoded_bytes(image: Any, folder: Path) -> tuple[bytes, str]:
-    """An image's encoded bytes and its name, from bytes, a path, or a path into an archive; FileNotFoundError where it is none."""
+    """An image's encoded bytes and its name, from bytes, a path, or a path into an archive; FileNotFoundError where it is none,
+    UnusableImageError where it is a link.
+    """
     name = image_name(image)
     if isinstance(image, dict):
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
@@ -45,6 +47,8 @@ def encoded_bytes(image: Any, folder: Path) -> tuple[bytes, str]:
         return image, name
     if not image:
         raise FileNotFoundError("no image")
+    if str(image).startswith(("http://", "https://")):
+        raise UnusableImageError("link in the place of an image")
     if (path := folder / str(image)).is_file():
         return path.read_bytes(), name
     near = folder / f"{name.partition('/')[0]}.zip"  # the archive of its first folder's name, else whichever holds it

@@ -27,7 +27,7 @@ USUAL = {
 }
 _LINKS = ("url", "image_url", "link")
 _AT_ONCE = 100  # rows of a parquet file
-_CLASSES = ("classnames.txt", "classes.txt")  # beside labelled tars, a class a line
+_CLASSES = ("classnames.txt", "classes.txt")  # beside labelled tars or a folder above, as CLIP_benchmark has it, a class a line
 
 
 def stream(source: Source, *, images: bool = True) -> "datasets.IterableDataset":
@@ -95,9 +95,10 @@ def label_names(source: Source) -> list[str]:
     if source.name == "imagenet":
         return class_names_of([str(i) for i in range(1000)])
     if source.layout.form == "tar":
-        beside = next((source.path / name for name in _CLASSES if (source.path / name).is_file()), None)
+        near = (folder / name for folder in (source.path, source.path.parent) for name in _CLASSES)
+        beside = next((path for path in near if path.is_file()), None)
         if beside is None:
-            raise ValueError(f"{source} names no classes: put {_CLASSES[0]} beside the tars, a class a line")
+            raise ValueError(f"{source} names no classes: put {_CLASSES[0]} beside the tars, or a folder above, a class a line")
         with _named(beside, "as text"):
             lines = beside.read_text(encoding="utf-8").splitlines()
         return class_names_of([line.strip() for line in lines if line.strip()])
@@ -192,7 +193,8 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
         held: Any = None
         with suppress(ValueError, RecursionError):  # a row without a caption, and so one that is skipped
             held = json.loads(parts["json"])
-        text = next((held[name] for name in USUAL["text"] if name in held), None) if isinstance(held, dict) else None
+        by_name = {name.lower(): value for name, value in held.items()} if isinstance(held, dict) else {}
+        text = next((by_name[name] for name in USUAL["text"] if name in by_name), None)
     return row | {"text": text}
 
 
