@@ -14,9 +14,8 @@ _OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's 
 _WRAPPED = ("state_dict", "model_state_dict", "model", "module")
 _AVERAGED = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")  # moving averages of the weights
 _AVERAGED_PREFIXES = ("model_ema.", "ema_model.", "ema.")
-# What training code puts before all names, in any order: torch's DataParallel, Lightning, CLIP inside another module; moving averages.
-_PREFIXES = ("module.", "model.", "clip_model.", "clip.", "net.", *_AVERAGED_PREFIXES)
-_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # anywhere in a name: torch.compile and FSDP, of parts too
+# What training code puts anywhere into a name: torch.compile, FSDP and DataParallel, of parts too.
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 _COUNTERS = ("n_averaged", "decay", "num_updates")  # of moving averages: no weights
 
 
@@ -42,6 +41,9 @@ def _unwrapped(content: Any, path: Path, form: list[str]) -> dict[str, torch.Ten
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds a {type(content).__name__}, not weights by name")
         plain, averaged = ([name for name in names if _holds_tensors(content.get(name))] for names in (_WRAPPED, _AVERAGED))
+        if not plain and not averaged and not any(isinstance(value, torch.Tensor) for value in content.values()):
+            others = [name for name, value in content.items() if _holds_tensors(value)]
+            plain = others if len(others) == 1 else []
         if not plain and not averaged:
             break
         inside = (plain or averaged)[0]
@@ -67,22 +69,23 @@ def _holds_tensors(content: Any, depth: int = 3) -> bool:
 
 
 def _unnamed(weights: dict[str, torch.Tensor], form: list[str]) -> dict[str, torch.Tensor]:
-    """The weights without what training code put into their names; each is told."""
+    """The weights without what training code put into their names, and without what is not the CLIP's; each is told."""
     for inside in _INSIDE:
-        if any(inside in name for name in weights):
-            weights = {name.replace(inside, ""): value for name, value in weights.items()}
+        if any(f".{inside}" in f".{name}" for name in weights):
+            weights = {f".{name}".replace(f".{inside}", ".")[1:]: value for name, value in weights.items()}
             form.append(f'"{inside}"')
-    while True:
-        weights = {name: value for name, value in weights.items() if name not in _COUNTERS}
-        averaged = [name for name in weights if name.startswith(_AVERAGED_PREFIXES)]
-        if 0 < len(averaged) < len(weights):
-            weights = {name: value for name, value in weights.items() if name not in averaged}
-            form.append(f'averaged weights "{averaged[0].partition(".")[0]}." left out')
-        prefix = next((one for one in _PREFIXES if weights and all(name.startswith(one) for name in weights)), None)
-        if prefix is None:
-            return weights
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-        form.append(f'"{prefix}"')
+    weights = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _COUNTERS}
+    averaged = [name for name in weights if name.startswith(_AVERAGED_PREFIXES)]
+    if 0 < len(averaged) < len(weights):
+        weights = {name: value for name, value in weights.items() if name not in averaged}
+        form.append(f'averaged weights "{averaged[0].partition(".")[0]}." left out')
+    scales = [name for name in weights if name.endswith(".logit_scale")]
+    if len(scales) != 1 or "logit_scale" in weights:
+        return weights
+    prefix = scales[0].removesuffix("logit_scale")  # what stands before it stands before all names of the CLIP
+    found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    form.append(f'"{prefix}"' + (f", {len(weights) - len(found)} others left out" if len(found) < len(weights) else ""))
+    return found
 
 
 def fitted(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], form: str) -> tuple[dict[str, torch.Tensor], str]:
