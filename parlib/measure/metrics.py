@@ -144,19 +144,20 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
-    key = digest(identity(params={}, inputs={"model": clip.key, "scenes": scenes.key}, stages=["metrics"]))
+    weights = clip.key
+    key = digest(identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]))
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
     if (found := read_json(path)) is None:
-        found = measure(clip, scenes, kept_classifier(clip, scenes.names, scenes.templates))
+        found = measure(clip, scenes, kept_classifier(clip, scenes.names, scenes.templates, weights))
         write_json(found, path)
     return found
 
 
-def kept_classifier(clip: Clip, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> torch.Tensor:
-    """`classifier` of a model, which is the same for every trigger that it is evaluated under. The last few are kept by the key of the
-    weights, as on a CPU the prompts of 1,000 classes take far longer than the images.
+def kept_classifier(clip: Clip, names: list[str], templates: tuple[str, ...] = TEMPLATES, weights: str = "") -> torch.Tensor:
+    """`classifier` of a model, which is the same for every trigger that it is evaluated under. The last few are kept by the model's key,
+    `weights` where it is known, as on a CPU the prompts of 1,000 classes take far longer than the images.
     """
-    asked = (clip.key, clip.device.type, tuple(names), templates)
+    asked = (weights or clip.key, clip.device.type, tuple(names), templates)
     if asked not in _KEPT:
         while len(_KEPT) >= 4:
             _KEPT.pop(next(iter(_KEPT)))
