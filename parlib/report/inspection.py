@@ -159,7 +159,7 @@ def kept_trigger(run: str) -> InvertedTrigger | None:
 def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     """A row a planted trigger: what an inspection of its model found, the ASR before and after that was unlearned, and what it cost in
     points of clean accuracy, without and with a share of the poisoned weights given back; beside distillation at its own setting, which
-    knows no trigger. Strings.
+    knows no trigger; and the accuracy under the trigger after the first of them that was run, in brackets the clean base's. Strings.
     """
     ours = rows[(rows["notebook"] == "02_clean") & (rows["seed"] == 0)]
     whole, back = (ours[ours["experiment"] == experiment] for experiment in ("regimes_triggers", "regimes_interpolation"))
@@ -168,6 +168,8 @@ def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
     runs |= {name("distil"): whole[whole["method"] == "distil"]}
     shown = {label: cleaned.drop_duplicates("trigger").set_index("trigger") for label, cleaned in runs.items()}
     every = in_order(whole[whole["method"].isin(["unlearn", "distil"])].drop_duplicates("trigger"), ["trigger"])
+    planted = rows[(rows["notebook"] == "01_poison") & rows["run"].isin("01_poison/" + every["trigger"] + "_s0_base_epochs15")]
+    bases = planted.set_index("trigger")["base_triggered_accuracy"]
     found, made = models.set_index("run"), []
     for trigger, before in zip(every["trigger"], every["poisoned_asr"], strict=True):
         inspected = found.loc[f"10_inspect/none_{trigger}_s0"]
@@ -175,6 +177,8 @@ def unlearned(rows: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
         row = {"trigger": name(trigger), "found as": f"{form}, lead {inspected['lead']:.2f}", "ASR before": number(before)}
         for label, cleanings in shown.items():
             row[f"{label}: ASR at points"] = at_cost(cleanings.loc[trigger]) if trigger in cleanings.index else ""
+        after = next(cleanings.loc[trigger] for cleanings in shown.values() if trigger in cleanings.index)
+        row["accuracy under the trigger"] = f"{after['triggered_accuracy']:.2f} ({bases.get(trigger, float('nan')):.2f})"
         made.append(row)
     return pd.DataFrame(made)
 
