@@ -77,9 +77,9 @@ def attacked_seeds(attacker: str, method: str, form: str) -> str:
 def searches_moved() -> float:
     """The most, in points, by which the cost of a removal differs between the searches of the seeds, whichever rates they end at."""
     spans = []
-    for name, regime_of in (("pairs720", (720,)), ("pairs2400_coverage0.25", (2400, 0.25))):
+    for name, pairs, coverage in (("pairs720", 720, 1.0), ("pairs2400_coverage0.25", 2400, 0.25)):
         others = [found for seed in (1, 2) if (found := gpu(f"the_search[{name}-{seed}]"))]
         for method in regimes.SHOWN:
-            found = [regime(method, *regime_of).cost, *(points(one[method]["cost"]) for one in others if one[method]["removed"])]
+            found = [regime(method, pairs, coverage).cost, *(points(one[method]["cost"]) for one in others if one[method]["removed"])]
             spans.append(max(found) - min(found))
     return max(spans)
