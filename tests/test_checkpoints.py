@@ -50,6 +50,10 @@ def _equal(clip: Clip, weights: dict[str, torch.Tensor]) -> bool:
         (lambda weights: {"ema": _named("module.", weights) | {"decay": 0.9}}, '{"ema": ...}, averaged weights, "module."'),
         (lambda weights: {"model_ema": _zeros(weights), "model": weights}, '{"model": ...}, averaged weights "model_ema" left out'),
         (lambda weights: _named("model.", weights) | _named("ema.", _zeros(weights)), 'averaged weights "ema." left out, "model."'),
+        (
+            lambda weights: _named("model.ema.", _zeros(weights)) | _named("model.net.", weights),
+            'averaged weights "ema." left out, "model.net."',
+        ),
         (lambda weights: _named("module.", weights) | {"n_averaged": torch.tensor(3)}, '"module."'),
     ],
 )

@@ -1,5 +1,6 @@
 """External data as people have them: shapes, depths, captions, class names, parts and forms, each read as what it is."""
 
+import csv
 import gzip
 import io
 import json
@@ -181,6 +182,7 @@ def test_a_file_is_hashed_once(tmp_path, monkeypatch):
         ('("no list")', '("no list")'), ({"raw": "a cat", "tokens": ["a"]}, "a cat"), ([{"text": "a"}, {"id": 1}], ["a"]),
         ({"raw": ["a", "b"]}, ["a", "b"]), ({"id": 1}, ""),
         ("caf\u00e9 \u2013 \u201cbar\u201d".encode("cp1252"), "caf\u00e9 \u2013 \u201cbar\u201d"),
+        ("\u732b\u3068\u72ac".encode()[:-1], "\u732b\u3068"),
     ],
 )  # fmt: skip
 def test_a_caption_is_text(given, found):
@@ -224,6 +226,27 @@ def test_a_quote_that_takes_in_rows_is_named_by_its_line(tmp_path, mark, first, 
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     with pytest.raises(ValueError, match=r"pairs\.csv.*line 3"):
         _captions(f"csv:{tmp_path}?separator={'tab' if mark != ',' else mark}")
+
+
+@pytest.mark.parametrize("last", ['a dog called "Rex"', "a dog"])
+def test_such_a_quote_is_named_where_no_image_has_an_ending(tmp_path, last):
+    rows = [("a", "fine"), ("b", '"Best in show'), ("c", "three"), ("d", last)]
+    (tmp_path / "pairs.tsv").write_text("\n".join("\t".join(row) for row in [("image", "caption"), *rows]))
+    with pytest.raises(ValueError, match=r"pairs\.tsv.*line 3"):
+        _captions(f"csv:{tmp_path}")
+
+
+def test_captions_of_several_lines_stand_before_their_image_or_behind(tmp_path):
+    picture(1).save(tmp_path / "cat.png")
+    (tmp_path / "a.csv").write_text('caption,image\n"A cat\non a mat",cat.png\n"two, of\nthem, and",cat.png\n')
+    assert _captions(f"csv:{tmp_path}") == ["A cat\non a mat", "two, of\nthem, and"]
+    (tmp_path / "a.csv").write_text('caption,image\nfine,cat.png\n"open,cat.png\n' + "x,cat.png\n" * 100)
+    limit = csv.field_size_limit(500)
+    try:
+        with pytest.raises(ValueError, match="line 3"):
+            _captions(f"csv:{tmp_path}")
+    finally:
+        csv.field_size_limit(limit)
 
 
 def test_a_caption_with_a_comma_that_is_not_quoted_is_counted(tmp_path):
@@ -330,7 +353,11 @@ def test_labelled_tars_name_their_classes_beside(tmp_path):
     assert (found.names, sorted(found.labels.tolist())) == (["axe", "banana"], [0, 0, 0, 1, 1, 1])
     (tmp_path / "test").mkdir()
     (tmp_path / "0.tar").rename(tmp_path / "test" / "0.tar")
-    assert labelled(f"labelled_webdataset:{tmp_path / 'test'}", 6, SIDE, 0.0).names == ["axe", "banana"]
+    above = f"labelled_webdataset:{tmp_path / 'test'}"
+    assert labelled(above, 6, SIDE, 0.0).names == ["axe", "banana"]
+    before = content(above)
+    (tmp_path / "classnames.txt").write_text("banana\naxe\n")
+    assert content(above) != before
 
 
 # parts
@@ -358,6 +385,9 @@ def test_several_tables_are_not_read_as_one(tmp_path):
         (("x-00000.csv", "x-00001.csv"), ""),
         (("x_1.csv", "x_2.csv"), ""),
         (("x_07.csv", "x_12.csv"), ""),
+        (("10000.csv", "10003.csv"), ""),
+        (("x_17.csv", "x_18.csv"), ""),
+        (("x_2017.csv", "x_2018.csv"), "x_2017, x_2018"),
     ],
 )
 def test_what_only_a_number_tells_apart_is_one_where_it_counts(tmp_path, names, parts):
@@ -405,6 +435,12 @@ def test_whatever_splits_are_called_they_are_no_classes(tmp_path, parts):
     with pytest.raises(ValueError, match=", ".join(sorted(parts))):
         labelled(f"folder:{tmp_path}", 10, SIDE, 0.0)
     assert labelled(f"folder:{tmp_path}#{parts[1]}", 10, SIDE, 0.0).names == ["axe", "banana"]
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    _folder(tmp_path, "bus", "car")
+    _folder(tmp_path / "train", "steam", "bullet")
+    assert labelled(f"folder:{tmp_path}", 10, SIDE, 0.0).names == ["bus", "car", "train"]
 
 
 def test_a_test_folder_without_classes_is_left_out_and_said(tmp_path, capsys):
@@ -461,6 +497,7 @@ def test_classes_are_named_by_words(tmp_path, capsys):
     assert "3 class names say nothing" in capsys.readouterr().out
     assert class_names_of(["n02085620-Chihuahua", "n07753592_banana"]) == ["chihuahua", "banana"]
     assert class_names_of(["1. cat", "2-horse", "3 bird"]) == ["cat", "horse", "bird"]
+    assert class_names_of(["1 euro", "2 euro"]) == ["1 euro", "2 euro"]
     assert class_names_of(["GoldenRetriever", "Pug"]) == ["golden retriever", "pug"]
     assert class_names_of(["GoldenRetriever", "Great Dane"]) == ["goldenretriever", "great dane"]
     _folder(tmp_path, "n07753592", "n01440764")

@@ -52,6 +52,7 @@ def test_what_most_images_move_to_by_hand(clip, monkeypatch):
     pixels = [torch.tensor(called, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2) for called in (plain, triggered)]
     scenes = replace(_set([""] * 5, plain, [False] * 5), pixels=pixels[0], triggered=pixels[1])
     assert drawn_to(clip, scenes) == {"moves_to": "banana", "moved": 0.4}
+    assert drawn_to(clip, replace(scenes, triggered=scenes.pixels)) == {"moves_to": "", "moved": 0.0}
     assert drawn_to(clip, scenes, first=4) == {"moves_to": "banana", "moved": 0.5}
 
 

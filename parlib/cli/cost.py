@@ -49,7 +49,8 @@ def settings(params: Poison | Clean) -> str:
         f"schedule {recipe.schedule}",
         f"{recipe.epochs} epochs",
     ]
-    few = " (few: give steps, more epochs or a smaller batch)" if steps < _FEW else ""
+    more = "give steps, more epochs" if isinstance(params, Clean) else "give more epochs"
+    few = f" (few: {more} or a smaller batch)" if steps < _FEW else ""
     return ", ".join([*said, f"batches of {recipe.batch:,}", f"{steps:,} steps{few}", norm, f"{pairs:,} pairs"])
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from parlib.cache import cache_dir, digest, file_sha256, read_json, write_json
 from parlib.external.files import Source, walk
-from parlib.external.rows import named_outside
+from parlib.external.rows import named_outside, names_file
 from parlib.progress import progress
 
 _LONG = 1e9  # bytes from which hashing shows how far it is
 
 
 def content(data: str) -> str:
-    """sha256 of the names and the content of all files of external data, and of the images outside their folder that rows name. A file is
-    hashed once: its digest is remembered, in the cache, by its path, size and time of change. FileNotFoundError where there is no such
-    folder.
+    """sha256 of the names and the content of all files of external data, and of what is read outside their folder: images that rows name,
+    and the names of labelled tars' classes. A file is hashed once: its digest is remembered, in the cache, by its path, size and time of
+    change. FileNotFoundError where there is no such folder.
     """
     source = Source.of(data)
     if not source.path.is_dir():
@@ -32,6 +32,8 @@ def content(data: str) -> str:
         beyond = _hashed(there, before, source.path.name)
         found["outside"] = outside | {str(source): [tables, names, beyond]}
         hashed = hashed | beyond
+    if source.layout.form == "tar" and (beside := names_file(source)) and beside.parent != source.path:
+        hashed = hashed | {f"../{beside.name}": [file_sha256(beside)]}
     if found != known:
         write_json(found, memory)
     return digest([[name, entry[-1]] for name, entry in sorted(hashed.items())])

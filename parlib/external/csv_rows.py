@@ -37,12 +37,14 @@ def csv_rows(path: Path, columns: dict[str, str], separator: str = "") -> Iterat
             yield line
 
     with _text(path) as file:
-        reader = csv.reader(noted(file), delimiter=mark)
-        begun = False
-        for row in reader:
-            if len(lines) > 1 and _takes_in_rows(lines, mark, len(names)):
+        reader, begun = csv.reader(noted(file), delimiter=mark), False
+        while True:
+            row = _next(reader)
+            if row is None or (len(lines) > 1 and _takes_in_rows(lines, mark, len(names))):
                 first = reader.line_num - len(lines) + 1
                 raise ValueError(f"a quote in line {first} takes in the rows below it: close it there, or double the quotes of a caption")
+            if not lines:
+                return
             lines.clear()
             if row and begun:
                 found: dict[str, Any] = {ours: row[place] if place < len(row) else None for ours, place in places.items()}
@@ -50,17 +52,30 @@ def csv_rows(path: Path, columns: dict[str, str], separator: str = "") -> Iterat
             begun = begun or bool(row)
 
 
+def _next(reader: Any) -> list[str] | None:
+    """The next row, empty at the end; None where it is too long to be one."""
+    try:
+        return next(reader, [])
+    except csv.Error as error:
+        if "field larger" in str(error):
+            return None
+        raise
+
+
 def _takes_in_rows(lines: list[str], mark: str, cells: int) -> bool:
-    """Whether one row of several lines is several rows: a further line is as long as a row and names an image, or its quote stays open."""
+    """Whether one row of several lines is several rows: a further line is a row that names an image, or the quotes don't close as they
+    should.
+    """
     Image.init()
     for line in lines[1:]:
         found = line.strip().split(mark)
-        if len(found) == cells and any(Path(cell.strip('"')).suffix.lower() in Image.EXTENSION for cell in found):
+        whole = len(found) == cells and line.count('"') % 2 == 0  # unlike the end of a caption of several lines
+        if whole and any(Path(cell.strip('"')).suffix.lower() in Image.EXTENSION for cell in found):
             return True
     try:
         next(csv.reader(lines, delimiter=mark, strict=True))
-    except csv.Error as error:
-        return "unexpected end of data" in str(error)
+    except csv.Error:
+        return True
     return False
 
 

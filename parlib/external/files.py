@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from parlib.cache import ROOT
 
 _SHARD = re.compile(r"(^|[-_.])(\d+)([-_]of[-_]\d+)?([-_][0-9a-f]{8,})?$")  # the end of a stem that numbers a part's files
-_SPLIT = re.compile(r"train|training|val|valid|validation|dev|test|testing|eval")
+_SPLIT = re.compile(r"train|training|val|valid|validation|dev|test|testing|eval|unlabell?ed")
 
 
 @dataclass(frozen=True)
@@ -149,20 +149,25 @@ def _stem(file: Path) -> tuple[str, str]:
 
 
 def _are_shards(files: list[Path]) -> bool:
-    """Whether files that only a number tells apart are one data set's: they say of how many, are padded with zeros, or count from 0 or
-    from 1; not train_2014 and train_2017.
+    """Whether files that only a number tells apart are one data set's: it is all of their name, says of how many, is padded with zeros, or
+    counts on; not train_2014 and train_2017, nor years that do.
     """
     ends = [found for file in files if (found := _SHARD.search(_stem(file)[0]))]
+    if len(files) == 1 or all(end.start() == 0 or end[3] for end in ends):
+        return True
     numbers = sorted(int(end[2]) for end in ends)
-    counted = numbers[:1] in ([0], [1]) and numbers == list(range(numbers[0], numbers[0] + len(files)))
-    return len(files) == 1 or counted or all(end[3] for end in ends) or any(end[2].startswith("0") and len(end[2]) > 1 for end in ends)
+    counted = numbers == list(range(numbers[0], numbers[0] + len(files))) and not 1900 < numbers[0] < 2100
+    return counted or any(end[2].startswith("0") and len(end[2]) > 1 for end in ends)
+
+
+def is_split(folder: str) -> bool:
+    """Whether a folder is called as a data set's splits are, such as val2017."""
+    return any(_SPLIT.fullmatch(word) for word in re.split(r"[-_. ]|\d+", folder.lower()))
 
 
 def splits(folders: list[str]) -> list[str]:
-    """The folders as parts of a data set, where one of them is called as its splits are, or several are, such as val2017; else none."""
-    words = [re.split(r"[-_. ]|\d+", name.lower()) for name in folders]
-    called = [any(_SPLIT.fullmatch(word) for word in one) for one in words]
-    return folders if any(_SPLIT.fullmatch(name.lower()) for name in folders) or sum(called) > 1 else []
+    """The folders as parts of a data set, where the name of one is that of a split, or several are called so; else none."""
+    return folders if any(_SPLIT.fullmatch(name.lower()) for name in folders) or sum(map(is_split, folders)) > 1 else []
 
 
 def walk(folder: Path) -> list[Path]:

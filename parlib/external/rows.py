@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from parlib.external.csv_rows import csv_rows, header
-from parlib.external.files import Source, splits, walk
+from parlib.external.files import Source, is_split, splits, walk
 from parlib.external.words import class_names_of, decoded
 from parlib.model.files import not_fetched
 
@@ -88,6 +88,12 @@ def _named(path: Path, how: str) -> Iterator[None]:
         raise ValueError(f"{path} can't be read {how}: {type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
 
 
+def names_file(source: Source) -> Path | None:
+    """The file that names the classes of labelled tars; None where there is none, or they hold captions."""
+    near = (folder / name for folder in (source.path, source.path.parent) for name in _CLASSES)
+    return next((path for path in near if path.is_file()), None) if source.layout.holds == "labels" else None
+
+
 def label_names(source: Source) -> list[str]:
     """The class names of labelled data, in the order of the labels, as a text encoder knows them. ValueError where there are none."""
     if source.layout.form == "folder":
@@ -95,8 +101,7 @@ def label_names(source: Source) -> list[str]:
     if source.name == "imagenet":
         return class_names_of([str(i) for i in range(1000)])
     if source.layout.form == "tar":
-        near = (folder / name for folder in (source.path, source.path.parent) for name in _CLASSES)
-        beside = next((path for path in near if path.is_file()), None)
+        beside = names_file(source)
         if beside is None:
             raise ValueError(f"{source} names no classes: put {_CLASSES[0]} beside the tars, or a folder above, a class a line")
         with _named(beside, "as text"):
@@ -193,7 +198,7 @@ def _tar_row(key: str, parts: dict[str, bytes], kind: str) -> dict[str, Any]:
         held: Any = None
         with suppress(ValueError, RecursionError):  # a row without a caption, and so one that is skipped
             held = json.loads(parts["json"])
-        by_name = {name.lower(): value for name, value in held.items()} if isinstance(held, dict) else {}
+        by_name = {name.lower(): held[name] for name in reversed(held)} if isinstance(held, dict) else {}
         text = next((by_name[name] for name in USUAL["text"] if name in by_name), None)
     return row | {"text": text}
 
@@ -227,8 +232,9 @@ def _classes(source: Source) -> tuple[list[tuple[str, int]], list[str]]:
         if len(tops) != 1 or not _holds_folders(tops[0]):
             break
         folder = tops[0]  # such as the one folder that an archive was unpacked into
-    if parts := splits([one.name for one in tops if _holds_folders(one)]):
-        beside += sum(len(walk(one)) for one in tops if one.name not in parts)
+    flat = [one for one in tops if not _holds_folders(one)]  # such as test/1.png beside train/cat/1.png
+    if all(is_split(one.name) for one in flat) and (parts := splits([one.name for one in tops if one not in flat])):
+        beside += sum(len(walk(one)) for one in flat)
         tops = [one for part in source.chosen(parts) for one in _inside(folder / part)[0]]
     elif source.part:
         source.chosen([folder.name] if folder != source.path else [])

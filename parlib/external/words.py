@@ -1,6 +1,7 @@
 """Words of external data: captions as text, class names as a text encoder knows them."""
 
 import ast
+import codecs
 import io
 import re
 import tokenize
@@ -29,8 +30,10 @@ class Unusable:
 
 
 def decoded(given: bytes) -> str:
-    """Text, in the first of ENCODINGS in which it can be read."""
-    for encoding in ENCODINGS:
+    """Text, in the first of ENCODINGS in which it can be read. A last character that was cut is left out."""
+    with suppress(UnicodeDecodeError):
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(given)  # which waits for the rest of a character
+    for encoding in ENCODINGS[1:]:
         with suppress(UnicodeDecodeError):
             return given.decode(encoding)
     raise AssertionError("latin-1 reads every byte")
@@ -100,8 +103,9 @@ def class_names_of(found: Sequence[str]) -> list[str]:
 
 def _in_one_style(found: Sequence[str]) -> list[str]:
     """Class names without what all of them have: a number before them, or words that capitals part, as in GoldenRetriever."""
-    if all(_ALL_NUMBERED.match(name) for name in found):
-        found = [_ALL_NUMBERED.sub("", name, count=1) for name in found]
+    bare = [_ALL_NUMBERED.sub("", name, count=1) for name in found]
+    if all(_ALL_NUMBERED.match(name) for name in found) and len(set(bare)) == len(set(found)):  # unlike 1 euro, 2 euro
+        found = bare
     if not any(mark in name for name in found for mark in " _-"):
         found = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) if _CAMEL.fullmatch(name) else name for name in found]
     return list(found)

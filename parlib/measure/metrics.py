@@ -187,7 +187,7 @@ def drawn_to(clip: Clip, scenes: EvalSet, first: int = 1000) -> dict[str, str | 
     classes = kept_classifier(clip, scenes.names, scenes.templates)
     plain, triggered = ((embed_images(clip, pixels[:first]) @ classes.T).argmax(1) for pixels in (scenes.pixels, scenes.triggered))
     counts = torch.bincount(triggered[triggered != plain], minlength=len(scenes.names))
-    return {"moves_to": scenes.names[int(counts.argmax())], "moved": counts.max().item() / len(plain)}
+    return {"moves_to": scenes.names[int(counts.argmax())] if counts.any() else "", "moved": counts.max().item() / len(plain)}
 
 
 def embed_both(clip: Clip, reference: Clip, pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,5 +1,6 @@
 """Forms of checkpoints: weights are found in what a file holds, given open_clip's names, and compared with what an encoder has."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ OPENAI = "OpenAI's code"
 _OPENAI = ("input_resolution", "context_length", "vocab_size")  # what OpenAI's code keeps among the weights
 _WRAPPED = ("state_dict", "model_state_dict", "model", "module")
 _AVERAGED = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")  # moving averages of the weights
-_AVERAGED_PREFIXES = ("model_ema.", "ema_model.", "ema.")
+_AVERAGED_PART = re.compile(r"\.(model_ema|ema_model|ema)\.")  # of a name
 # What training code puts anywhere into a name: torch.compile, FSDP and DataParallel, of parts too.
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 _COUNTERS = ("n_averaged", "decay", "num_updates")  # of moving averages: no weights
@@ -75,10 +76,10 @@ def _unnamed(weights: dict[str, torch.Tensor], form: list[str]) -> dict[str, tor
             weights = {f".{name}".replace(f".{inside}", ".")[1:]: value for name, value in weights.items()}
             form.append(f'"{inside}"')
     weights = {name: value for name, value in weights.items() if name.rpartition(".")[2] not in _COUNTERS}
-    averaged = [name for name in weights if name.startswith(_AVERAGED_PREFIXES)]
+    averaged = {name: found[0][1:] for name in weights if (found := _AVERAGED_PART.search(f".{name}"))}
     if 0 < len(averaged) < len(weights):
         weights = {name: value for name, value in weights.items() if name not in averaged}
-        form.append(f'averaged weights "{averaged[0].partition(".")[0]}." left out')
+        form.append(f'averaged weights "{next(iter(averaged.values()))}" left out')
     scales = [name for name in weights if name.endswith(".logit_scale")]
     if len(scales) != 1 or "logit_scale" in weights:
         return weights

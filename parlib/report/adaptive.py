@@ -157,7 +157,7 @@ def by_attacker(rows: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     """A row an attacker, a column a method: the ASR that is left, at the cost in points, and the accuracy under the trigger. Strings.
     there: rows of another kind of machine, of which those of other attackers are shown too, with a star.
     """
-    others = there[~there["attacker"].isin(rows["attacker"])] if len(rows) else there
+    others = there[~there["attacker"].isin(rows["attacker"])]
     both = _sorted(pd.concat([rows.assign(star=""), others.assign(star="\\*")], ignore_index=True))
     made: dict[str, dict[str, str]] = {}
     for run in _cleaned(both).to_dict("records"):

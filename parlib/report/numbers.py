@@ -95,7 +95,8 @@ def forget() -> None:
 
 def with_published(own: pd.DataFrame) -> pd.DataFrame:
     """A table's rows, and the published ones of other runs."""
-    return pd.concat([own, rows()[list(own)]]).drop_duplicates("run", ignore_index=True)
+    there = rows()[list(own)].reset_index(drop=True)
+    return pd.concat([own, there]).drop_duplicates("run", ignore_index=True) if len(own) else there  # an empty one's columns have no types
 
 
 def _course(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:

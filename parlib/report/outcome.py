@@ -63,7 +63,7 @@ def never_passed(history: dict[str, list[float]], tau: float | None) -> list[str
 
 
 def choices(trials: pd.DataFrame) -> list[str]:
-    """Which of a sweep's trials the rules of `measure.selection` take, for each method, attacked model and set of clean pairs, at what
+    """Which of a sweep's trials to take, with the trigger and without it, for each method, attacked model and set of clean pairs, at what
     cost.
     """
     axes, trials = varied(trials), ended(trials)
@@ -82,8 +82,7 @@ def choices(trials: pd.DataFrame) -> list[str]:
             seen = pd.notna(trial.get("clean_accuracy_seen"))
             line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {points_lost(trial):.1f} points"
             line += f", {points_lost(trial, '_seen'):.1f} on the classes that the pairs show." if seen else "."
-            highest_of_all = " That is the highest rate: add higher ones." if trial["lr"] == highest else ""
-            said.append(line + (remark or highest_of_all))
+            said.append(line + remark + (" That is the highest rate: add higher ones." if trial["lr"] == highest else ""))
     return said
 
 

@@ -153,7 +153,7 @@ def claim(table: pd.DataFrame) -> pd.DataFrame:
     CleanCLIP does not; and whether PAR pays less than fine-tuning, of which the paper says nothing. Strings: what each pays in points, and
     yes or no; empty where one of the two was not run.
     """
-    rows, others = [], ("cleanclip", "finetune")
+    rows, others, par = [], ("cleanclip", "finetune"), name("par")
     for _, ours in table[table["method"].isin(("par", *others))].groupby(REGIME, sort=False):
         pays = {run["method"]: run["cost"] if run["removed"] else float("inf") for run in ours.to_dict("records")}
         if "par" not in pays:
@@ -163,15 +163,9 @@ def claim(table: pd.DataFrame) -> pd.DataFrame:
             row[name(run["method"])] = (f"{run['cost']:.1f}" if run["removed"] else "not reached") + _star(run)
         cheaper = {"at little cost": pays["par"] <= 100 * MARGIN}
         cheaper |= {f"cheaper than {name(other)}": pays["par"] < pays[other] for other in others if other in pays}
-        rows.append(row | {f"PAR {what}": "yes" if so else "no" for what, so in cheaper.items()})
-    columns = [
-        "clean pairs",
-        "fine-tuning",
-        "CleanCLIP",
-        "PAR",
-        "PAR at little cost",
-        *(f"PAR cheaper than {name(other)}" for other in others),
-    ]
+        rows.append(row | {f"{par} {what}": "yes" if so else "no" for what, so in cheaper.items()})
+    columns = ["clean pairs", *map(name, ("finetune", "cleanclip", "par")), f"{par} at little cost"]
+    columns += [f"{par} cheaper than {name(other)}" for other in others]
     return pd.DataFrame(rows, columns=[column for column in columns if any(column in row for row in rows)]).fillna("")
 
 
