@@ -2,6 +2,7 @@
 Templates may call every public function.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -74,12 +75,14 @@ def attacked_seeds(attacker: str, method: str, form: str) -> str:
     return ends([*([first.asr] if first else []), *left(method, attacker)], form)
 
 
-def searches_moved() -> float:
-    """The most, in points, by which the cost of a removal differs between the searches of the seeds, whichever rates they end at."""
+def searches_moved(methods: Iterable[str] = regimes.SHOWN) -> float:
+    """The most, in points, by which the cost of a removal differs between the searches of three seeds, the first on a CPU and the others on
+    a GPU, whichever rates they end at.
+    """
     spans = []
     for name, pairs, coverage in (("pairs720", 720, 1.0), ("pairs2400_coverage0.25", 2400, 0.25)):
         others = [found for seed in (1, 2) if (found := gpu(f"the_search[{name}-{seed}]"))]
-        for method in regimes.SHOWN:
+        for method in methods:
             found = [regime(method, pairs, coverage).cost, *(points(one[method]["cost"]) for one in others if one[method]["removed"])]
             spans.append(max(found) - min(found))
     return max(spans)
