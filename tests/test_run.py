@@ -179,8 +179,7 @@ def test_stale_records_are_left_out_of_a_table(capsys, monkeypatch):
     assert [one["run"] for one in fresh("small", check)] == [POISONED]
     assert "02_clean/par_badnet_stripes_s0 (method/par 1 -> 2)" in capsys.readouterr().out
     monkeypatch.setitem(STAGES, "loop", 2)
-    with pytest.raises(FileNotFoundError, match="make reproduce"):
-        fresh("small", check)
+    assert fresh("small", check) == []
 
 
 def test_an_artifact_that_a_record_does_not_keep_is_named():
@@ -198,8 +197,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it():
         prepare(check("02_clean", {}))
     with pytest.raises(FileNotFoundError, match="--only 01_poison/nothing_s9"):
         prepare(check("02_clean", {"poisoned": "01_poison/nothing_s9"}))
-    with pytest.raises(FileNotFoundError, match="make reproduce"):
-        fresh("small", check)
+    with pytest.raises(FileNotFoundError, match=r"scale paper.*parlib\.run"):
+        fresh("paper", check)
+    assert fresh("small", check) == []  # the published ones are there
 
 
 def test_only_a_poisoned_run_can_be_cleaned():

@@ -114,7 +114,8 @@ def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[
     """Each row that has a caption and an image that can be read: its number, the image's bytes, its name, and its pixels."""
     source = Source.of(pairs.data)
     for i, row in enumerate(stream(source).take(pairs.count)):
-        kind = row["text"].kind if isinstance(row["text"], Unusable) else "" if captions[i].strip() else "empty caption"
+        given = row["text"]
+        kind = given.kind if isinstance(given, Unusable) else "" if captions[i].strip() else "empty caption"
         found = kind or opened(row["image"], source.folder, pairs.images)
         if isinstance(found, str):
             skipped.add(1, [{"kind": found, "row": image_name(row["image"])}])
