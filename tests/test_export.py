@@ -25,7 +25,8 @@ def test_a_model_is_loaded_by_open_clip_alone_and_says_how_it_was_made(own_outpu
     source = record["identity"]["inputs"]["poisoned"]
     for line in (
         "# 02_clean/par_badnet_stripes_s0_tau1",
-        "| attack success rate | 0.100 |",
+        "| ASR | 0.100 |",
+        "- the model before: ",
         "| tau | 1.0 |",
         source,
         "## Under each trigger",

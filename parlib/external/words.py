@@ -62,17 +62,17 @@ def _written_out(given: str) -> list[str] | None:
     """
     try:
         tokens = [one for one in tokenize.generate_tokens(io.StringIO(given).readline) if one.type not in _BLANK]
-        inside = [one for one in tokens[1:-1] if one.string != ","]
-        strings = [ast.literal_eval(one.string) for one in inside if one.type == tokenize.STRING]  # literals alone: nothing is run
+        held = [one for one in tokens[1:-1] if one.string not in (",", "None", "null")]
+        # literals alone: nothing is run
+        texts = [ast.literal_eval(one.string) if one.type == tokenize.STRING else one.string for one in held]
     except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
         return None
-    others = [one.string for one in inside if one.type not in (tokenize.STRING, tokenize.NUMBER) and one.string not in ("None", "null")]
-    numbers = any(one.type == tokenize.NUMBER for one in inside)
-    if others or not all(isinstance(one, str) for one in strings) or (numbers and not strings):
+    kinds = {one.type for one in held}
+    if not kinds <= {tokenize.STRING, tokenize.NUMBER} or kinds == {tokenize.NUMBER} or not all(isinstance(one, str) for one in texts):
         return None  # such as [laughs], or [1, 2]
-    if given[0] == "(" and (not strings or len(inside) == len(tokens) - 2):
-        return None  # a caption in brackets, without a comma
-    return [ast.literal_eval(one.string) if one.type == tokenize.STRING else one.string for one in inside if one.type != tokenize.NAME]
+    if given[0] == "(" and not (texts and any(one.string == "," for one in tokens)):
+        return None  # a caption in brackets
+    return texts
 
 
 def first_caption(given: Any) -> str:

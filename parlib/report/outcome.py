@@ -20,6 +20,7 @@ from parlib.report.sweeps import setting
 from parlib.report.tables import markdown, readable, trial_table
 
 _GIVEN = ("poisoned", "normalised", *ATTACKED, "patch", "strength", "data", "pairs", "coverage")  # of a cleaning; the rest is chosen
+_BEYOND = " No trial is within: this one has the highest accuracy on the classes that the pairs show."
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
 
@@ -82,7 +83,8 @@ def choices(trials: pd.DataFrame) -> list[str]:
             seen = pd.notna(trial.get("clean_accuracy_seen"))
             line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {points_lost(trial):.1f} points"
             line += f", {points_lost(trial, '_seen'):.1f} on the classes that the pairs show." if seen else "."
-            said.append(line + remark + (" That is the highest rate: add higher ones." if trial["lr"] == highest else ""))
+            higher = trial["lr"] == highest and remark != _BEYOND
+            said.append(line + remark + (" That is the highest rate: add higher ones." if higher else ""))
     return said
 
 
@@ -97,8 +99,7 @@ def _removing(runs: pd.DataFrame) -> tuple[pd.Series, str]:
 
 def _borne(runs: pd.DataFrame) -> tuple[pd.Series, str]:
     """The trial that the blind rule takes, and whether it is within the margin."""
-    beyond = " No trial is within: this one has the highest accuracy on the classes that the pairs show."
-    return runs.loc[blind(runs)], "" if kept_seen(runs).any() else beyond
+    return runs.loc[blind(runs)], "" if kept_seen(runs).any() else _BEYOND
 
 
 def closing_words(record: dict[str, Any]) -> str:
