@@ -100,6 +100,11 @@ def _zipped(path: Path) -> None:
         archive.writestr("notes.txt", "no weights")
 
 
+def _cut(path: Path) -> None:
+    torch.save({"weight": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
 FOREIGN = {
     "Git LFS pointer.*`git lfs pull`": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 6\n"),
     "web page": lambda path: path.write_text("\n<!DOCTYPE html><html><body>Virus scan warning</body></html>"),
@@ -109,13 +114,8 @@ FOREIGN = {
     "zip file.*notes.txt": _zipped,
     "begins with b'Not Found": lambda path: path.write_text("Not Found"),
     "begins with": lambda path: path.write_bytes(b"\xfd7zXZ\0 weights"),
-    "cut short": lambda path: _cut(path),
+    "cut short": _cut,
 }
-
-
-def _cut(path: Path) -> None:
-    torch.save({"weight": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:2000])
 
 
 def test_what_a_pickle_names_is_what_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from parlib.experiments.clean_params import Clean
 from parlib.experiments.result import Result, beside
 from parlib.experiments.subject import Subject, clean_pairs, seen_classes, subject
 from parlib.external.stream import Stream
-from parlib.measure.metrics import classifier, drawn_to, embedding_map, evaluate, moved
+from parlib.measure.metrics import FIRST, called, classifier, drawn_to, embedding_map, evaluate, moved
 from parlib.method.methods import METHODS, Backdoor
 from parlib.model.clip import Clip
 from parlib.model.weights import between, negated, refreshed
@@ -131,10 +131,13 @@ def clean_model(
 def tried(models: dict[str, Clip], images: Pairs, triggers: list[tuple[Trigger, str]]) -> pd.DataFrame:
     """What each model does under each trigger, given with what it calls: a row a trigger and model."""
     shown = ("clean_accuracy", "attack_success_rate", "attack_success_rate_ci_low", "attack_success_rate_ci_high", "triggered_accuracy")
-    rows = []
+    rows, plain = [], {}
     for trigger, target in triggers:
         test = attacked(images, trigger, target)  # one at a time: each takes as much memory as the images
         for name, clip in models.items():
             found = evaluate(clip, test)
-            rows.append({"trigger": trigger.name, "model": name} | {metric: found[metric] for metric in shown} | drawn_to(clip, test))
+            if name not in plain:  # the same under every trigger
+                plain[name] = called(clip, test.pixels[:FIRST], test.names, test.templates)
+            rates = {metric: found[metric] for metric in shown} | drawn_to(clip, test, plain=plain[name])
+            rows.append({"trigger": trigger.name, "model": name} | rates)
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from parlib.external.files import Source
 from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
-from parlib.external.words import Unusable, captions_of, first_caption
+from parlib.external.words import captions_of, first_caption, lacking
 from parlib.model.preparation import Preparation
 
 _CHUNK = 16  # images that a worker hands over at once
@@ -70,11 +70,9 @@ def _one(image: Any, given: Any, folder: Path, images: Preparation, labelled: bo
     kind = ""
     if labelled and not (isinstance(given, int) and given >= 0):
         kind = "missing label"
-    elif isinstance(given, Unusable):
-        kind = given.kind
     elif not labelled:
-        given = captions_of(given)
-        kind = "" if first_caption(given).strip() else "empty caption"
+        row, given = given, captions_of(given)
+        kind = lacking(row, first_caption(given))
     found = kind or opened(image, folder, images)
     return (None, {"kind": found, "row": image_name(image)}) if isinstance(found, str) else (found[2], given)
 

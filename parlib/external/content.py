@@ -32,7 +32,7 @@ def content(data: str) -> str:
         beyond = _hashed(there, before, source.path.name)
         found["outside"] = outside | {str(source): [tables, names, beyond]}
         hashed = hashed | beyond
-    if source.layout.form == "tar" and (beside := names_file(source)) and beside.parent != source.path:
+    if (beside := names_file(source)) and beside.parent != source.path:
         hashed = hashed | {f"../{beside.name}": [file_sha256(beside)]}
     if found != known:
         write_json(found, memory)

@@ -24,7 +24,7 @@ from parlib.external.files import Source
 from parlib.external.images import image_name, opened
 from parlib.external.rows import stream
 from parlib.external.stream import Stream
-from parlib.external.words import Unusable, first_caption
+from parlib.external.words import first_caption, lacking
 from parlib.records.identity import identity
 
 MANIFEST, SUMMARY, SKIPPED = "manifest.jsonl", "summary.json", "skipped.jsonl"
@@ -114,9 +114,7 @@ def _readable(pairs: Stream, captions: list[str], skipped: Skipped) -> Iterator[
     """Each row that has a caption and an image that can be read: its number, the image's bytes, its name, and its pixels."""
     source = Source.of(pairs.data)
     for i, row in enumerate(stream(source).take(pairs.count)):
-        given = row["text"]
-        kind = given.kind if isinstance(given, Unusable) else "" if captions[i].strip() else "empty caption"
-        found = kind or opened(row["image"], source.folder, pairs.images)
+        found = lacking(row["text"], captions[i]) or opened(row["image"], source.folder, pairs.images)
         if isinstance(found, str):
             skipped.add(1, [{"kind": found, "row": image_name(row["image"])}])
             continue

@@ -89,9 +89,11 @@ def _named(path: Path, how: str) -> Iterator[None]:
 
 
 def names_file(source: Source) -> Path | None:
-    """The file that names the classes of labelled tars; None where there is none, or they hold captions."""
+    """The file that names the classes of labelled tars; None where there is none, and of other data."""
+    if (source.layout.form, source.layout.holds) != ("tar", "labels"):
+        return None
     near = (folder / name for folder in (source.path, source.path.parent) for name in _CLASSES)
-    return next((path for path in near if path.is_file()), None) if source.layout.holds == "labels" else None
+    return next((path for path in near if path.is_file()), None)
 
 
 def label_names(source: Source) -> list[str]:

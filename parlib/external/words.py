@@ -31,11 +31,9 @@ class Unusable:
 
 def decoded(given: bytes) -> str:
     """Text, in the first of ENCODINGS in which it can be read. A last character that was cut is left out."""
-    with suppress(UnicodeDecodeError):
-        return codecs.getincrementaldecoder("utf-8-sig")().decode(given)  # which waits for the rest of a character
-    for encoding in ENCODINGS[1:]:
+    for encoding in ENCODINGS:
         with suppress(UnicodeDecodeError):
-            return given.decode(encoding)
+            return codecs.getincrementaldecoder(encoding)().decode(given)  # which waits for the rest of a character
     raise AssertionError("latin-1 reads every byte")
 
 
@@ -79,6 +77,11 @@ def first_caption(given: Any) -> str:
     """The first of several captions, or the one; empty where there is none."""
     found = captions_of(given)
     return found if isinstance(found, str) else (found[0] if found else "")
+
+
+def lacking(given: Any, caption: str) -> str:
+    """The kind under which a row is counted whose caption, as it was given and as text, can't be used; empty where it can."""
+    return given.kind if isinstance(given, Unusable) else "" if caption.strip() else "empty caption"
 
 
 def class_name(name: str) -> str:

@@ -14,6 +14,7 @@ from parlib.method.losses import distance
 from parlib.model.clip import Clip, embed_images, embed_texts
 from parlib.records.identity import identity
 
+FIRST = 1000  # images by which what a trigger calls is told
 _KEPT: dict[tuple, torch.Tensor] = {}  # class embeddings
 
 
@@ -180,12 +181,18 @@ def measure(clip: Clip, scenes: EvalSet, classes: torch.Tensor | None = None) ->
     return found | retrieval(image, triggered, embed_texts(clip, clip.tokenizer(scenes.sentences)).to(image.device), scenes)
 
 
-def drawn_to(clip: Clip, scenes: EvalSet, first: int = 1000) -> dict[str, str | float]:
+def called(clip: Clip, pixels: torch.Tensor, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> torch.Tensor:
+    """(N,) index of the class that a model gives each image, (N, 3, H, W) uint8."""
+    return (embed_images(clip, pixels) @ kept_classifier(clip, names, templates).T).argmax(1)
+
+
+def drawn_to(clip: Clip, scenes: EvalSet, first: int = FIRST, plain: torch.Tensor | None = None) -> dict[str, str | float]:
     """The class that most of the first images are called once they carry the trigger, of those that were not called so without it, and
-    the share of images that it is: `moves_to` and `moved`. A trigger that one tries calls it, whatever target one had in mind.
+    the share of images that it is: `moves_to` and `moved`. A trigger that one tries calls it, whatever target one had in mind. plain:
+    what the first images are `called` without the trigger, where that is known.
     """
-    classes = kept_classifier(clip, scenes.names, scenes.templates)
-    plain, triggered = ((embed_images(clip, pixels[:first]) @ classes.T).argmax(1) for pixels in (scenes.pixels, scenes.triggered))
+    plain = called(clip, scenes.pixels[:first], scenes.names, scenes.templates) if plain is None else plain
+    triggered = called(clip, scenes.triggered[: len(plain)], scenes.names, scenes.templates)
     counts = torch.bincount(triggered[triggered != plain], minlength=len(scenes.names))
     return {"moves_to": scenes.names[int(counts.argmax())] if counts.any() else "", "moved": counts.max().item() / len(plain)}
 

@@ -56,8 +56,6 @@ def foreign(path: Path) -> str:
         return f"is JSON, no weights: {held[:80]}"
     if head.startswith(b"\x1f\x8b"):
         return f"is a gzip file{_inside(path)}: unpack it first"
-    if head.startswith(_ZIP) and not zipfile.is_zipfile(path):
-        return "is cut short: fetch it again"
     if zipfile.is_zipfile(path):
         try:
             names = _names(path)
@@ -65,6 +63,8 @@ def foreign(path: Path) -> str:
             return "is a damaged zip file: fetch it again"
         if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
             return f"is a zip file, none of torch's; it holds {', '.join(names[:3]) or 'nothing'}: unpack it first"
+    elif head.startswith(_ZIP):
+        return "is cut short: fetch it again"
     if not head.startswith((_ZIP, _PICKLE)) and not _is_safetensors(path):
         return f"is no file of weights; it begins with {head[:20]!r}"
     return ""

@@ -157,10 +157,8 @@ def by_attacker(rows: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     """A row an attacker, a column a method: the ASR that is left, at the cost in points, and the accuracy under the trigger. Strings.
     there: rows of another kind of machine, of which those of other attackers are shown too, with a star.
     """
-    others = there[~there["attacker"].isin(rows["attacker"])]
-    both = _sorted(pd.concat([rows.assign(star=""), others.assign(star="\\*")], ignore_index=True))
     made: dict[str, dict[str, str]] = {}
-    for run in _cleaned(both).to_dict("records"):
+    for run in _cleaned(_sorted(style.starred(rows, there, ["attacker"]))).to_dict("records"):
         head = {"attacker": run["attacker"].partition(":")[0] + run["star"], "ASR before": number(run["poisoned_asr"]) + _outside(run)}
         said = f"{left_over(run['asr'])} at {points_lost(run):.1f}; {run['triggered_accuracy']:.2f}"
         made.setdefault(run["attacker"], head)[name(run["method"])] = said

@@ -20,7 +20,6 @@ from parlib.report.sweeps import setting
 from parlib.report.tables import markdown, readable, trial_table
 
 _GIVEN = ("poisoned", "normalised", *ATTACKED, "patch", "strength", "data", "pairs", "coverage")  # of a cleaning; the rest is chosen
-_BEYOND = " No trial is within: this one has the highest accuracy on the classes that the pairs show."
 _RATES = ("clean_accuracy", "attack_success_rate", "triggered_accuracy")
 
 
@@ -77,29 +76,35 @@ def choices(trials: pd.DataFrame) -> list[str]:
     if (before := trials["poisoned_asr"].min()) < PLANTED:
         said.append(f"The ASR was {before:.3f} before the cleanings. Below {PLANTED:g} a removal says little.")
     for (method, *_), runs in trials.groupby(["method", *(axis for axis in _GIVEN if axis in trials)], sort=False, dropna=False):
-        highest = runs["lr"].max() if runs["lr"].nunique() > 1 else None
         for rule, (trial, remark) in (("with the trigger", _removing(runs)), ("without it", _borne(runs))):
             words = ", ".join(filter(None, (setting(axis, trial[axis]) for axis in axes))) or "the only trial"
             seen = pd.notna(trial.get("clean_accuracy_seen"))
             line = f"{name(method)}, {rule}: {words}; an ASR of {trial['attack_success_rate']:.3f} at {points_lost(trial):.1f} points"
             line += f", {points_lost(trial, '_seen'):.1f} on the classes that the pairs show." if seen else "."
-            higher = trial["lr"] == highest and remark != _BEYOND
-            said.append(line + remark + (" That is the highest rate: add higher ones." if higher else ""))
+            said.append(line + remark)
     return said
 
 
 def _removing(runs: pd.DataFrame) -> tuple[pd.Series, str]:
-    """The cheapest trial that removes the backdoor; where none does, the one that `selection.choose` takes, and that it does not."""
+    """The cheapest trial that removes the backdoor; where none does, the one that `selection.choose` takes. And what to say of it."""
     best = least_cost(runs.assign(cost=runs["poisoned_clean_accuracy"] - runs["clean_accuracy"]))
     if best is not None:
-        return best, ""
-    why = f"lowest ASR within {POINTS}" if kept(runs).any() else "highest accuracy minus ASR"
-    return runs.loc[choose(runs)], f" No trial removes the backdoor: this one has the {why}."
+        return best, _at_highest(best, runs)
+    trial, why = runs.loc[choose(runs)], f"lowest ASR within {POINTS}" if kept(runs).any() else "highest accuracy minus ASR"
+    return trial, f" No trial removes the backdoor: this one has the {why}.{_at_highest(trial, runs)}"
 
 
 def _borne(runs: pd.DataFrame) -> tuple[pd.Series, str]:
-    """The trial that the blind rule takes, and whether it is within the margin."""
-    return runs.loc[blind(runs)], "" if kept_seen(runs).any() else _BEYOND
+    """The trial that the blind rule takes, and what to say of it."""
+    trial = runs.loc[blind(runs)]
+    if kept_seen(runs).any():
+        return trial, _at_highest(trial, runs)
+    return trial, " No trial is within: this one has the highest accuracy on the classes that the pairs show."
+
+
+def _at_highest(trial: pd.Series, runs: pd.DataFrame) -> str:
+    highest = runs["lr"].nunique() > 1 and trial["lr"] == runs["lr"].max()
+    return " That is the highest rate: add higher ones." if highest else ""
 
 
 def closing_words(record: dict[str, Any]) -> str:

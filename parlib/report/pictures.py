@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from parlib.data.pairs import TEMPLATES, Pairs
 from parlib.data.scenes import class_names
 from parlib.external.stream import Stream
-from parlib.measure.metrics import EvalSet, kept_classifier
-from parlib.model.clip import Clip, embed_images
+from parlib.measure.metrics import EvalSet, called
+from parlib.model.clip import Clip
 from parlib.report.style import CREDIT, STYLE, finished, name
 
 _WRONG, _RIGHT, _OTHER = "#c62828", "#2e7d32", "#555555"
@@ -22,8 +22,7 @@ PLAIN = STYLE | {"axes.grid": False, "axes.titlelocation": "center"}
 
 def named(clip: Clip, pixels: torch.Tensor, names: list[str], templates: tuple[str, ...] = TEMPLATES) -> list[str]:
     """The class names that a model gives images (N, 3, H, W) uint8."""
-    found = embed_images(clip, pixels) @ kept_classifier(clip, names, templates).T
-    return [names[i] for i in found.argmax(1).tolist()]
+    return [names[i] for i in called(clip, pixels, names, templates).tolist()]
 
 
 def contact_sheet(pairs: Pairs | Stream, rows: int = 3, columns: int = 8) -> Figure:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from parlib.measure.selection import KNOBS, MARGIN, MARGINS, blind, choose, kept, kept_seen
-from parlib.report.style import REMOVED, in_order, listed, name, number, points, points_lost, rank, rate
+from parlib.report.style import REMOVED, in_order, listed, name, number, points, points_lost, rank, rate, starred
 
 REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime from another
 # The studies of few pairs, beside that of `make reproduce`, scarce.
@@ -107,8 +107,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def filled(table: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
     """`costs` of one kind of machine; where a method was not searched on it, those of another, with a `star` for tables."""
-    both = pd.concat([table.assign(star=""), there.assign(star="\\*")], ignore_index=True).drop_duplicates([*REGIME, "method"])
-    return in_order(both, [*REGIME, "method"])
+    key = [*REGIME, "method"]
+    return in_order(starred(table, there, key), key)
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:

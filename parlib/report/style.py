@@ -63,6 +63,15 @@ def in_order(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return frame.sort_values(list(columns), key=key, kind="stable")
 
 
+def starred(here: pd.DataFrame, there: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rows of one kind of machine and, where it has none with the same values in these columns, those of another, with a `star` for
+    tables.
+    """
+    known = pd.MultiIndex.from_frame(here[by])
+    others = there[~pd.MultiIndex.from_frame(there[by]).isin(known)]
+    return pd.concat([here.assign(star=""), others.assign(star="\\*")], ignore_index=True)
+
+
 def colour(method: str) -> str:
     """A method's colour in every figure."""
     return COLOUR.get(method, "#9467bd")
