@@ -321,11 +321,12 @@ def test_a_file_that_is_none_is_named(tmp_path, name, body, said):
         _captions(f"{ {'a.parquet': 'parquet', 'a.tar': 'webdataset'}.get(name, 'csv') }:{tmp_path}")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_cut_short_ends_in_one_line(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "at"), [(0, 700), (2, 700), (0, 0), (0, 300)])
+def test_a_file_cut_short_ends_in_one_line(tmp_path, workers, at):
+    """In an image, and before and in a header, which tarfile takes for the end."""
     whole = tarred({f"{i:05d}": {"png": encoded(i), "txt": b"a cat"} for i in range(40)})
     for i in range(2):
-        (tmp_path / f"{i:05d}.tar").write_bytes(whole[: whole.index(b"00030.png") + 700])
+        (tmp_path / f"{i:05d}.tar").write_bytes(whole[: whole.index(b"00030.png") + at])
     with pytest.raises(ValueError, match=r"^[^\n]*00000\.tar can't be read to its end[^\n]*$"):
         list(read(f"webdataset:{tmp_path}", images=SIDE, batch=8, skipped=Skipped(), workers=workers))
 

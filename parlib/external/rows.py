@@ -185,6 +185,8 @@ def _tar_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
                 key, parts = before + slash + stem, {}
             file = tar.extractfile(member)
             parts[ending.lower()] = file.read() if file else b""
+        if tar.fileobj is not None and tar.fileobj.tell() - tar.offset < tarfile.BLOCKSIZE:  # tarfile takes that for an end
+            raise ValueError("it is cut off, in or before a header: no mark of its end")
     if parts:
         yield _tar_row(str(key), parts, columns["kind"])
 
