@@ -237,6 +237,8 @@ def _naming(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
             raise
+        if isinstance(error, OSError) and error.errno is None:  # our own, of what is written, such as a record that is missing
+            raise
         remedy = "free some space, or name another folder" + (" for the cache: PAR_CACHE" if path.is_relative_to(cache_dir()) else "")
         raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
 

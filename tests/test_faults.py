@@ -120,6 +120,13 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp
     assert [one.name for one in tmp_path.iterdir()] == ["held"]
 
 
+@pytest.mark.parametrize("kind", [atomic_file, atomic_folder], ids=["file", "folder"])
+def test_an_error_of_what_is_written_is_not_said_to_be_the_disks(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match="^no record; make it$"), kind(tmp_path / "held"):
+        raise FileNotFoundError("no record; make it")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("kind", "maker"), [(atomic_file, "mkstemp"), (atomic_folder, "mkdtemp")], ids=["file", "folder"])
 def test_a_new_name_that_another_writer_removed_is_drawn_again(tmp_path, monkeypatch, kind, maker):
     real, drawn = getattr(tempfile, maker), []
