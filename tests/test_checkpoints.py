@@ -180,7 +180,7 @@ def test_what_is_wrong_is_told_apart(weights, tmp_path):
         read_checkpoint("open_clip:RN50:clean")
 
 
-def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monkeypatch):
+def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monkeypatch, capsys):
     """Laid out as the hub's client leaves it: offline it answers from the cache."""
     monkeypatch.setenv("PAR_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -189,7 +189,9 @@ def test_a_hub_s_checkpoint_is_read_as_strictly_as_a_folder(clip, tmp_path, monk
     snapshot = _snapshot(tmp_path, "nobody", "something")
     save(clip, snapshot)
     assert _equal(read_checkpoint("hf-hub:nobody/something"), clip.net.state_dict())
+    assert f"hf-hub:nobody/something@{snapshot.name}" in capsys.readouterr().out
     assert _equal(read_checkpoint(f"hf-hub:nobody/something@{snapshot.name}"), clip.net.state_dict())
+    assert "may change" not in capsys.readouterr().out
     (snapshot / WEIGHTS).write_bytes(pickle.dumps({}))
     with pytest.raises(ValueError, match="safetensors"):
         read_checkpoint("hf-hub:nobody/something")

@@ -91,6 +91,8 @@ def _fetched(source: str) -> Path:
             raise ValueError(f"{source} could not be downloaded: {type(error).__name__}: {reason}") from None
 
     folder = fetch([CONFIG, hugging_face.CONFIG, *hugging_face.PREPROCESSING, *hugging_face.INDEXES], revision)
+    if not revision:
+        print(f"{source} may change: this is {source}@{folder.name}; name it so in what you want to repeat", flush=True)
     if (folder / CONFIG).is_file():
         fetch([WEIGHTS], folder.name)  # the folder is named by the commit: all are of one state
     if _is_open_clip(folder):
