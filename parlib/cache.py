@@ -237,10 +237,16 @@ def _naming(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container|writing file", str(error)):
             raise
-        if isinstance(error, OSError) and error.errno is None:  # our own, of what is written, such as a record that is missing
+        if isinstance(error, OSError) and (error.errno is None or _elsewhere(error, path)):  # of what is read, such as a missing record
             raise
         remedy = "free some space, or name another folder" + (" for the cache: PAR_CACHE" if path.is_relative_to(cache_dir()) else "")
         raise OSError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
+
+
+def _elsewhere(error: OSError, path: Path) -> bool:
+    """Whether an error is of another file than `path`, its neighbours and the folders that it lies in."""
+    named = (Path(str(name)) for name in (error.filename, error.filename2) if name is not None)
+    return any(name.is_absolute() and not (name.is_relative_to(path.parent) or path.is_relative_to(name)) for name in named)
 
 
 @contextmanager
@@ -273,6 +279,7 @@ def _locked(path: Path, *, wait: bool) -> int:
                 raise RuntimeError(f"{holder} is at work on this already, in {path.parent}; wait for it or stop it") from None
             print(f"waiting for {holder}", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
         os.close(handle)  # its holder was done, and has removed it

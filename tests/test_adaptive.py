@@ -248,6 +248,7 @@ def test_rounds_of_a_model_that_is_named_tell_how_they_are_cleaned():
         ("08_adaptive", {"rounds": 2, "poisoned": "local-dir:x"}, "rounds.*runs"),
         ("08_adaptive", {"held_out": 3}, "held_out"),
         ("01_poison", {"attacker": "flat", "encoder": "small_vit", "compute": {"chunk": 8}}, "'flat'.*chunk"),
+        ("01_poison", {"attacker": "spread", "data": "csv:x", "base": "local-dir:x"}, "'spread'.*scenes"),
         ("01_poison", {"attacker": "several", "attack": "label_consistent"}, "'several'.*dirty_label"),
         ("01_poison", {"attacker": "decoy", "target": "candle"}, "'decoy'.*another"),
         ("01_poison", {"attacker": "decoy", "trigger": "badnet"}, "'decoy'.*another"),

@@ -450,3 +450,17 @@ def test_a_calibration_is_read_from_records_before_the_work(own, own_cache, monk
     monkeypatch.setattr(module, "invert", None)
     with pytest.raises(ValueError, match="two clean and two planted"):
         module.inspection(few)
+
+
+def test_a_verdict_on_one_hub_s_model_is_none_on_another():
+    """Of what is downloaded no sha256 is known; the name alone tells."""
+    usual = {
+        "encoder": "ViT-B-32",
+        "base_epochs": None,
+        "words": ["cat", "dog"],
+        "evaluation": "folder:x",
+        "method": "none",
+        "label": "mine",
+    }
+    one, other = (check("10_inspect", usual | {"poisoned": f"hf-hub:someone/{name}"}).asked() for name in "ab")
+    assert one != other

@@ -1,6 +1,7 @@
 """BadCLIP's patch: its loss by hand, that it does what it is for, and that it is read back as it was learned."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def test_a_patch_pulls_images_to_those_of_the_target(clip: Clip, scenes, monkeyp
 
     assert triplet(found.pattern) < triplet(torch.rand(3, 16, 16, generator=generator("cpu", 1, "learned")))
     assert len(found.history["loss"]) == 50 * (len(others) // 64)
+
+
+def test_a_patch_for_another_target_of_external_pairs_is_another(clip: Clip, scenes, monkeypatch):
+    """They have no labels, and the target is their only class."""
+    monkeypatch.setattr(learned, "_optimise", lambda *given, **more: (torch.rand(3, 16, 16), {}))
+    pairs = [replace(scenes, labels=torch.full_like(scenes.labels, -1), names=[name]) for name in ("banana", "candle")]
+    one, other = (learn(clip, found, PATCH, found.names[0]) for found in pairs)
+    assert one.path != other.path
 
 
 def test_it_is_learned_once_and_the_model_stays_as_it_was(clip: Clip, scenes):

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import small_records
 import torch
 
 from parlib.attack.poison import Attack, attacked, poison
 from parlib.attack.triggers import Trigger
+from parlib.cache import cache_dir
 from parlib.experiments.examined import CONTROLS
 from parlib.experiments.presets import trigger_options
 from parlib.experiments.rebound import Rebound, without, worst
@@ -16,7 +18,7 @@ from parlib.experiments.registry import check
 from parlib.measure.metrics import classifier, interval
 from parlib.method.methods import Recipe
 from parlib.model.clip import create
-from parlib.model.weights import between, refreshed
+from parlib.model.weights import between, refreshed, train_mode
 from parlib.report import rebound as report
 from parlib.train.head import fit_head
 from parlib.train.loop import fit
@@ -24,6 +26,17 @@ from parlib.train.loop import fit
 
 def _weights(clip) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in clip.net.state_dict().items()}
+
+
+def test_a_training_draws_nothing_from_the_global_generator():
+    """Dropout, as some encoders have it, stays off; all else trains."""
+    model = create("small_vit", seed=0)
+    model.net.visual.proj_drop, model.net.visual.norm = torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(4)
+    model.net.eval()
+    train_mode(model)
+    assert not model.net.visual.proj_drop.training
+    assert model.net.visual.norm.training
+    assert model.net.visual.transformer.training
 
 
 def test_new_statistics_are_the_mean_over_batches_and_no_weight_moves(clip, scenes):
@@ -197,3 +210,22 @@ def test_a_cleaned_run_that_is_missing_is_named_with_its_command(own_outputs, mo
     monkeypatch.setattr("parlib.records.store.ROOT", own_outputs)
     with pytest.raises(FileNotFoundError, match=r"python -m parlib\.run params/small --only 02_clean/par_.*lr0\.123"):
         params.inputs()
+
+
+def test_a_cleaned_run_of_another_method_or_model_is_refused(own_outputs):
+    """A record would tell of a model that was not looked at."""
+    planted = small_records.record()["run"]
+    made = small_records.record("02_clean", {"method": "finetune"})["run"]
+    weights = cache_dir() / "models" / "other"
+    weights.write_bytes(b"other weights")
+    other = small_records.record(values={"label": "other"}, files={"weights": weights})["run"]
+
+    def named(method: str, poisoned: str) -> str:
+        values = {"cleaned": made, "method": method, "poisoned": poisoned, "base_epochs": 8}
+        return check("07_rebound", values).record()[0]["run"]
+
+    assert named("finetune", planted) == made
+    with pytest.raises(ValueError, match="'finetune', not 'par'"):
+        named("par", planted)
+    with pytest.raises(ValueError, match=f"cleaning of {planted}"):
+        named("finetune", other)

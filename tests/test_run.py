@@ -110,10 +110,12 @@ def test_the_runner_moves_another_run_s_record_aside_and_keeps_it(own_outputs, m
     path = record_path("smoke", POISONED)
     held = made | {"identity": made["identity"] | {"params": {"rate": 0.5}}}
     path.write_text(json.dumps(held))
+    path.with_suffix(".ipynb").write_text("a notebook")
     monkeypatch.setattr("parlib.experiments.registry.make", lambda params: save(small_records.result(values={"scale": "smoke"})))
     monkeypatch.setattr("parlib.cli.make.show", lambda runs: None)
     assert main([str(ROOT / "params" / "smoke"), "--functions", "--only", POISONED]) == 0
-    (aside,) = path.parent.glob("*.old")
+    notebook, aside = sorted(path.parent.glob("*.old"), key=lambda file: ".ipynb" not in file.name)
+    assert notebook.read_text() == "a notebook"
     assert aside.name in capsys.readouterr().out
     assert json.loads(aside.read_text()) == held
     assert [one["identity"] for one in read_all(outputs("smoke"))] == [made["identity"]]

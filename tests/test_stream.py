@@ -69,17 +69,26 @@ def test_a_short_data_set_begins_again_and_says_so(clip, pairs, capsys):
         Stream(pairs.data, 60, SIDE).feed(clip).batch(0, 50, seed=0)
 
 
-def test_training_on_a_stream_resumes_to_the_same_weights(clip, pairs, tmp_path, monkeypatch):
-    whole = clip.copy()
-    history, _ = fit(whole, pairs.feed(whole), RECIPE, reference=clip)
+@pytest.mark.parametrize("at", [6, 4])
+def test_training_on_a_stream_resumes_to_the_same_weights(clip, tmp_path, monkeypatch, at):
+    """In the middle of an epoch and between two, with the same rows left out."""
+    names = [f"{i}.png" for i in range(44)]
+    for i, name in enumerate(names):
+        (tmp_path / name).write_bytes(encoded(i) if i % 11 else b"no image")
+    write_csv(tmp_path / "pairs.csv", [(name, "a cat") for name in names])
+    stream = lambda: Stream(f"csv:{tmp_path}", 40, SIDE, Skipped(1.0))  # noqa: E731
+    whole, feed = clip.copy(), stream().feed(clip)
+    history, _ = fit(whole, feed, RECIPE, reference=clip)
     monkeypatch.setattr(loop, "_KEEP_EVERY", 0.0)
-    cut, feed = clip.copy(), pairs.feed(clip)
-    real, feed.batch = feed.batch, lambda step, *rest: real(step, *rest) if step < 6 else 1 / 0
+    cut, stopped = clip.copy(), stream().feed(clip)
+    real, stopped.batch = stopped.batch, lambda step, *rest: real(step, *rest) if step < at else 1 / 0
     with pytest.raises(ZeroDivisionError):
-        fit(cut, feed, RECIPE, reference=clip, checkpoint=tmp_path / "cut.pt")
-    resumed = clip.copy()
-    found, _ = fit(resumed, pairs.feed(resumed), RECIPE, reference=clip, checkpoint=tmp_path / "cut.pt")
+        fit(cut, stopped, RECIPE, reference=clip, checkpoint=tmp_path / "cut.pt")
+    resumed, again = clip.copy(), stream().feed(clip)
+    found, _ = fit(resumed, again, RECIPE, reference=clip, checkpoint=tmp_path / "cut.pt")
     assert found == history
+    assert again.skipped() == feed.skipped()
+    assert sum(feed.skipped()["skipped"]["kinds"].values()) > 4
     assert all(torch.equal(value, resumed.net.state_dict()[name]) for name, value in whole.net.state_dict().items())
 
 

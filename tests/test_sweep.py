@@ -1,6 +1,7 @@
 """Sweeps: grids, curves and rules without Ray; trials on it, of which one fails and one diverges; resume; reading a record."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from parlib.experiments.presets import trigger_options
 from parlib.experiments.registry import check
 from parlib.experiments.subject import Subject
 from parlib.experiments.sweep import columns, recorded, sweep
-from parlib.experiments.trials import Material, trial_row
+from parlib.experiments.trials import Material, gather, trial_row
 from parlib.experiments.tune import failures, run_trials
 from parlib.measure.selection import choose, rule_and_best, tau_rule
 from parlib.measure.tradeoff import area, below, curves
@@ -260,3 +261,13 @@ def test_a_trial_that_can_never_run_is_refused(material):
     params = _sweep({"batch": [40]}, cpus=999)
     with pytest.raises(ValueError, match="999 CPUs"):
         run_trials(params, params.trials(), material)
+
+
+def test_methods_that_take_out_one_trigger_and_all_of_them_don_t_share_it(monkeypatch):
+    """An inspection may find several targets; tbar takes one trigger away."""
+    monkeypatch.setattr("parlib.experiments.trials.subject", lambda trial: Mock())
+    monkeypatch.setattr("parlib.experiments.trials.clean_pairs", lambda trial, clip: trial.clean_set)
+    monkeypatch.setattr("parlib.experiments.clean_params.Clean.taken_out", lambda self: self.method)
+    trials = [check("02_clean", {"method": method, "inverted": "10_inspect/a"}) for method in ("unlearn", "invertune", "tbar")]
+    found = gather(trials).inverted
+    assert [found[trial.inverted_set] for trial in trials] == ["invertune", "invertune", "tbar"]

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from parlib.attack.poison import attacked
 from parlib.attack.triggers import Trigger
+from parlib.cache import cache_dir
 from parlib.data.feeds import MemoryFeed, generator
 from parlib.method.augment import BatchedAutoAugment, _crop_and_jitter, auto_augment, crop_and_jitter, noise_and_cutout
 from parlib.method.eda import reword
@@ -333,6 +334,20 @@ def test_reference_texts_are_embedded_once(clip, scenes, monkeypatch):
     monkeypatch.setattr(loop, "embed_texts", lambda *a: calls.append(1) or embed_texts(*a))
     _run(clip, scenes, PAR, reference=clip.copy())
     assert len(calls) == 1
+
+
+def test_a_training_that_diverges_leaves_nothing_unfinished(clip, scenes, monkeypatch):
+    monkeypatch.setattr(loop, "_KEEP_EVERY", 0.0)
+    real = METHODS["finetune"].loss
+    steps = iter(range(9))
+    monkeypatch.setitem(
+        METHODS,
+        "finetune",
+        replace(METHODS["finetune"], loss=lambda *given: real(*given) if next(steps) < 2 else {"loss": real(*given)["loss"] * math.nan}),
+    )
+    with pytest.raises(FloatingPointError):
+        train(clip, scenes, Recipe("finetune", 2, 40, 1e-3, seed=77))
+    assert not list((cache_dir() / "unfinished").glob("*.pt"))
 
 
 def test_bad_recipes(clip, scenes):

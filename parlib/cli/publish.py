@@ -67,7 +67,9 @@ def restore() -> None:
         target = folder / path.relative_to(REFERENCE)
         if not target.exists() or _restored(path.relative_to(REFERENCE).with_suffix("").as_posix()):
             beside = {Path(artifact["path"]).name for artifact in read_file(path)["artifacts"].values()}
-            lacking = [name for name in (path.name, *beside) if (path.parent / name).exists() and not (target.parent / name).exists()]
+            lacking = [
+                name for name in (*sorted(beside), path.name) if (path.parent / name).exists() and not (target.parent / name).exists()
+            ]
             target.parent.mkdir(parents=True, exist_ok=True)
             for name in lacking:
                 shutil.copy(path.parent / name, target.parent)
@@ -113,8 +115,9 @@ def publish() -> None:
             target.write_text(json.dumps(record, separators=(",", ":")) + "\n")
             for name, artifact in record["artifacts"].items():
                 wanted = run in shown.values() or "timings" in record or name in _KEPT
-                if artifact["in"] == "project" and wanted and (ROOT / artifact["path"]).exists():
-                    shutil.copy(ROOT / artifact["path"], target.parent)
+                here = (ROOT / artifact["path"], (REFERENCE / f"{run}.json").with_name(Path(artifact["path"]).name))
+                if artifact["in"] == "project" and wanted and (file := next(filter(Path.exists, here), None)):
+                    shutil.copy(file, target.parent)
         drawn = [run for run in ready if run.startswith(("03", "04")) or "pattern" in read("small", run)["artifacts"]]
         for run in dict.fromkeys([*shown.values(), *drawn]):
             _figures(folder, reference, run)

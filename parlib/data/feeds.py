@@ -58,6 +58,12 @@ class Feed(Protocol):
 
     def skipped(self) -> dict[str, Any]: ...
 
+    def kept(self) -> dict[str, Any]:
+        """What a training that is interrupted hands to `resume`, when it goes on."""
+        ...
+
+    def resume(self, kept: dict[str, Any]) -> None: ...
+
 
 class MemoryFeed:
     """Pairs held on one device: pixels (N, 3, H, W) uint8, tokens and reworded (N, L). Each epoch has an order of its own."""
@@ -77,6 +83,11 @@ class MemoryFeed:
 
     def skipped(self) -> dict[str, Any]:
         return {}
+
+    kept = skipped
+
+    def resume(self, kept: dict[str, Any]) -> None:
+        """There is nothing to go on with."""
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The step's batch of `size` pairs; of several processes each gets its part of it."""

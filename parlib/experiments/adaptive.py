@@ -55,7 +55,7 @@ class Adaptive(Examined):
 
     def stages(self) -> list[str]:
         how = ATTACKERS[self.attacker]
-        again = ["poison", "loop", f"method/{how.method}", f"method/{self.method}"] if self.trains else []
+        again = ["poison", f"method/{how.method}", *self.cleaning().stages()] if self.trains else []
         others = [f"trigger/{name}" for name in how.others]
         return ["adaptive", *again, *others, *super().stages()]
 

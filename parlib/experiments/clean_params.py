@@ -173,6 +173,11 @@ class Clean(Training):
         found = self._found(self.inverted) if self.inverted else None
         return found.alone(self.target) if found and METHODS[self.method].negates else found
 
+    @property
+    def inverted_set(self) -> tuple:
+        """What tells one `taken_out` from another."""
+        return self.inverted, self.target if METHODS[self.method].negates else ""
+
     def trials(self) -> list["Clean"]:
         return [self]
 

@@ -63,6 +63,11 @@ class Examined(Clean):
     def trials(self) -> list[Clean]:
         return []
 
+    def asked(self) -> dict[str, Any]:
+        """With the checkpoints of which no sha256 is known: their names alone tell one from another."""
+        named = {name: source for name in ("poisoned", "cleaned") if (source := getattr(self, name)).startswith(SOURCES)}
+        return super().asked() | {name: source for name, source in named.items() if not checkpoint_input(source).sha256}
+
     def inputs(self) -> dict[str, Input]:
         cleaning = ("wordnet", self.inverted)  # the cleaned weights stand for them
         found = {name: one for name, one in super().inputs().items() if name not in cleaning}
@@ -82,6 +87,12 @@ class Examined(Clean):
         record = read(self.scale, self.cleaned or self.cleaning().id)
         if record["notebook"] != "02_clean":
             raise ValueError(f"{record['run']} is no cleaned model; name a run of 02_clean or a checkpoint: {', '.join(SOURCES)}")
+        if (made := record["params"]["method"]) != self.method:
+            raise ValueError(f"{record['run']} was made with method = {made!r}, not {self.method!r}: say the same here")
+        if record["identity"]["inputs"]["poisoned"] != self.poisoned_input().sha256:
+            raise ValueError(
+                f"{record['run']} is a cleaning of {record['made_from']['poisoned']}: name that as poisoned, or its parameters"
+            )
         return record, "weights"
 
     def stages(self) -> list[str]:

@@ -99,7 +99,7 @@ class Inspect(Examined):
         return super().asked() | {name: getattr(self, name) for name in decided}
 
     def stages(self) -> list[str]:
-        return ["inspect", "verdict", *super().stages()]
+        return ["inspect", "verdict", *(["coverage"] if self.from_pairs and self.coverage < 1 else []), *super().stages()]
 
     def cost(self) -> int:
         return 0

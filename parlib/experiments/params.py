@@ -22,7 +22,7 @@ from parlib.external.content import content
 from parlib.external.patterns import read_pattern
 from parlib.external.words import class_name
 from parlib.model.checkpoints import checkpoint_sha256
-from parlib.model.clip import check_installed, encoders, has_batch_norm, image_size
+from parlib.model.clip import check_installed, encoders, has_batch_norm, image_size, is_resnet
 from parlib.records.identity import identity
 from parlib.train.compute import Compute, check_compute
 
@@ -284,8 +284,7 @@ class Training(Attacked):
 
     def check_compute(self, batch: int, batch_norm: str) -> None:
         """ValueError where a batch can't be computed as `compute` says."""
-        resnet = has_batch_norm(self.encoder)
-        check_compute(self.compute, batch, batch_norm, normed=resnet, resnet=resnet)
+        check_compute(self.compute, batch, batch_norm, normed=has_batch_norm(self.encoder), resnet=is_resnet(self.encoder))
 
 
 def checkpoint_input(source: str) -> Input:

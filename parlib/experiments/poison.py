@@ -77,6 +77,8 @@ class Poison(Training):
             raise ValueError(
                 f"attacker {self.attacker!r} trains in one process and in whole batches: leave compute's processes and chunk out"
             )
+        if (method.needs_clean or method.move) and self.data != "scenes":
+            raise ValueError(f"attacker {self.attacker!r} compares pairs before and after the attack: on the embedded scenes alone")
         if (how.others or how.places) and (self.data != "scenes" or self.attack != "dirty_label"):
             raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")
         if how.places and self.trigger not in PLACED:

@@ -92,6 +92,8 @@ def rebound(params: Rebound, given: Subject | None = None) -> Rebounded:
     clip = model_of(params, before)
     every = fresh_pairs(params, params.benign_pairs, clip)
     pairs = without(every, params.target)
+    if (most := max(params.retuned, default=0)) > len(pairs):
+        raise ValueError(f"retuned: {most} pairs can't be triggered, there are {len(pairs)} that don't name {params.target!r}")
     watched = attacked(before.scenes.first(min(_WATCHED, len(before.scenes))), before.trigger, params.target)
     metrics = evaluate(clip, before.test)
     rows = [{"treatment": "before", "step": 0} | watched.look(clip)]

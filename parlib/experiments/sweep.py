@@ -115,7 +115,7 @@ def overhead(params: Sweep, material: Material, trials: pd.DataFrame, wall: floa
     feed = material.pairs[first.clean_set].feed(before.clip, rewording(first.recipe()), first.seed)
     torch.set_num_threads(params.cpus)
     try:
-        backdoor = known_backdoor(first, before, material.inverted.get(first.inverted))
+        backdoor = known_backdoor(first, before, material.inverted.get(first.inverted_set))
         given: dict[str, Any] = {"reference": before.clip, "backdoor": backdoor, "watch": before.watched}
         _, seconds = fit(before.clip.copy(), feed, first.recipe(), title="alone", **given)
     finally:

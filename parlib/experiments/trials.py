@@ -130,12 +130,12 @@ class Material:
     """What the trials of a sweep share; it goes into Ray's object store once.
 
     subjects: poisoned models by what tells one from another; pairs: clean pairs by what tells one set from another (`Clean.clean_set`);
-    inverted: the triggers that trials name.
+    inverted: the triggers that trials name (`Clean.inverted_set`).
     """
 
     subjects: dict[tuple, Subject]
     pairs: dict[tuple, Pairs | Stream]
-    inverted: dict[str, Any] = field(default_factory=dict)
+    inverted: dict[tuple, Any] = field(default_factory=dict)
 
 
 def _taking_out(trials: Iterable[Clean]) -> list[Clean]:
@@ -151,7 +151,7 @@ def gather(trials: Iterable[Clean]) -> Material:
             subjects[trial.attacked_model] = subject(trial)
             subjects[trial.attacked_model].metrics  # noqa: B018 (evaluated once, here, before the trials share it)
     sets = {trial.clean_set: trial for trial in trials}
-    inverted = {trial.inverted: trial.taken_out() for trial in _taking_out(trials)}
+    inverted = {trial.inverted_set: trial.taken_out() for trial in _taking_out(trials)}
     pairs = {found: clean_pairs(trial, subjects[trial.attacked_model].clip) for found, trial in sets.items()}
     return Material(subjects, pairs, inverted)
 
@@ -159,7 +159,7 @@ def gather(trials: Iterable[Clean]) -> Material:
 def trial_row(params: Clean, material: Material, *, device: str = "cpu", tell: Any = None) -> dict[str, Any]:
     """One trial, by the function of 02: its parameters, metrics, and what S did, as a row of the sweep's table."""
     before = material.subjects[params.attacked_model]
-    pairs, inverted = material.pairs[params.clean_set], material.inverted.get(params.inverted)
+    pairs, inverted = material.pairs[params.clean_set], material.inverted.get(params.inverted_set)
     cleaned = clean(params, before, pairs, inverted=inverted, tell=tell, device=device, whole=False)
     metrics, history = cleaned.result.metrics, cleaned.trained.history
     row = {name: metrics[name] for name in _MEASURED if name in metrics}

@@ -79,7 +79,7 @@ def _trial(config: dict[str, Any], params: Sweep, grid: list[Clean], stored: dic
     torch.set_num_threads(params.cpus)
     trial = grid[config["trial"]] if grid else params.trial(config)
     attacked, data = trial.attacked_model, trial.clean_set
-    inverted: dict[str, Any] = {name: ray.get(stored[name]) for name in [trial.inverted] if name}
+    inverted = {name: ray.get(stored[name]) for name in [trial.inverted_set] if name in stored}
     material = Material({attacked: ray.get(stored[attacked])}, {data: ray.get(stored[data])}, inverted)
     try:
         device, tell = ("cuda" if params.gpus else "cpu"), (lambda look: tune.report({"goal": _goal(look), "row": look}))

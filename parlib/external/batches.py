@@ -62,7 +62,11 @@ class Skipped:
         self.rows += [row for row in other.rows if row not in self.rows][: max(0, _LISTED - len(self.rows))]
 
     def report(self) -> dict[str, Any]:
-        return {"seen": self.seen, "kinds": dict(self.kinds), "rows": self.rows}
+        return {"seen": self.seen, "kinds": dict(self.kinds), "rows": [*self.rows]}
+
+    def set(self, report: dict[str, Any]) -> None:
+        """Count on from a `report`."""
+        self.seen, self.kinds, self.rows = report["seen"], Counter(report["kinds"]), [*report["rows"]]
 
 
 def _one(image: Any, given: Any, folder: Path, images: Preparation, labelled: bool) -> tuple[torch.Tensor | None, Any]:

@@ -72,6 +72,7 @@ class StreamFeed:
         self.reword, self.rewords, self.workers = reword, reword is not None, workers
         self._next: tuple[int, int, int] | None = None
         self._batches: Iterator[tuple[torch.Tensor, list[Any]]] = iter(())
+        self._begun: dict[str, Any] = {}  # what was left out before this epoch, which is read again after an interruption
 
     @property
     def key(self) -> str:
@@ -89,9 +90,21 @@ class StreamFeed:
             found.merge(part)
         return {"skipped": found.report()}
 
+    def kept(self) -> dict[str, Any]:
+        step, size, _ = self._next or (0, self.pairs, 0)
+        return self._begun if step % (self.pairs // size) else self.stream.skipped.report()
+
+    def resume(self, kept: dict[str, Any]) -> None:
+        """Go on counting what is left out; of several processes the first alone knows what it had counted."""
+        if kept and rank() == 0:
+            self.stream.skipped.set(kept)
+            self._begun = kept
+
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The step's batch of `size` pairs; of several processes each reads its own share of the rows."""
         epoch, place = divmod(step, self.pairs // size)
+        if place == 0:
+            self._begun = self.stream.skipped.report()
         if place == 0 or self._next != (step, size, seed):
             self._batches = self._read(epoch, size // world(), seed)
             for _ in range(place):

@@ -146,7 +146,8 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
     """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
     weights = clip.key
-    key = digest(identity(params={}, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]))
+    how = {"device": clip.device.type, "threads": torch.get_num_threads()}
+    key = digest(identity(params=how, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]))
     path = cache_dir() / "metrics" / f"{key[:32]}.json"
     if (found := read_json(path)) is None:
         found = measure(clip, scenes, kept_classifier(clip, scenes.names, scenes.templates, weights))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -134,9 +135,14 @@ def image_size(encoder: str) -> int:
 
 
 def has_batch_norm(encoder: str) -> bool:
-    """Whether an encoder of that name has BatchNorm: open_clip's own ResNets, and lite0_minilm."""
-    vision = architecture(encoder)["vision_cfg"]
-    return isinstance(vision.get("layers"), list) or vision.get("timm_model_name") in _PACKAGED
+    """Whether an encoder of that name has BatchNorm: open_clip's own ResNets, lite0_minilm and MobileCLIP's."""
+    name = architecture(encoder)["vision_cfg"].get("timm_model_name", "")
+    return is_resnet(encoder) or name in _PACKAGED or bool(re.search("fastvit|_mci", name))
+
+
+def is_resnet(encoder: str) -> bool:
+    """Whether an encoder of that name is one of open_clip's own ResNets."""
+    return isinstance(architecture(encoder)["vision_cfg"].get("layers"), list)
 
 
 def check_installed(encoder: str) -> None:

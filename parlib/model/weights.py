@@ -14,6 +14,18 @@ def batch_norms(clip: Clip) -> list[torch.nn.modules.batchnorm._BatchNorm]:
     return [module for module in clip.net.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
 
 
+def train_mode(clip: Clip) -> None:
+    """Training mode, but for what would draw from torch's global generator, so that the same training ends in the same bits: dropout and
+    stochastic depth stay off, in a text encoder that stays as it is, too.
+    """
+    clip.net.train()
+    for module in clip.net.modules():
+        if "drop" in type(module).__name__.lower():
+            module.eval()
+    if clip.text_is_frozen:
+        clip.net.text.eval()
+
+
 def refreshed(clip: Clip, pixels: torch.Tensor) -> Clip:
     """A copy whose BatchNorm layers have the statistics of these images, the mean over batches of 128 in their order; its weights stay.
 

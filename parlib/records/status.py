@@ -42,7 +42,7 @@ def stale(record: dict[str, Any], run: "Params") -> str:
 
 def other_params(record: dict[str, Any], run: "Params") -> list[str]:
     """The parameters that a record holds with other values than those asked: it is another run's."""
-    made, asked = record["identity"]["params"], run.identity()["params"]
+    made, asked = record["identity"]["params"], run.asked()
     return [f"{name} {made.get(name)} -> {asked.get(name)}" for name in {**made, **asked} if made.get(name) != asked.get(name)]
 
 

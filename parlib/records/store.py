@@ -1,6 +1,7 @@
 """Records on disk: one JSON a run, from which tables and figures are made."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def command(run: str, scale: str = "small") -> str:
 
 
 def read(scale: str, run: str) -> dict[str, Any]:
-    """A run's record; FileNotFoundError naming the command that makes it."""
+    """A run's record; FileNotFoundError naming the command that makes it; ValueError where it is no run's name."""
+    if not re.match(r"\d\d_\w+/.", run):
+        forms = "file:PATH, local-dir:PATH, hf-hub:ID or open_clip:NAME:TAG"
+        raise ValueError(f"{run!r} is no run, such as 02_clean/mine; a checkpoint is named {forms}")
     path = record_path(scale, run)
     if not path.exists():
         raise FileNotFoundError(f"{run} has not been run yet; make it with: {command(run, scale)}")
@@ -100,5 +104,10 @@ def artifact_file(record: dict[str, Any], name: str) -> Path:
 
 
 def move_aside(path: Path) -> Path:
-    """Keep a record under another name, and say which."""
-    return path.rename(path.with_suffix(f".{file_sha256(path)[:8]}.old")).relative_to(ROOT)
+    """Keep a record under another name, and say which; with it what lies beside it, under names that end alike."""
+    end, artifacts = f".{file_sha256(path)[:8]}.old", read_file(path)["artifacts"].values()
+    beside = [located(artifact) for artifact in artifacts if artifact["in"] == "project"] + [path.with_suffix(".ipynb")]
+    for file in beside:
+        if file.exists() and file.parent == path.parent:
+            file.rename(file.with_name(file.name + end))
+    return path.rename(path.with_suffix(end)).relative_to(ROOT)

@@ -94,7 +94,11 @@ def train(
                 trained, report = fit_together(clip, pairs, recipe, **options)
             else:
                 trained = clip.copy()
-                history, seconds = fit(trained, feed, recipe, clean=before, **options)
+                try:
+                    history, seconds = fit(trained, feed, recipe, clean=before, **options)
+                except FloatingPointError:  # it would diverge again
+                    unfinished.unlink(missing_ok=True)
+                    raise
                 report = {"history": history, "seconds": seconds} | feed.skipped()
             report = keep(trained, folder, {"recipe": asdict(recipe)} | report)
             unfinished.unlink(missing_ok=True)

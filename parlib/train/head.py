@@ -11,6 +11,7 @@ from parlib.data.feeds import generator
 from parlib.data.pairs import Pairs
 from parlib.method.schedule import learning_rate
 from parlib.model.clip import Clip
+from parlib.model.weights import train_mode
 from parlib.progress import progress
 
 _ITERATIONS = 200  # of a probe
@@ -44,7 +45,7 @@ def fit_head(
     for step in progress(range(steps), "a head", total=steps, unit="steps"):
         epoch, place = divmod(step, per_epoch)
         rows = torch.randperm(len(pairs), generator=generator("cpu", seed, "head", epoch))[place * batch :][:batch]
-        clip.net.visual.train()
+        train_mode(clip)
         image = clip.image(pairs.pixels[rows].to(clip.device).float() / 255)
         loss = F.cross_entropy(scale * image @ head.T, pairs.labels[rows].to(clip.device))
         for group in optimizer.param_groups:

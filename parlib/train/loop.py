@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from timm.layers.norm_act import convert_sync_batchnorm
 
 from parlib.cache import atomic_file, seal
 from parlib.data.feeds import Batch, Feed, MemoryFeed, generator, rank, world
 from parlib.method.methods import METHODS, Backdoor, Recipe, Step
 from parlib.method.schedule import SCHEDULES, learning_rate
 from parlib.model.clip import Clip, embed_texts
-from parlib.model.weights import batch_norms
+from parlib.model.weights import batch_norms, train_mode
 from parlib.progress import progress
 from parlib.train.compute import PLAIN, Compute, check_compute
 from parlib.train.gradcache import GradCache, average, check_agreement
@@ -62,7 +63,7 @@ def _optimizer(net: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _train_mode(clip: Clip, batch_norm: str) -> None:
-    clip.net.train()
+    train_mode(clip)
     for norm in batch_norms(clip) if batch_norm == "frozen" else ():
         norm.eval()
 
@@ -111,7 +112,7 @@ def fit(
     scaler = torch.amp.GradScaler(clip.device.type, enabled=compute.precision == "fp16")
     optimizer, history, first, began = _optimizer(clip.net, recipe), {}, 0, time.monotonic()
     if checkpoint is not None and checkpoint.exists():
-        first, before = _resume(checkpoint, clip, (optimizer, scaler), history, losses.memory)
+        first, before = _resume(checkpoint, clip, (optimizer, scaler), history, losses.memory, feed)
         began -= before
     elif method.begin is not None:
         method.begin(clip, generator("cpu", recipe.seed, "begin"))
@@ -121,7 +122,7 @@ def fit(
     for step in bar:
         if checkpoint is not None and rank() == 0 and time.monotonic() - kept > pause:
             started = time.monotonic()
-            _keep(checkpoint, clip, (optimizer, scaler), history, losses.memory, step, started - began)
+            _keep(checkpoint, clip, (optimizer, scaler), history, losses.memory | {"feed": feed.kept()}, step, started - began)
             kept = time.monotonic()
             pause = _KEEP_EVERY * max(1.0, kept - started)  # large models take a while to write
         if step in looks and watch is not None and rank() == 0:
@@ -236,7 +237,7 @@ def _prepared(clip: Clip, recipe: Recipe, compute: Compute) -> Clip:
     if compute.checkpointing:
         clip.net.set_grad_checkpointing()
     if world() > 1 and recipe.batch_norm == "train" and clip.device.type == "cuda":
-        clip.net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(clip.net)
+        clip.net = convert_sync_batchnorm(clip.net)  # torch's would take the activations out of timm's BatchNorm layers
     if not compute.compiled:
         return clip
     towers = replace(clip)
@@ -257,12 +258,13 @@ def _keep(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memo
         seal(temporary)
 
 
-def _resume(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict) -> tuple[int, float]:
+def _resume(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict, feed: Feed) -> tuple[int, float]:
     state = torch.load(path, weights_only=True, map_location=clip.device)
     clip.net.load_state_dict(state["net"], strict=True)
     for stepper, name in zip(steppers, ("optimizer", "scaler"), strict=True):
         stepper.load_state_dict(state[name])
     history.update(state["history"])
+    feed.resume(state["memory"].pop("feed", {}))
     memory.update(state["memory"])
     print(f"resumed at step {state['step']}", flush=True)
     return state["step"], state["seconds"]
