@@ -14,7 +14,7 @@ SMOKE := outputs/smoke
 TYPES = $(BIN)/basedpyright --pythonpath $(BIN)/python
 UV = $(or $(wildcard $(BIN)/uv),uv)
 
-.PHONY: help reproduce reproduce-all test test-full bench types verify lab publish lock clean
+.PHONY: help install reproduce reproduce-all test test-full bench types verify lab publish lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -40,6 +40,8 @@ $(INSTALLED): $(BIN)/python pyproject.toml requirements.lock
 	   && $(BIN)/python -m pip install --no-deps --no-build-isolation -e .; } >$(VENV)/pip.log 2>&1 \
 	  || { tail -n 5 $(VENV)/pip.log; echo "error: the installation failed; see $(VENV)/pip.log"; exit 1; }
 	@touch $@
+
+install: $(INSTALLED) ## nothing but the installation, into .venv
 
 reproduce: $(INSTALLED) ## the main job: poison, clean with fine-tuning, CleanCLIP and PAR, compare (about 20 minutes on 2 cores)
 	@$(BIN)/python -m parlib.run params/small/scarce.yaml

@@ -30,7 +30,7 @@ def _pairs(values: dict) -> tuple[str, bool]:
     """What is said of the pairs alone, and whether they will do."""
     try:
         return look_at_pairs(check("02_clean", values)), True
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         return str(error), False
 
 
@@ -76,8 +76,12 @@ def test_everything_is_looked_at_and_nothing_trained(own, tmp_path, monkeypatch)
     [
         ({"target": "cat"}, "evaluation", ["'cat'", "axe", "banana"]),
         ({"poisoned": "local-dir:nowhere"}, "checkpoint", ["open_clip_config.json"]),
-        ({"data": "cc3m:nowhere"}, "pairs", [".tar"]),
+        ({"data": "cc3m:nowhere"}, "pairs", ["nowhere is not there"]),
         ({"encoder": "small_vit"}, "checkpoint", ["small_vit", "layers"]),
+        ({"poisoned": "open_clip:ViT-B-32:opnai"}, "checkpoint", ["'opnai'", "openai"]),
+        ({"poisoned": "open_clip:ViT-B-32:openai"}, "checkpoint", ["small_resnet", "image_size"]),
+        ({"poisoned": "data/own/model.pt"}, "checkpoint", ["data/own/model.pt", "file:PATH"]),
+        ({"poisoned": "file:tests"}, "checkpoint", ["tests", "local-dir:PATH"]),
         ({"pairs": 10}, "settings", ["20", "10"]),
         ({"compute": {"device": "cuda"}}, "device", ["cuda", "GPU", "cpu"]),
     ],
@@ -86,6 +90,29 @@ def test_what_is_wrong_is_marked(own, change, what, named):
     said, fine = _rehearsed(own | change)[what]
     assert not fine
     assert all(name in said for name in named), said
+
+
+def test_a_base_that_is_a_path_is_marked(own):
+    said, fine = _rehearsed({"base": "data/own/model.pt"}, "01_poison")["checkpoint"]
+    assert (fine, "file:PATH" in said) == (False, True)
+
+
+def test_what_is_taken_out_is_said(own):
+    assert "unlearn of badnet_stripes" in _rehearsed(own | {"method": "unlearn"})["settings"][0]
+
+
+def test_files_that_no_layout_reads_are_told_apart(own, tmp_path):
+    """A csv itself, images without one, images elsewhere, and no row."""
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    picture(1).save(folder / "1.png")
+    assert "images-without-a-csv" in _pairs(own | {"data": f"csv:{folder}"})[0]
+    write_csv(folder / "pairs.csv", [(f"{i}.jpg", "a cat") for i in range(40)])
+    assert f"name its folder, csv:{folder}" in _pairs(own | {"data": f"csv:{folder / 'pairs.csv'}"})[0]
+    said = _pairs(own | {"data": f"csv:{folder}"})[0]
+    assert all(one in said for one in ("max_skipped, 1.0%", f"looked for in {folder}"))
+    write_csv(folder / "pairs.csv", [])
+    assert "no rows" in _pairs(own | {"data": f"csv:{folder}"})[0]
 
 
 def test_labelled_images_of_the_target_alone_are_marked(own, tmp_path):
@@ -258,6 +285,11 @@ def test_what_the_same_command_makes_first_is_waited_for(own, own_outputs, tmp_p
     assert (found["checkpoint"], found["time and memory"]) == (False, False)
     path.write_text(yaml.safe_dump({"runs": [cleaning]}))
     assert main([str(path), "--dry-run"]) == 1
+    capsys.readouterr()
+    path.write_text(yaml.safe_dump({"runs": [{"notebook": "02_clean", "scale": "smoke"}]}))  # plants what it cleans
+    assert main([str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "01_poison/badnet_stripes_s0:\n  ok  checkpoint: pretrained here" in shown
 
 
 def test_a_search_is_as_long_as_its_samples(own):

@@ -51,6 +51,8 @@ def settings(params: Poison | Clean) -> str:
     ]
     more = "give steps, more epochs" if isinstance(params, Clean) else "give more epochs"
     few = f" (few: {more} or a smaller batch)" if steps < _FEW else ""
+    if METHODS[recipe.method].stamps and isinstance(params, Clean):
+        said[0] += f" of {params.inverted or params.trigger}"
     return ", ".join([*said, f"batches of {recipe.batch:,}", f"{steps:,} steps{few}", norm, f"{pairs:,} pairs"])
 
 

@@ -25,8 +25,8 @@ from parlib.experiments.trials import Cleanings, Sweep
 from parlib.external.files import Source
 from parlib.external.rows import label_names
 from parlib.external.stream import captioned, labelled
-from parlib.model.checkpoints import SOURCES, checkpoint_of
-from parlib.model.clip import Clip, create
+from parlib.model.checkpoints import SOURCES, check_encoder, checkpoint_of, tagged
+from parlib.model.clip import Clip, architecture, create
 from parlib.records.store import located, outputs
 from parlib.train.compute import Compute, check_device
 
@@ -153,11 +153,15 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
     else:
         source = checkpoint_of(params.base, params.encoder) if params.base else ""
     fetched = source.startswith(("open_clip:", "hf-hub:"))
+    if source.startswith("open_clip:"):
+        check_encoder(source, architecture(tagged(source)[0]), params.encoder)
     held["clip"] = clip = create(params.encoder) if fetched or not source else open_checkpoint(source, params)
     clip.net.to(params.compute.device)
     count = sum(parameter.numel() for parameter in clip.net.parameters())
     said = f"{source or 'pretrained here'}, {clip.side} px, {count / 1e6:.1f} million weights" + (f", {clip.form}" if clip.form else "")
-    return said + (", not downloaded for this" if fetched else f", poisoned by {record['run']}" if record else "")
+    if fetched:
+        return f"{said}, not downloaded for this: no more is known of it"
+    return said + (f", poisoned by {record['run']}" if record else "")
 
 
 def _examined(params: Examined) -> str:

@@ -71,7 +71,8 @@ def plan(path: Path) -> list[Planned]:
         for planned in _all_of(file):
             other = runs.setdefault(planned.id, planned)
             if other.params != planned.params:
-                raise ValueError(f"{file} asks for {planned.id} a second time, with other parameters or for another experiment")
+                one = "; a label names one run: give each its own, or leave it out" if getattr(planned.params, "label", "") else ""
+                raise ValueError(f"{file} asks for {planned.id} a second time, with other parameters or for another experiment{one}")
     if not runs:
         raise ValueError(f"{path} holds no runs")
     return _ordered(runs.values())

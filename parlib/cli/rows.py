@@ -23,11 +23,11 @@ _SECONDS = 20.0  # of counting
 class Counted:
     """usable: pairs with an image and a caption that fits. rows: those seen. ended: whether these are all. skipped: of the first rows."""
 
+    skipped: Skipped
     usable: int = 0
     rows: int = 0
     ended: bool = True
     captions: list[str] = field(default_factory=list)
-    skipped: Skipped = field(default_factory=lambda: Skipped(0.999))  # else data of damaged images alone would be read to their end
 
 
 def look_at_pairs(params: Poison | Clean) -> str:
@@ -35,10 +35,14 @@ def look_at_pairs(params: Poison | Clean) -> str:
     data, batch = params.data, 1 if isinstance(params, Inspect) else params.recipe().batch  # an inspection trains nothing
     name = "images" if isinstance(params, Inspect) else "pairs" if isinstance(params, Clean) else "train_scenes"
     asked = getattr(params, name)
-    found = count_pairs(params, asked)
-    if found.skipped.kinds.total() > params.max_skipped * found.skipped.seen or not found.captions:
-        first = "".join(f"; the first is {row['row']}" for row in found.skipped.rows[:1])
-        raise ValueError(f"{data}: {found.skipped}{first}")
+    try:
+        found = count_pairs(params, asked)
+        if not found.skipped.seen:
+            raise ValueError(f"{data} holds no rows")
+        found.skipped.check()
+    except ValueError as error:
+        lost = f"; images are looked for in {Source.of(data).folder}" if "missing file" in str(error) else ""
+        raise ValueError(f"{error}{lost}") from None
     least = "" if found.ended else "at least "
     naming = " that name covered classes alone" if getattr(params, "coverage", 1.0) < 1 else ""
     opened = f" ({found.skipped}, of those opened)" if found.skipped.rows else ""
@@ -58,7 +62,8 @@ def count_pairs(params: Poison | Clean, enough: int) -> Counted:
     """Usable pairs of a run's external data, up to `enough` or for _SECONDS: the first ROWS rows by their images and captions, all others
     by their captions.
     """
-    found, fits = Counted(), _fits(params)
+    limit = min(0.999, params.max_skipped)  # with all allowed, damaged data would be read to their end
+    found, fits = Counted(Skipped(limit)), _fits(params)
     skipped, captions = found.skipped, found.captions
     for _, given in read(params.data, images=preparation(None, params), batch=1, skipped=skipped):
         captions += [first_caption(one) for one in given]

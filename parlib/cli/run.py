@@ -60,7 +60,7 @@ def _do(asked: argparse.Namespace) -> int:
     elif asked.dry_run:
         from parlib.cli.dry_run import dry_run
 
-        return dry_run(wanted, needs_of(runs))
+        return dry_run([run for run in runs if run in wanted or run.state() != "done"], needs_of(runs))
     elif asked.list:
         for run in runs:
             print(f"{run.id}: {run.state()}")

@@ -84,7 +84,7 @@ class Clean(Training):
     @field_validator("data")
     @classmethod
     def _data(cls, value: str) -> str:
-        if ":" not in value:
+        if ":" not in value and "/" not in value:
             return known("data", value, ("scenes", *SYNTHETIC))
         check_outside(value)
         return value

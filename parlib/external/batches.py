@@ -49,7 +49,7 @@ class Skipped:
     def check(self, of: int = 0) -> None:
         """Raise ValueError where more has been left out than the limit allows of so many rows, or of those seen."""
         if self.kinds.total() > self.limit * (of or self.seen):
-            raise ValueError(f"{self}: more than the {self.limit:.1%} allowed; the first is {self.rows[0]['row']}")
+            raise ValueError(f"{self}, more than max_skipped, {self.limit:.1%}; the first is {self.rows[0]['row']}")
 
     def __str__(self) -> str:
         said = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())

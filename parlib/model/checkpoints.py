@@ -8,7 +8,9 @@ file:PATH               one file of weights (safetensors, torch.save, TorchScrip
                         open_clip, of OpenAI's code, or of transformers' CLIPModel, however training code wrapped them: `forms`
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -24,7 +26,13 @@ SOURCES = ("open_clip:", "hf-hub:", "local-dir:", "file:")
 
 
 def checkpoint_of(named: str, encoder: str) -> str:
-    """A checkpoint's source as `read_checkpoint` wants it; a name alone, such as openai, is open_clip's tag for the encoder."""
+    """A checkpoint's source as `read_checkpoint` wants it; a name alone, such as openai, is open_clip's tag for the encoder. ValueError
+    where it is a path.
+    """
+    if ":" not in named and re.search(r"/|\.(pt|pth|bin|ckpt|safetensors)$", named):
+        raise ValueError(
+            f"{named!r} is no tag of open_clip's: a file is named file:PATH, a folder local-dir:PATH, a model of the hub hf-hub:ID"
+        )
     return named if ":" in named else f"open_clip:{encoder}:{named}"
 
 
@@ -46,13 +54,18 @@ def read_checkpoint(source: str, *, encoder: str = "", normalised: bool = True) 
         clip = _from_folder(_fetched(source))
     else:
         raise ValueError(f"unknown checkpoint {source!r}; it begins with one of: {', '.join(SOURCES)}")
-    if encoder and (other := unlike(clip.config, encoder)):
-        raise ValueError(f"{source} is no {encoder}: its {other}; name its encoder")
+    check_encoder(source, clip.config, encoder)
     if wrong := not_finite(clip.net.state_dict()):
         raise ValueError(f"{source} can't be used: {wrong}")
     if not normalised:
         clip.net.visual.image_mean, clip.net.visual.image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return clip
+
+
+def check_encoder(source: str, config: dict[str, Any], encoder: str) -> None:
+    """ValueError where a checkpoint's configuration is not that of the encoder that is named for it, if one is."""
+    if encoder and (other := unlike(config, encoder)):
+        raise ValueError(f"{source} is no {encoder}: its {other}; name its encoder")
 
 
 def checkpoint_sha256(source: str) -> str:
@@ -105,7 +118,8 @@ def _fetched(source: str) -> Path:
     return folder
 
 
-def _pretrained(source: str) -> Clip:
+def tagged(source: str) -> tuple[str, str]:
+    """The encoder and the tag of open_clip:NAME:TAG; ValueError where open_clip has no such weights."""
     parts = source.split(":")
     if len(parts) != 3:
         raise ValueError(f"{source!r} must be open_clip:NAME:TAG, such as open_clip:RN50:openai")
@@ -113,6 +127,11 @@ def _pretrained(source: str) -> Clip:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise ValueError(f"open_clip has no weights {tag!r} of {name!r}; it has: {', '.join(tags) or 'none'}")
+    return name, tag
+
+
+def _pretrained(source: str) -> Clip:
+    name, tag = tagged(source)
     try:
         return create(name, pretrained=tag)
     except (OSError, RuntimeError) as error:

@@ -28,7 +28,7 @@ def read_file(path: Path) -> tuple[Any, str]:
     FileNotFoundError where there is no such file; ValueError, saying what it is, where it holds no weights or could run code.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"{path} is a folder: name it local-dir:PATH" if path.is_dir() else f"there is no file {path}")
     try:
         if _is_safetensors(path):
             return load_file(path), ""
