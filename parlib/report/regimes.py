@@ -12,17 +12,8 @@ REGIME = ["encoder", "planted", "pairs", "coverage"]  # what tells one regime fr
 # The studies of few pairs, beside that of `make reproduce`, scarce.
 GRIDS = (
     *("regimes", "regimes_tau", "regimes_known", "regimes_edge", "regimes_interpolation", "regimes_triggers", "regimes_seeds"),
-    *(
-        "regimes_steps",
-        "regimes_share",
-        "regimes_share_planted",
-        "distil_parts",
-        "regimes_from_pairs",
-        "rebound",
-        "downstream",
-        "adaptive",
-        "inspect",
-    ),
+    *("regimes_steps", "regimes_share", "regimes_share_planted", "regimes_from_pairs"),
+    *("distil_parts", "rebound", "downstream", "adaptive", "inspect"),
 )
 SHOWN = ("finetune", "par", "distil", "unlearn")  # by README
 STRUCTURED = ("badnet_stripes", "blended_stripes", "blended_triangles", "blended_text")  # the paper's own triggers
