@@ -245,8 +245,8 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _elsewhere(error: OSError, path: Path) -> bool:
     """Whether an error is of another file than `path`, its neighbours and the folders that it lies in."""
-    named = (Path(str(name)) for name in (error.filename, error.filename2) if name is not None)
-    return any(name.is_absolute() and not (name.is_relative_to(path.parent) or path.is_relative_to(name)) for name in named)
+    named = [Path(str(name)) for name in (error.filename, error.filename2) if name is not None]  # of a copy where from and where to
+    return bool(named) and not any(name.is_relative_to(path.parent) or path.is_relative_to(name) for name in named)
 
 
 @contextmanager

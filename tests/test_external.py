@@ -321,12 +321,14 @@ def test_a_file_that_is_none_is_named(tmp_path, name, body, said):
         _captions(f"{ {'a.parquet': 'parquet', 'a.tar': 'webdataset'}.get(name, 'csv') }:{tmp_path}")
 
 
-@pytest.mark.parametrize(("workers", "at"), [(0, 700), (2, 700), (0, 0), (0, 300)])
+@pytest.mark.parametrize(("workers", "at"), [(0, 700), (2, 700), (0, 0), (0, 300), (0, None)])
 def test_a_file_cut_short_ends_in_one_line(tmp_path, workers, at):
-    """In an image, and before and in a header, which tarfile takes for the end."""
+    """In an image, and before and in a header, which tarfile takes for the end, as it does a damaged one."""
     whole = tarred({f"{i:05d}": {"png": encoded(i), "txt": b"a cat"} for i in range(40)})
+    header = whole.index(b"00030.png")
+    whole = whole.replace(b"00030.png", b"00031.png") if at is None else whole[: header + at]  # another sum than it holds
     for i in range(2):
-        (tmp_path / f"{i:05d}.tar").write_bytes(whole[: whole.index(b"00030.png") + at])
+        (tmp_path / f"{i:05d}.tar").write_bytes(whole)
     with pytest.raises(ValueError, match=r"^[^\n]*00000\.tar can't be read to its end[^\n]*$"):
         list(read(f"webdataset:{tmp_path}", images=SIDE, batch=8, skipped=Skipped(), workers=workers))
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -370,6 +371,7 @@ WRITERS = {
     "tensors": lambda path: write_tensors({"a": torch.zeros(100_000)}, path),
     "checkpoint": lambda path: _file(path, lambda temporary: (torch.save({"a": torch.zeros(100_000)}, temporary), seal(temporary))),
     "text": lambda path: _file(path, lambda temporary: temporary.write_text("x" * 400_000)),
+    "copy": lambda path: _file(path, lambda temporary: shutil.copyfile(sys.executable, temporary)),
     "folder": lambda path: _folder(path),
 }
 

@@ -18,7 +18,7 @@ from parlib.experiments.registry import check
 from parlib.measure.metrics import classifier, interval
 from parlib.method.methods import Recipe
 from parlib.model.clip import create
-from parlib.model.weights import between, refreshed, train_mode
+from parlib.model.weights import between, refreshed
 from parlib.report import rebound as report
 from parlib.train.head import fit_head
 from parlib.train.loop import fit
@@ -28,15 +28,14 @@ def _weights(clip) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in clip.net.state_dict().items()}
 
 
-def test_a_training_draws_nothing_from_the_global_generator():
-    """Dropout, as some encoders have it, stays off; all else trains."""
+def test_a_training_draws_nothing_from_the_global_generator(scenes):
+    """Dropout, as some encoders have it, stays off."""
     model = create("small_vit", seed=0)
-    model.net.visual.proj_drop, model.net.visual.norm = torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(4)
-    model.net.eval()
-    train_mode(model)
-    assert not model.net.visual.proj_drop.training
-    assert model.net.visual.norm.training
-    assert model.net.visual.transformer.training
+    block = model.net.visual.transformer.resblocks[0]
+    block.mlp = torch.nn.Sequential(block.mlp, torch.nn.Dropout(0.5))
+    before = torch.get_rng_state()
+    fit(model, scenes.feed(model), Recipe("finetune", 1, 40, 1e-4, seed=0, looks=0, steps=1))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_new_statistics_are_the_mean_over_batches_and_no_weight_moves(clip, scenes):
@@ -216,12 +215,13 @@ def test_a_cleaned_run_of_another_method_or_model_is_refused(own_outputs):
     """A record would tell of a model that was not looked at."""
     planted = small_records.record()["run"]
     made = small_records.record("02_clean", {"method": "finetune"})["run"]
+    hub = small_records.record("02_clean", {"poisoned": "hf-hub:someone/a", "label": "hub"})["run"]
     weights = cache_dir() / "models" / "other"
     weights.write_bytes(b"other weights")
     other = small_records.record(values={"label": "other"}, files={"weights": weights})["run"]
 
-    def named(method: str, poisoned: str) -> str:
-        values = {"cleaned": made, "method": method, "poisoned": poisoned, "base_epochs": 8}
+    def named(method: str, poisoned: str, cleaned: str = made) -> str:
+        values = {"cleaned": cleaned, "method": method, "poisoned": poisoned, "base_epochs": 8}
         return check("07_rebound", values).record()[0]["run"]
 
     assert named("finetune", planted) == made
@@ -229,3 +229,8 @@ def test_a_cleaned_run_of_another_method_or_model_is_refused(own_outputs):
         named("par", planted)
     with pytest.raises(ValueError, match=f"cleaning of {planted}"):
         named("finetune", other)
+    with pytest.raises(ValueError, match="cleaning of hf-hub:someone/a"):
+        named("par", "hf-hub:someone/b", hub)
+    small_records.record(files={"weights": weights, "base_weights": weights})  # planted anew
+    with pytest.raises(ValueError, match=f"as it was before.*--only {made}"):
+        named("finetune", planted)

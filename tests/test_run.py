@@ -108,14 +108,19 @@ def test_a_missing_run_with_a_label_is_made_from_its_user_s_files():
 def test_the_runner_moves_another_run_s_record_aside_and_keeps_it(own_outputs, monkeypatch, capsys):
     made = record(values={"scale": "smoke"})
     path = record_path("smoke", POISONED)
-    held = made | {"identity": made["identity"] | {"params": {"rate": 0.5}}}
+    beside = [path.with_suffix(".ipynb"), path.with_name(f"{path.stem}_tests.csv")]
+    table = {"in": "project", "path": beside[1].relative_to(own_outputs).as_posix(), "sha256": ""}
+    held = made | {"identity": made["identity"] | {"params": {"rate": 0.5}}, "artifacts": made["artifacts"] | {"tests": table}}
     path.write_text(json.dumps(held))
-    path.with_suffix(".ipynb").write_text("a notebook")
+    for file in beside:
+        file.write_text(file.name)
     monkeypatch.setattr("parlib.experiments.registry.make", lambda params: save(small_records.result(values={"scale": "smoke"})))
     monkeypatch.setattr("parlib.cli.make.show", lambda runs: None)
     assert main([str(ROOT / "params" / "smoke"), "--functions", "--only", POISONED]) == 0
-    notebook, aside = sorted(path.parent.glob("*.old"), key=lambda file: ".ipynb" not in file.name)
-    assert notebook.read_text() == "a notebook"
+    (aside,) = path.parent.glob(f"{path.stem}.????????.old")
+    for file in beside:
+        assert path.with_name(file.name + aside.name.removeprefix(path.stem)).read_text() == file.name
+        assert not file.exists()
     assert aside.name in capsys.readouterr().out
     assert json.loads(aside.read_text()) == held
     assert [one["identity"] for one in read_all(outputs("smoke"))] == [made["identity"]]

@@ -25,7 +25,7 @@ from parlib.experiments.trials import Cleanings, Sweep
 from parlib.external.files import Source
 from parlib.external.rows import label_names
 from parlib.external.stream import captioned, labelled
-from parlib.model.checkpoints import SOURCES, check_encoder, checkpoint_of, tagged
+from parlib.model.checkpoints import DOWNLOADED, SOURCES, check_encoder, checkpoint_of, tagged
 from parlib.model.clip import Clip, architecture, create
 from parlib.records.store import located, outputs
 from parlib.train.compute import Compute, check_device
@@ -62,7 +62,8 @@ def rehearse(params: Params, first: Collection[str] = ()) -> list[tuple[str, str
             found.append((what, look(), True))
         except Exception as error:  # whatever it is, better now than in an hour
             lacks = isinstance(error, KeyError)  # the checkpoint
-            waits = unseen if lacks else next((f"waits for {run}" for run in first if run in str(error)), "")
+            missing = first if isinstance(error, FileNotFoundError) else ()
+            waits = unseen if lacks else next((f"waits for {run}" for run in missing if run in str(error)), "")
             unseen = waits if what.startswith("checkpoint") else unseen
             found.append((what, waits or ("needs the checkpoint" if lacks else " ".join(str(error).split())), bool(waits)))
     return found
@@ -76,7 +77,7 @@ def _of_one(params: Poison | Clean) -> Steps:
         steps += [("examined model", lambda: _examined(params))]
     shared: Steps = [*_evaluated(params), ("triggers", lambda: _triggers(params))]
     disk = ("disk", lambda: _disk([params], held["clip"]))
-    if isinstance(params, Inspect) and ":" in params.data:
+    if isinstance(params, Inspect) and ":" in params.data and params.takes_pairs:
         shared = [(f"pictures {params.data}", lambda: _pairs(params)), *shared]
     if isinstance(params, Examined) and not params.trains:
         return [*steps, *shared, disk]
@@ -152,7 +153,7 @@ def _checkpoint(params: Poison | Clean, held: dict[str, Clip]) -> str:
         source = f"local-dir:{located(record['artifacts']['weights']).parent}" if record else params.poisoned
     else:
         source = checkpoint_of(params.base, params.encoder) if params.base else ""
-    fetched = source.startswith(("open_clip:", "hf-hub:"))
+    fetched = source.startswith(DOWNLOADED)
     if source.startswith("open_clip:"):
         check_encoder(source, architecture(tagged(source)[0]), params.encoder)
     held["clip"] = clip = create(params.encoder) if fetched or not source else open_checkpoint(source, params)

@@ -11,9 +11,9 @@ from parlib.experiments.params import Input, Training, checkpoint_input
 from parlib.experiments.subject import Subject
 from parlib.experiments.wording import one_of
 from parlib.method.methods import cleaners
-from parlib.model.checkpoints import SOURCES
+from parlib.model.checkpoints import DOWNLOADED, SOURCES
 from parlib.model.clip import Clip, load
-from parlib.records.store import artifact_file, read
+from parlib.records.store import artifact_file, command, read
 
 CONTROLS = ("none", "base")  # the poisoned model itself, and the clean base, which was never poisoned
 MethodOrControl = Annotated[str, one_of("method", lambda: [*CONTROLS, *cleaners()])]
@@ -64,9 +64,9 @@ class Examined(Clean):
         return []
 
     def asked(self) -> dict[str, Any]:
-        """With the checkpoints of which no sha256 is known: their names alone tell one from another."""
-        named = {name: source for name in ("poisoned", "cleaned") if (source := getattr(self, name)).startswith(SOURCES)}
-        return super().asked() | {name: source for name, source in named.items() if not checkpoint_input(source).sha256}
+        """With the checkpoints that are downloaded: their names alone tell one from another."""
+        named = {name: getattr(self, name) for name in ("poisoned", "cleaned")}
+        return super().asked() | {name: source for name, source in named.items() if source.startswith(DOWNLOADED)}
 
     def inputs(self) -> dict[str, Input]:
         cleaning = ("wordnet", self.inverted)  # the cleaned weights stand for them
@@ -89,9 +89,12 @@ class Examined(Clean):
             raise ValueError(f"{record['run']} is no cleaned model; name a run of 02_clean or a checkpoint: {', '.join(SOURCES)}")
         if (made := record["params"]["method"]) != self.method:
             raise ValueError(f"{record['run']} was made with method = {made!r}, not {self.method!r}: say the same here")
-        if record["identity"]["inputs"]["poisoned"] != self.poisoned_input().sha256:
+        made_of, poisoned = record["made_from"]["poisoned"], self.poisoned_input()
+        if made_of != poisoned.run:
+            raise ValueError(f"{record['run']} is a cleaning of {made_of}: name that as poisoned, or its parameters")
+        if record["identity"]["inputs"]["poisoned"] != poisoned.sha256:
             raise ValueError(
-                f"{record['run']} is a cleaning of {record['made_from']['poisoned']}: name that as poisoned, or its parameters"
+                f"{record['run']} cleaned {made_of} as it was before: make it again with: {command(record['run'], self.scale)}"
             )
         return record, "weights"
 

@@ -60,6 +60,11 @@ class Inspect(Examined):
     def on_scenes(self) -> bool:
         return ":" not in self.data and not self.evaluation
 
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the images are those of the pairs, not of `evaluation`."""
+        return bool(self.words) or not self.evaluation
+
     def _resolved(self) -> Self:
         found = super()._resolved()
         if bool(self.against) != bool(self.name):
@@ -203,9 +208,9 @@ def _images(params: Inspect, clip: Clip) -> Pairs:
     if params.from_pairs:
         pairs: Any = clean_pairs(params, clip)
         return pairs.first(params.images)
-    if params.evaluation and not params.words:
-        return labelled_images(params, params.images, clip, seed=1)  # others than are evaluated on, where there are enough
-    return fresh_pairs(params, params.images, clip)
+    if params.takes_pairs:
+        return fresh_pairs(params, params.images, clip)
+    return labelled_images(params, params.images, clip, seed=1)  # others than are evaluated on, where there are enough
 
 
 def _check_images(clip: Clip, images: Pairs, classes: torch.Tensor) -> None:

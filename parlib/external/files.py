@@ -65,7 +65,7 @@ class Source:
         """A relative path starts at the project's root. ValueError on an unknown layout or option."""
         name, _, rest = data.partition(":")
         if name not in LAYOUTS:
-            path = f"; a path is named with its layout, such as csv:{name}" if "/" in name else ""
+            path = f"; a path is named with its layout, such as csv:{name}, or folder:{name} of labelled images" if "/" in name else ""
             raise ValueError(f"unknown data {name!r}; known are: {', '.join(LAYOUTS)}{path}")
         path, part, options = ROOT / Path(rest).expanduser(), "", ""
         if not path.exists() and "?" in rest:
@@ -109,20 +109,20 @@ class Source:
         there = walk(self.path) if self.layout.deep else sorted(file for file in self.path.glob("[!.]*") if file.is_file())
         found = [file for file in there if any(fnmatch(file.name.lower(), pattern) for pattern in self.layout.files)]
         if not found:
-            raise FileNotFoundError(self._lacking(there))
+            raise FileNotFoundError(self._lacking())
         parts = self._parts(found)
         return [file for part in self.chosen(list(parts)) for file in parts[part]]
 
-    def _lacking(self, there: list[Path]) -> str:
+    def _lacking(self) -> str:
         """Why no file was found."""
         if self.path.is_file():
             return f"{self.path} is a file: name its folder, {self.name}:{self.path.parent}"
         if not self.path.exists():
             return f"{self} names no folder: {self.path} is not there"
         listed = "docs/clean-your-own.md#images-without-a-csv says how to list the images that it holds"
-        images = any(file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for file in there)
+        images = any(file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for file in walk(self.path))
         wanted = f"{self.path} holds no {' or '.join(self.layout.files)}: {self.name} is read from such files"
-        return f"{wanted}; {listed}" if images else wanted
+        return f"{wanted}; {listed}" if images and self.layout.holds == "captions" else wanted
 
     def _parts(self, found: list[Path]) -> dict[str, list[Path]]:
         """Files by part, which their names tell: those that only a number tells apart are one, where they are numbered as shards are."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from tarfile import EOFHeaderError, HeaderError, ReadError  # pyright: ignore[reportAttributeAccessIssue] (it lacks the first)
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -171,9 +172,22 @@ def _parquet_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any
 # tar, as webdataset has it: files of one name and several endings are a row
 
 
+class _Member(tarfile.TarInfo):
+    """Of a tar whose headers must be whole: tarfile takes one that is cut off, missing or damaged for the tar's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        try:
+            return super().fromtarfile(tarfile)
+        except EOFHeaderError:  # its mark
+            raise
+        except HeaderError as error:
+            raise ReadError(f"it is cut off or damaged at a header: {error}") from None
+
+
 def _tar_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
     key, parts = None, {}
-    with tarfile.open(path, "r|*") as tar:
+    with tarfile.open(path, "r|*", tarinfo=_Member) as tar:
         for member in tar:
             before, slash, name = member.name.rpartition("/")
             stem, _, ending = name.partition(".")
@@ -185,8 +199,6 @@ def _tar_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
                 key, parts = before + slash + stem, {}
             file = tar.extractfile(member)
             parts[ending.lower()] = file.read() if file else b""
-        if tar.fileobj is not None and tar.fileobj.tell() - tar.offset < tarfile.BLOCKSIZE:  # tarfile takes that for an end
-            raise ValueError("it is cut off, in or before a header: no mark of its end")
     if parts:
         yield _tar_row(str(key), parts, columns["kind"])
 

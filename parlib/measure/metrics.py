@@ -144,7 +144,9 @@ def retrieval(image: torch.Tensor, triggered: torch.Tensor, text: torch.Tensor, 
 
 
 def evaluate(clip: Clip, scenes: EvalSet) -> dict[str, float | int]:
-    """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes and code, then read from the cache."""
+    """All metrics, as fractions with 95 % intervals; computed once for the same weights, scenes, code, device and number of threads, then
+    read from the cache.
+    """
     weights = clip.key
     how = {"device": clip.device.type, "threads": torch.get_num_threads()}
     key = digest(identity(params=how, inputs={"model": weights, "scenes": scenes.key}, stages=["metrics"]))

@@ -22,7 +22,8 @@ from parlib.model.clip import CONFIG, WEIGHTS, Clip, create, create_from, load
 from parlib.model.files import read_file
 from parlib.model.forms import OPENAI, fitted, looks_like, mismatch, not_finite, recognise, unlike
 
-SOURCES = ("open_clip:", "hf-hub:", "local-dir:", "file:")
+DOWNLOADED = ("open_clip:", "hf-hub:")
+SOURCES = (*DOWNLOADED, "local-dir:", "file:")
 
 
 def checkpoint_of(named: str, encoder: str) -> str:

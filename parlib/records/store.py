@@ -30,8 +30,8 @@ def command(run: str, scale: str = "small") -> str:
 def read(scale: str, run: str) -> dict[str, Any]:
     """A run's record; FileNotFoundError naming the command that makes it; ValueError where it is no run's name."""
     if not re.match(r"\d\d_\w+/.", run):
-        forms = "file:PATH, local-dir:PATH, hf-hub:ID or open_clip:NAME:TAG"
-        raise ValueError(f"{run!r} is no run, such as 02_clean/mine; a checkpoint is named {forms}")
+        forms = "where one can stand here, file:PATH, local-dir:PATH, hf-hub:ID or open_clip:NAME:TAG"
+        raise ValueError(f"{run!r} is no run, such as 02_clean/mine; a checkpoint is named, {forms}")
     path = record_path(scale, run)
     if not path.exists():
         raise FileNotFoundError(f"{run} has not been run yet; make it with: {command(run, scale)}")
