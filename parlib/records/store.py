@@ -29,7 +29,7 @@ def command(run: str, scale: str = "small") -> str:
 
 def read(scale: str, run: str) -> dict[str, Any]:
     """A run's record; FileNotFoundError naming the command that makes it; ValueError where it is no run's name."""
-    if not re.match(r"\d\d_\w+/.", run):
+    if not re.match(r"\d\d_\w+(/.|$)", run):
         forms = "where one can stand here, file:PATH, local-dir:PATH, hf-hub:ID or open_clip:NAME:TAG"
         raise ValueError(f"{run!r} is no run, such as 02_clean/mine; a checkpoint is named, {forms}")
     path = record_path(scale, run)
