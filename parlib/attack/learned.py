@@ -60,7 +60,7 @@ def learn(clip: Clip, pairs: Pairs, trigger: Trigger, target: str, seed: int = 0
         raise ValueError(f"no pair shows {target!r}: {trigger.name} needs real images of its target")
     asked = {"trigger": trigger.name, "size": size, "target": index, "seed": seed, "threads": torch.get_num_threads()}
     stages = ["learned", *(["poison", "trigger/badclip", "loop", "method/contrast", "method/par"] if trigger.name == "resistant" else [])]
-    if index == 0 and len(pairs.names) == 1:  # external pairs, which show what their captions name
+    if len(pairs.names) == 1:  # external pairs, which show what their captions name
         asked |= {"target": target}
     inputs = {"model": clip.key, "pairs": digest(pairs.pixels, pairs.captions)}
     path = cache_dir() / "patterns" / f"{digest(identity(params=asked, inputs=inputs, stages=stages))[:32]}.safetensors"

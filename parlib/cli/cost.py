@@ -42,8 +42,9 @@ def settings(params: Poison | Clean) -> str:
     steps = recipe.steps or pairs // recipe.batch * recipe.epochs
     norm = f"BatchNorm {recipe.batch_norm}" if has_batch_norm(params.encoder) else "no BatchNorm"
     own = [f"{name} {getattr(recipe if hasattr(recipe, name) else params, name):g}" for name in METHODS[recipe.method].options]
+    takes_out = f" of {params.inverted or params.trigger}" if isinstance(params, Clean) and METHODS[recipe.method].stamps else ""
     said = [
-        recipe.method if isinstance(params, Clean) else "poisoning",
+        recipe.method + takes_out if isinstance(params, Clean) else "poisoning",
         *own,
         f"lr {recipe.lr:g}",
         f"schedule {recipe.schedule}",
@@ -51,8 +52,6 @@ def settings(params: Poison | Clean) -> str:
     ]
     more = "give steps, more epochs" if isinstance(params, Clean) else "give more epochs"
     few = f" (few: {more} or a smaller batch)" if steps < _FEW else ""
-    if METHODS[recipe.method].stamps and isinstance(params, Clean):
-        said[0] += f" of {params.inverted or params.trigger}"
     return ", ".join([*said, f"batches of {recipe.batch:,}", f"{steps:,} steps{few}", norm, f"{pairs:,} pairs"])
 
 

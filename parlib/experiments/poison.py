@@ -73,11 +73,12 @@ class Poison(Training):
         if how.rate == 0 and self.rate:
             raise ValueError(f"attacker {self.attacker!r} {how.idea}: leave rate = {self.rate:g} out")
         method = METHODS[how.method]
-        if (method.needs_clean or method.move) and (self.compute.processes > 1 or self.compute.chunk):
+        compares = method.needs_clean or method.move
+        if compares and (self.compute.processes > 1 or self.compute.chunk):
             raise ValueError(
                 f"attacker {self.attacker!r} trains in one process and in whole batches: leave compute's processes and chunk out"
             )
-        if (method.needs_clean or method.move) and self.data != "scenes":
+        if compares and self.data != "scenes":
             raise ValueError(f"attacker {self.attacker!r} compares pairs before and after the attack: on the embedded scenes alone")
         if (how.others or how.places) and (self.data != "scenes" or self.attack != "dirty_label"):
             raise ValueError(f"attacker {self.attacker!r} stamps several triggers: on the embedded scenes, with attack = 'dirty_label'")

@@ -106,6 +106,7 @@ class Source:
         """The files of the part that is named, or of the only one. FileNotFoundError where there is none, ValueError where there are
         several parts and none is named: they are not read as one unless one asks for it.
         """
+        self.check_folder()
         there = walk(self.path) if self.layout.deep else sorted(file for file in self.path.glob("[!.]*") if file.is_file())
         found = [file for file in there if any(fnmatch(file.name.lower(), pattern) for pattern in self.layout.files)]
         if not found:
@@ -113,12 +114,15 @@ class Source:
         parts = self._parts(found)
         return [file for part in self.chosen(list(parts)) for file in parts[part]]
 
-    def _lacking(self) -> str:
-        """Why no file was found."""
+    def check_folder(self) -> None:
+        """FileNotFoundError where the path is no folder."""
         if self.path.is_file():
-            return f"{self.path} is a file: name its folder, {self.name}:{self.path.parent}"
+            raise FileNotFoundError(f"{self.path} is a file: name its folder, {self.name}:{self.path.parent}")
         if not self.path.exists():
-            return f"{self} names no folder: {self.path} is not there"
+            raise FileNotFoundError(f"{self} names no folder: {self.path} is not there")
+
+    def _lacking(self) -> str:
+        """Why no file of the layout was found in the folder."""
         listed = "docs/clean-your-own.md#images-without-a-csv says how to list the images that it holds"
         images = any(file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") for file in walk(self.path))
         wanted = f"{self.path} holds no {' or '.join(self.layout.files)}: {self.name} is read from such files"

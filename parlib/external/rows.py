@@ -240,8 +240,7 @@ def _is_image(name: str) -> bool:
 def _classes(source: Source) -> tuple[list[tuple[str, int]], list[str]]:
     """The images of a folder, as paths in it, each with its class; and the classes: the folders at its top."""
     folder, beside = source.path, 0
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{source} names no folder: {folder} is not there")
+    source.check_folder()
     while True:
         tops, loose = _inside(folder)
         beside += len(loose)

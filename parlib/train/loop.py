@@ -122,7 +122,7 @@ def fit(
     for step in bar:
         if checkpoint is not None and rank() == 0 and time.monotonic() - kept > pause:
             started = time.monotonic()
-            _keep(checkpoint, clip, (optimizer, scaler), history, losses.memory | {"feed": feed.kept()}, step, started - began)
+            _keep(checkpoint, clip, (optimizer, scaler), history, losses.memory, feed, step, started - began)
             kept = time.monotonic()
             pause = _KEEP_EVERY * max(1.0, kept - started)  # large models take a while to write
         if step in looks and watch is not None and rank() == 0:
@@ -250,11 +250,11 @@ def _look(history: dict, step: int, clip: Clip, watch: Watch) -> None:
         history.setdefault(f"look_{name}", []).append(value)
 
 
-def _keep(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict, step: int, seconds: float) -> None:
+def _keep(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, memory: dict, feed: Feed, step: int, seconds: float) -> None:
     with atomic_file(path) as temporary:
         optimizer, scaler = (stepper.state_dict() for stepper in steppers)
         state = {"net": clip.net.state_dict(), "optimizer": optimizer, "scaler": scaler, "history": history, "memory": memory}
-        torch.save(state | {"step": step, "seconds": seconds}, temporary)
+        torch.save(state | {"feed": feed.kept(), "step": step, "seconds": seconds}, temporary)
         seal(temporary)
 
 
@@ -264,7 +264,7 @@ def _resume(path: Path, clip: Clip, steppers: tuple[Any, Any], history: dict, me
     for stepper, name in zip(steppers, ("optimizer", "scaler"), strict=True):
         stepper.load_state_dict(state[name])
     history.update(state["history"])
-    feed.resume(state["memory"].pop("feed", {}))
     memory.update(state["memory"])
+    feed.resume(state.get("feed", {}))  # files of earlier versions have none
     print(f"resumed at step {state['step']}", flush=True)
     return state["step"], state["seconds"]
